@@ -1,0 +1,164 @@
+"""Flow-matching decoder: hidden states of the tokenizer's decoder to a 24 kHz mel."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from omniaudio.acoustic.prenet import Prenet
+from omniaudio.acoustic.unet import ConditionalUNet
+from omniaudio.errors import UserError
+from omniaudio.frontend.mel import MelSpec
+from omniaudio.types import valid_steps
+
+NOISE_FRAMES = 100
+"""Starting noise is drawn in pieces of this many frames: a longer utterance begins with the same noise."""
+
+
+class FlowMatchingDecoder(nn.Module):
+    """Optimal-transport conditional flow matching (arXiv:2210.02747; arXiv:2309.03199; arXiv:2502.17239).
+
+    Args:
+        mel_spec: the mel that is generated.
+        prenet: hidden states -> condition.
+        estimator: (mel on its way, condition, time) -> velocity.
+        hidden_rate_hz: rate of the hidden states.
+        sigma_min: width of the path at its end.
+        drop_condition: share of training items that see no condition (for guidance).
+        mel_mean, mel_std: the mel is standardised by these inside (0 and 1: not at all).
+    """
+
+    def __init__(
+        self,
+        mel_spec: MelSpec,
+        prenet: Prenet,
+        estimator: ConditionalUNet,
+        hidden_rate_hz: float,
+        sigma_min: float = 1e-6,
+        drop_condition: float = 0.2,
+        mel_mean: float = 0.0,
+        mel_std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, part in (("prenet", prenet), ("estimator", estimator)):
+            if part.num_mels != mel_spec.num_mels:
+                raise UserError(
+                    f"flow.{name}.num_mels is {part.num_mels}, flow.mel_spec has {mel_spec.num_mels}"
+                )
+        self.mel_spec = mel_spec
+        self.prenet = prenet
+        self.estimator = estimator
+        self.hidden_rate_hz = hidden_rate_hz
+        self.sigma_min = sigma_min
+        self.drop_condition = drop_condition
+        self.mel_mean = mel_mean
+        self.mel_std = mel_std
+
+    def mel_length(self, hidden_len_B: Tensor) -> Tensor:
+        """Mel frames for so many hidden states."""
+        frames_per_hidden = self.mel_spec.mel_rate_hz / self.hidden_rate_hz
+        return torch.round(hidden_len_B * frames_per_hidden).long().clamp(min=0)
+
+    def losses(
+        self,
+        hidden_BTD: Tensor,
+        hidden_len_B: Tensor,
+        mel_BMT: Tensor,
+        mel_len_B: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Training losses, each (sum, count of valid mel values).
+
+        Args:
+            hidden_BTD: hidden states (B, T', D), hidden_len_B valid.
+            mel_BMT: true log-mel (B, M, T), mel_len_B valid. The tokenizer drops the last few frames of a
+                clip: the mel is cut to the hidden states' time, never stretched.
+            generator: of the random draws; None is torch's global one.
+
+        Returns:
+            'flow/mse' velocity error, 'flow/prior' L1 of the prenet's guess, both in standardised units.
+        """
+        length_B = torch.minimum(self.mel_length(hidden_len_B), mel_len_B)
+        target = (mel_BMT[:, :, : int(length_B.max())] - self.mel_mean) / self.mel_std
+        valid_BT = valid_steps(length_B, target.shape[2])
+        mu = self.prenet(hidden_BTD, hidden_len_B, self.mel_length(hidden_len_B))[:, :, : target.shape[2]]
+        mu, target = mu * valid_BT[:, None], target * valid_BT[:, None]
+
+        uniform_2B = torch.rand(2, len(target), generator=generator, device=target.device)
+        time_B = 1 - torch.cos(uniform_2B[0] * math.pi / 2)
+        keep_B = uniform_2B[1] >= self.drop_condition
+        noise = torch.randn(target.shape, generator=generator, device=target.device)
+        mse = self.velocity_error(target, mu, valid_BT, noise, time_B, keep_B)
+        count = valid_BT.sum() * self.mel_spec.num_mels
+        return {"flow/mse": (mse, count), "flow/prior": ((mu - target).abs().sum(), count)}
+
+    def velocity_error(
+        self, target: Tensor, mu: Tensor, valid_BT: Tensor, noise: Tensor, time_B: Tensor, keep_B: Tensor
+    ) -> Tensor:
+        """Sum of squared velocity errors for given draws.
+
+        Args:
+            target, mu, noise: end, condition and start of the path (B, M, T).
+            valid_BT: True at valid frames.
+            time_B: flow time in [0, 1]; keep_B: True where the condition is shown.
+        """
+        time = time_B[:, None, None]
+        on_path = (1 - (1 - self.sigma_min) * time) * noise + time * target
+        velocity = target - (1 - self.sigma_min) * noise
+        shown = mu * keep_B[:, None, None]
+        error = self.estimator(on_path, shown, time_B, valid_BT).float() - velocity
+        return (error * valid_BT[:, None]).square().sum()
+
+    @torch.no_grad()
+    def decode(
+        self,
+        hidden_BTD: Tensor,
+        hidden_len_B: Tensor,
+        num_steps: int = 10,
+        guidance: float = 0.7,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states to log-mel, each item alike alone and in a batch.
+
+        Args:
+            hidden_BTD: hidden states (B, T', D), hidden_len_B valid.
+            num_steps: Euler steps.
+            guidance: strength g of classifier-free guidance, (1 + g) v_conditioned - g v_free.
+            noise: start (B, M, T); without it, one draw from ``generator`` that all items share.
+
+        Returns:
+            mel_BMT (zero beyond the length), mel_len_B.
+        """
+        mel_len_B = self.mel_length(hidden_len_B)
+        mu = self.prenet(hidden_BTD, hidden_len_B, mel_len_B)
+        if noise is None:
+            noise = self.draw_noise(mu.shape[2], generator, mu.device).expand_as(mu)
+        valid_BT = valid_steps(mel_len_B, mu.shape[2])
+        mel = self.integrate(noise, mu, valid_BT, num_steps, guidance)
+        return (mel * self.mel_std + self.mel_mean) * valid_BT[:, None], mel_len_B
+
+    def draw_noise(self, num_frames: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        """Noise (1, M, T) whose beginning does not depend on T."""
+        origin = device if generator is None else generator.device
+        pieces = [
+            torch.randn(self.mel_spec.num_mels, NOISE_FRAMES, generator=generator, device=origin)
+            for _ in range(0, num_frames, NOISE_FRAMES)
+        ]
+        return torch.cat(pieces, dim=1)[None, :, :num_frames].to(device)
+
+    def integrate(
+        self, noise: Tensor, mu: Tensor, valid_BT: Tensor, num_steps: int, guidance: float
+    ) -> Tensor:
+        """Euler steps from noise to standardised mel at 1 - cos(pi t / 2), both branches in one batch."""
+        times = 1 - torch.cos(torch.linspace(0, 1, num_steps + 1, device=mu.device) * math.pi / 2)
+        both = torch.cat([mu, torch.zeros_like(mu)])
+        valid_both = torch.cat([valid_BT, valid_BT])
+        x = noise
+        for now, then in itertools.pairwise(times):
+            shown, free = self.estimator(torch.cat([x, x]), both, now.expand(len(both)), valid_both).chunk(2)
+            x = x + (then - now) * ((1 + guidance) * shown - guidance * free)
+        return x

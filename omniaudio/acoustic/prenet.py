@@ -1,0 +1,118 @@
+"""Prenet: hidden states of the tokenizer's decoder to a first guess of the mel, the condition of the flow."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from omniaudio.errors import UserError
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention to the present and the past; keys have no bias, no positions."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise UserError(
+                f"flow.prenet.width {width} is not a multiple of flow.prenet.num_heads {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D). Padding at the right is invisible to valid steps."""
+        split = "b t (h d) -> b h t d"
+        query, key, value = (
+            rearrange(proj(x_BTD), split, h=self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out_proj(rearrange(mixed, "b h t d -> b t (h d)"))
+
+
+class PrenetLayer(nn.Module):
+    """Pre-norm transformer layer with RMSNorm and GELU."""
+
+    def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = CausalSelfAttention(width, num_heads)
+        self.ffn_norm = nn.RMSNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, ffn_width)
+        self.fc2 = nn.Linear(ffn_width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        return x_BTD + self.fc2(F.gelu(self.fc1(self.ffn_norm(x_BTD))))
+
+
+class Prenet(nn.Module):
+    """MLP and causal transformer from hidden states to mel (arXiv:2502.17239, section 2.1).
+
+    Args:
+        hidden_width: D of the incoming hidden states.
+        mlp_width: width of the hidden layer of the input MLP.
+        width, num_layers, num_heads, ffn_width: size of the transformer.
+        num_mels: M of the mel that is guessed.
+    """
+
+    def __init__(
+        self,
+        hidden_width: int,
+        mlp_width: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_width: int,
+        num_mels: int,
+    ) -> None:
+        super().__init__()
+        self.hidden_width = hidden_width
+        self.num_mels = num_mels
+        self.in_mlp = nn.Sequential(
+            nn.Linear(hidden_width, mlp_width), nn.SiLU(), nn.Linear(mlp_width, width)
+        )
+        self.layers = nn.ModuleList(PrenetLayer(width, num_heads, ffn_width) for _ in range(num_layers))
+        self.final_norm = nn.RMSNorm(width, eps=1e-6)
+        self.out_proj = nn.Linear(width, num_mels, bias=False)
+
+    def forward(self, hidden_BTD: Tensor, hidden_len_B: Tensor, mel_len_B: Tensor) -> Tensor:
+        """Guess the mel.
+
+        Args:
+            hidden_BTD: hidden states (B, T', hidden_width).
+            hidden_len_B: valid steps of each item.
+            mel_len_B: mel frames wanted for each item; each item is stretched by its own ratio.
+
+        Returns:
+            (B, M, T) with T = max(mel_len_B), zero beyond mel_len_B.
+        """
+        x_BTD = self.in_mlp(stretch(hidden_BTD, hidden_len_B, mel_len_B))
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        mel_BTM = self.out_proj(self.final_norm(x_BTD))
+        valid_BT = torch.arange(mel_BTM.shape[1], device=mel_BTM.device)[None] < mel_len_B[:, None]
+        return rearrange(mel_BTM * valid_BT[..., None], "b t m -> b m t")
+
+
+def stretch(x_BTD: Tensor, from_len_B: Tensor, to_len_B: Tensor) -> Tensor:
+    """Nearest-neighbour interpolation in time, each item from its own length to its own length.
+
+    Args:
+        x_BTD: (B, T', D).
+        from_len_B, to_len_B: valid steps before and after.
+
+    Returns:
+        (B, max(to_len_B), D); steps beyond an item's length repeat its last one.
+    """
+    step_BT = torch.arange(int(to_len_B.max()), device=x_BTD.device)[None]
+    source_BT = (step_BT * from_len_B[:, None]) // to_len_B[:, None].clamp(min=1)
+    source_BT = torch.minimum(source_BT, (from_len_B[:, None] - 1).clamp(min=0))
+    return x_BTD.gather(1, source_BT[..., None].expand(-1, -1, x_BTD.shape[2]))

@@ -1,0 +1,196 @@
+"""Velocity estimator of the flow: a U-Net without resampling, causal convolutions, chunked attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def chunk_visible(valid_BT: Tensor, chunk_frames: int) -> Tensor:
+    """What each frame may attend to: its own chunk and everything before it, never padding.
+
+    Args:
+        valid_BT: True at valid frames.
+        chunk_frames: length of a chunk.
+
+    Returns:
+        (B, 1, T, T), True where query (third axis) sees key (fourth axis).
+    """
+    frame_T = torch.arange(valid_BT.shape[1], device=valid_BT.device)
+    chunk_end_T = (frame_T // chunk_frames + 1) * chunk_frames
+    return (frame_T[None, :] < chunk_end_T[:, None])[None, None] & valid_BT[:, None, None, :]
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution that sees the present and the past."""
+
+    def forward(self, x_BDT: Tensor) -> Tensor:
+        """(B, D, T) -> (B, D', T)."""
+        return super().forward(F.pad(x_BDT, ((self.kernel_size[0] - 1) * self.dilation[0], 0)))
+
+
+class TimeEmbedding(nn.Module):
+    """Flow time in [0, 1] to a vector: sinusoids of 1000 t, then an MLP."""
+
+    def __init__(self, num_sinusoids: int, width: int) -> None:
+        super().__init__()
+        half = num_sinusoids // 2
+        rates = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
+        self.rates: Tensor
+        self.register_buffer("rates", rates, persistent=False)
+        self.linear_1 = nn.Linear(num_sinusoids, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, time_B: Tensor) -> Tensor:
+        """(B,) -> (B, D)."""
+        angle = 1000.0 * time_B[:, None] * self.rates[None]
+        return self.linear_2(F.silu(self.linear_1(torch.cat([angle.sin(), angle.cos()], dim=-1))))
+
+
+class ConvBlock(nn.Module):
+    """Causal convolution, LayerNorm over width, Mish."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.conv = CausalConv1d(in_width, width, 3)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BDT: Tensor, valid_B1T: Tensor) -> Tensor:
+        """(B, D, T) -> (B, D', T), zero at padding."""
+        normed = self.norm(self.conv(x_BDT * valid_B1T).transpose(1, 2)).transpose(1, 2)
+        return F.mish(normed) * valid_B1T
+
+
+class ResnetBlock(nn.Module):
+    """Two ConvBlocks with the time added between them, and a linear shortcut."""
+
+    def __init__(self, in_width: int, width: int, time_width: int) -> None:
+        super().__init__()
+        self.block1 = ConvBlock(in_width, width)
+        self.time_proj = nn.Linear(time_width, width)
+        self.block2 = ConvBlock(width, width)
+        self.shortcut = nn.Conv1d(in_width, width, 1)
+
+    def forward(self, x_BDT: Tensor, valid_B1T: Tensor, time_BD: Tensor) -> Tensor:
+        """(B, D, T) -> (B, D', T)."""
+        h_BDT = self.block1(x_BDT, valid_B1T) + self.time_proj(F.mish(time_BD))[..., None]
+        return self.block2(h_BDT, valid_B1T) + self.shortcut(x_BDT * valid_B1T)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and GELU feed-forward."""
+
+    def __init__(self, width: int, num_heads: int, head_width: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        inner = num_heads * head_width
+        self.attention_norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_k = nn.Linear(width, inner, bias=False)
+        self.to_v = nn.Linear(width, inner, bias=False)
+        self.to_out = nn.Linear(inner, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x_BTD: Tensor, visible_B1TT: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        normed = self.attention_norm(x_BTD)
+        split = "b t (h d) -> b h t d"
+        query, key, value = (
+            rearrange(proj(normed), split, h=self.num_heads) for proj in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_B1TT)
+        x_BTD = x_BTD + self.to_out(rearrange(mixed, "b h t d -> b t (h d)"))
+        return x_BTD + self.fc2(F.gelu(self.fc1(self.ffn_norm(x_BTD))))
+
+
+class UNetStage(nn.Module):
+    """A ResnetBlock, some TransformerBlocks."""
+
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        time_width: int,
+        num_transformers: int,
+        num_heads: int,
+        head_width: int,
+    ) -> None:
+        super().__init__()
+        self.resnet = ResnetBlock(in_width, width, time_width)
+        self.transformers = nn.ModuleList(
+            TransformerBlock(width, num_heads, head_width) for _ in range(num_transformers)
+        )
+
+    def forward(self, x_BDT: Tensor, valid_B1T: Tensor, visible_B1TT: Tensor, time_BD: Tensor) -> Tensor:
+        """(B, D, T) -> (B, D', T)."""
+        x_BTD = rearrange(self.resnet(x_BDT, valid_B1T, time_BD), "b d t -> b t d")
+        for block in self.transformers:
+            x_BTD = block(x_BTD, visible_B1TT)
+        return rearrange(x_BTD, "b t d -> b d t")
+
+
+class ConditionalUNet(nn.Module):
+    """Velocity of a mel on its way from noise to speech (arXiv:2502.17239, section 2.1).
+
+    Args:
+        num_mels: M of the mel and of its condition.
+        width: channels of all stages.
+        num_mid_stages: stages between the one that gives and the one that takes the skip connection.
+        num_transformers: transformer blocks a stage.
+        num_heads, head_width: attention.
+        time_width: width of the time embedding.
+        chunk_frames: attention sees its own chunk of this many frames and all before.
+    """
+
+    def __init__(
+        self,
+        num_mels: int,
+        width: int,
+        num_mid_stages: int,
+        num_transformers: int,
+        num_heads: int,
+        head_width: int,
+        time_width: int,
+        chunk_frames: int = 100,
+    ) -> None:
+        super().__init__()
+        self.num_mels = num_mels
+        self.chunk_frames = chunk_frames
+        sizes = (width, time_width, num_transformers, num_heads, head_width)
+        self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
+        self.down = UNetStage(2 * num_mels, *sizes)
+        self.down_conv = CausalConv1d(width, width, 3)
+        self.mids = nn.ModuleList(UNetStage(width, *sizes) for _ in range(num_mid_stages))
+        self.up = UNetStage(2 * width, *sizes)
+        self.up_conv = CausalConv1d(width, width, 3)
+        self.final_block = ConvBlock(width, width)
+        self.final_proj = nn.Conv1d(width, num_mels, 1)
+
+    def forward(self, x_BMT: Tensor, mu_BMT: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+        """Velocity at one time.
+
+        Args:
+            x_BMT: mel on its way (B, M, T).
+            mu_BMT: condition (B, M, T); zeros mean "no condition".
+            time_B: flow time in [0, 1].
+            valid_BT: True at valid frames.
+
+        Returns:
+            (B, M, T), zero at padding.
+        """
+        valid_B1T = valid_BT[:, None].to(x_BMT.dtype)
+        visible = chunk_visible(valid_BT, self.chunk_frames)
+        time_BD = self.time_embedding(time_B)
+        skip = self.down(torch.cat([x_BMT, mu_BMT], dim=1), valid_B1T, visible, time_BD)
+        h_BDT = self.down_conv(skip * valid_B1T)
+        for mid in self.mids:
+            h_BDT = mid(h_BDT, valid_B1T, visible, time_BD)
+        h_BDT = self.up(torch.cat([h_BDT, skip], dim=1), valid_B1T, visible, time_BD)
+        h_BDT = self.up_conv(h_BDT * valid_B1T)
+        return self.final_proj(self.final_block(h_BDT, valid_B1T)) * valid_B1T

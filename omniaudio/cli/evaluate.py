@@ -1,0 +1,274 @@
+"""Score the export on held-out speech.
+
+Reads ${exp_dir}/export/model and the shards of a split; writes ${exp_dir}/evaluate/:
+
+    results.json   every number with the command that gives it     samples/   sound and mels for the report
+
+Measured: mel error by number of books, use of the books, character error rate of an independent recogniser on
+original, copy synthesis and decoded speech (asr_judge=), held-out losses of the LLM, its own recognition, text
+perplexity before and after audio training, real-time factors. Without a judge its rows say so.
+
+    omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniaudio.stage import stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from omniaudio.dialogue.evaluation import Clip, TokenizerScores
+    from omniaudio.dialogue.model import SpokenLanguageModel
+    from omniaudio.metrics.records import Row
+
+VARIANT_NAMES = {
+    "original": "original recording",
+    "copy": "copy synthesis (mel → vocoder)",
+    "coarse": "codes → coarse mel → vocoder",
+    "refined": "codes → refined mel → vocoder",
+    "flow": "codes → flow matching → vocoder",
+}
+RESULTS = "results.json"
+
+
+def main(config: dict[str, Any]) -> None:
+    """Measure everything, unless it is done."""
+    model_dir, texts = Path(config["model_dir"]), Path(config["texts"])
+    inputs = [model_dir.parent, config["shards_dir"], texts]
+    with stage(Path(config["exp_dir"]) / "evaluate", config=config, inputs=inputs) as run:
+        if run.done:
+            return
+        import omniaudio
+        from omniaudio.cli.train import set_threads
+        from omniaudio.dialogue.card import read_attribution, write_card
+        from omniaudio.files import write_whole
+
+        set_threads(config["num_threads"])
+        model = omniaudio.load(model_dir, config["device"])
+        rows, details = measure(config, model, run.folder)
+        command = command_of("evaluate", config)
+        rows = [dataclasses.replace(row, command=row.command or command) for row in rows]
+        record = {**details, "rows": [dataclasses.asdict(row) for row in rows]}
+        write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
+        run.metrics({"step": 0, **{f"{row.section}/{row.name}": row.value for row in rows if row.value is not None}})
+        write_card(
+            model_dir,
+            model,
+            title=config["tag"],
+            attribution=read_attribution(Path(config["data_dir"])),
+            numbers={row.name: row.text for row in rows},
+        )
+        print_table(rows)
+
+
+def measure(config: dict[str, Any], model: SpokenLanguageModel, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """All rows, and what the report needs besides."""
+    from omniaudio.dialogue.evaluation import choose_clips, recognise, score_tokenizer
+    from omniaudio.metrics.asr_judge import load_judge
+    from omniaudio.progress import track
+
+    judge = load_judge(config["asr_judge"], config["device"], config["judge_dtype"])
+    clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
+    scores = score_tokenizer(model, clips, track)
+    wavs, samples = make_speech(config, model, clips, scores, folder)
+    rows = tokenizer_rows(model, scores)
+    judge_part, heard = judge_rows(judge, clips, wavs, model.sample_rate_hz)
+    own = recognise(model, clips, track)
+    rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
+    for i, sample in enumerate(samples):
+        sample["heard"] = {variant: texts[i] for variant, texts in heard.items()}
+        sample["own_recognition"] = own[i]
+    details = {
+        "num_clips": len(clips),
+        "clip_seconds": round(sum(clip.seconds for clip in clips), 1),
+        "languages": sorted({clip.language for clip in clips}),
+        "split": config["split"],
+        "asr_judge": config["asr_judge"],
+        "mel_mae": scores.mae,
+        "books": [dataclasses.asdict(book) for book in scores.books],
+        "samples": samples,
+        "sample_rate_hz": model.sample_rate_hz,
+        "corpus_rate_hz": sorted({clip.sample_rate_hz for clip in clips}),
+        "mel": {"num_mels": model.mel_spec.num_mels, "hop": model.mel_spec.hop},
+    }
+    return rows, details
+
+
+def make_speech(
+    config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip], scores: TokenizerScores, folder: Path
+) -> tuple[dict[str, list[np.ndarray]], list[dict[str, Any]]]:
+    """Every variant of the clips that someone will hear: the judge all of them, a person the samples."""
+    from omniaudio.dialogue.evaluation import VARIANTS, save_sample, synthesize
+    from omniaudio.progress import track
+
+    num = len(clips) if config["asr_judge"] else config["num_samples"]
+    wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in VARIANTS}
+    samples = []
+    for i, clip in enumerate(track(clips[:num], "speech")):
+        made = synthesize(model, clip, scores.codes[i])
+        if i < config["num_samples"]:
+            samples.append(save_sample(folder, model, clip, made))
+        for variant in VARIANTS:
+            wavs[variant].append(made[0][variant])
+    return wavs, samples
+
+
+def tokenizer_rows(model: SpokenLanguageModel, scores: TokenizerScores) -> list[Row]:
+    """Mel error by books, use of books."""
+    from omniaudio.metrics.records import Row
+
+    rows = [
+        Row(
+            section="Mel error by number of books",
+            name=f"mel MAE, {num} book{'s' if num > 1 else ''}",
+            value=refined,
+            text=f"{refined:.3f}",
+            note=f"refined mel; coarse {coarse:.3f}",
+        )
+        for num, (refined, coarse) in enumerate(zip(scores.mae["refined"], scores.mae["coarse"], strict=True), 1)
+    ]
+    rows += [
+        Row(
+            section="Use of the books",
+            name=f"book {num}: perplexity",
+            value=book.perplexity,
+            text=f"{book.perplexity:.1f} of {book.size}",
+            note=f"{book.usage:.0%} of its codes occur in {book.num_frames} frames",
+        )
+        for num, book in enumerate(scores.books, 1)
+    ]
+    return rows
+
+
+def judge_rows(
+    judge: Any, clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int
+) -> tuple[list[Row], dict[str, list[str]]]:
+    """Character error rates of the judge, and what it heard."""
+    from omniaudio.dialogue.evaluation import cer_of, judge_variants
+    from omniaudio.metrics.asr_judge import NO_JUDGE
+    from omniaudio.metrics.records import Row
+    from omniaudio.progress import track
+
+    section = "Intelligibility (character error rate of an independent recogniser)"
+    if judge is None:
+        note = "give one with asr_judge=<Whisper by hub name or folder>"
+        return [
+            Row(section=section, name=f"CER, {VARIANT_NAMES[v]}", value=None, text=NO_JUDGE, note=note) for v in wavs
+        ], {}
+    heard = judge_variants(judge, clips, wavs, rate_hz, track)
+    rates = {variant: cer_of(clips, texts) for variant, texts in heard.items()}
+    note = f"{Path(judge.source).name} on {len(clips)} clips"
+    return [
+        Row(section=section, name=f"CER, {VARIANT_NAMES[v]}", value=rate, text=f"{rate:.1%}", note=note)
+        for v, rate in rates.items()
+    ], heard
+
+
+def llm_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip], own: list[str]) -> list[Row]:
+    """Held-out losses, own recognition, text before and after."""
+    from omniaudio.dialogue.evaluation import cer_of
+    from omniaudio.metrics.records import Row, read_stage
+
+    section, rows = "Language model", []
+    for name in config["loss_stages"]:
+        record = read_stage(Path(config["exp_dir"]) / name)
+        for key in sorted(k for k in record.curves if k.startswith("val/") and k != "val/loss"):
+            value, first = record.curves[key][-1][1], record.curves[key][0][1]
+            command = command_of("train", config, f"experiment={config['system']}/{name}")
+            text, note = f"{value:.3f}", f"nats; {first:.3f} at the stage's first look"
+            rows.append(
+                Row(section=section, name=f"{name}: {key[4:]}", value=value, text=text, note=note, command=command)
+            )
+    rate = cer_of(clips, own)
+    note = f"speech → text by the model itself, {len(clips)} clips"
+    rows.append(Row(section=section, name="CER of its own recognition", value=rate, text=f"{rate:.1%}", note=note))
+    return rows + perplexity_rows(config, model)
+
+
+def perplexity_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[Row]:
+    """Text perplexity of the backbone before and after audio training."""
+    from omniaudio.dialogue.evaluation import text_perplexity
+    from omniaudio.metrics.records import Row
+    from omniaudio.training.artifacts import load_module
+
+    section, rows, measured = "Text before and after audio training", [], {}
+    ids = text_ids(Path(config["texts"]), model, config["max_text_pieces"])
+    note = f"per piece, {sum(map(len, ids))} pieces of {Path(config['texts']).name}"
+    for name, folder in (("before", config["text_before"]), ("after", config["text_after"])):
+        if not Path(folder).is_dir():
+            rows.append(Row(section=section, name=f"text perplexity {name}", value=None, text="not trained here"))
+            continue
+        part: Any = load_module(folder, config["device"])
+        backbone = getattr(part, "backbone", part)
+        value = measured[name] = text_perplexity(backbone, model.lm.token_space, ids)
+        rows.append(
+            Row(section=section, name=f"text perplexity {name}", value=value, text=f"{value:.2f}", note=note)
+        )
+    if len(measured) == 2:
+        change = measured["after"] / measured["before"] - 1
+        rows.append(Row(section=section, name="change", value=change, text=f"{change:+.1%}", note="after / before - 1"))
+    return rows
+
+
+def text_ids(path: Path, model: SpokenLanguageModel, max_pieces: int) -> list[list[int]]:
+    """Pieces of the held-out texts: evenly spaced lines, so that every source has its share."""
+    texts = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    ids = [model.text_tokenizer.encode(text) for text in texts]
+    stride = max(1, -(-sum(map(len, ids)) // max_pieces))
+    return ids[::stride]
+
+
+def speed_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip]) -> list[Row]:
+    """Real-time factors."""
+    import torch
+
+    from omniaudio.dialogue.evaluation import real_time_factors
+    from omniaudio.metrics.records import Row
+
+    names = {
+        "encode": "speech → codes",
+        "decode": "codes → flow → vocoder → speech",
+        "generate": "language model → codes",
+    }
+    factors = real_time_factors(model, clips[: config["num_speed_clips"]])
+    note = f"seconds of work for a second of speech, one clip at a time, {torch.get_num_threads()} threads"
+    return [
+        Row(
+            section="Speed",
+            name=f"real-time factor, {names[name]}",
+            value=factor,
+            text="no speech came" if factor is None else f"{factor:.3f}",
+            note=note,
+        )
+        for name, factor in factors.items()
+    ]
+
+
+def command_of(verb: str, config: dict[str, Any], *words: str) -> str:
+    """The command line of a verb for this run."""
+    base = [f"system={config['system']}"] if verb != "train" else []
+    keys = [f"{key}={config[key]}" for key in ("scale", "data", "tag")]
+    judge = [f"asr_judge={config['asr_judge']}"] if verb == "evaluate" and config["asr_judge"] else []
+    return " ".join(["omniaudio", verb, *words, *base, *keys, *judge])
+
+
+def print_table(rows: list[Row]) -> None:
+    """All rows, by section."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 120)
+    for section in dict.fromkeys(row.section for row in rows):
+        table = Table(title=section, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for name, justify in (("what", "left"), ("value", "right"), ("note", "left")):
+            table.add_column(name, justify=justify, style="dim" if name == "note" else "")  # type: ignore[arg-type]
+        for row in (row for row in rows if row.section == section):
+            table.add_row(row.name, row.text, row.note)
+        console.print(table)
+        console.print()

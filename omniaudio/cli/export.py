@@ -1,0 +1,50 @@
+"""Gather the trained parts into one folder that omniaudio.load reads.
+
+Reads final/ of the tokenizer, LLM, flow and vocoder stages and the text tokenizer; writes ${exp_dir}/export/model/:
+
+    model.safetensors   weights of all parts, weight norm folded      fingerprint.json   the token layout
+    config.yaml         what builds them; how replies are sampled     README.md          model card
+    tokenizer.json      of the LLM's text
+
+    omniaudio export system=NAME scale=mini
+    omniaudio export system=NAME scale=mini parts.lm=exp/TAG/pretrain_stage2/final/lm    # without SFT
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omniaudio.errors import UserError
+from omniaudio.stage import STAMP, stage
+
+
+def main(config: dict[str, Any]) -> None:
+    """Write the export, unless it is done."""
+    parts = {name: Path(folder) for name, folder in config["parts"].items()}
+    text_tokenizer = Path(config["text_tokenizer"])
+    inputs = [made_by(folder) for folder in parts.values()] + [text_tokenizer]
+    with stage(Path(config["exp_dir"]) / "export", config=config, inputs=inputs) as run:
+        if run.done:
+            return
+        from omniaudio.dialogue.card import read_attribution, write_card
+        from omniaudio.dialogue.folder import num_parameters, write_model
+
+        folder = Path(config["model_dir"])
+        model = write_model(folder, parts, text_tokenizer, config["dialogue"])
+        write_card(folder, model, title=config["tag"], attribution=read_attribution(Path(config["data_dir"])))
+        sizes = {name: num_parameters(model.get_submodule(name)) for name in parts}
+        run.metrics({"step": 0, **{f"parameters/{name}": size for name, size in sizes.items()}})
+        told = ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items())
+        run.log(f"{folder}: {told}; load it with omniaudio.load({str(folder)!r})")
+
+
+def made_by(folder: Path) -> Path:
+    """The stage whose ``final/`` holds a part, or the part's own weights when no stage made it."""
+    for parent in folder.parents[:2]:
+        if (parent / STAMP).is_file():
+            return parent
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder} is missing; run the stage that trains it first")
+    return weights

@@ -1,0 +1,165 @@
+"""Let the exported model speak, listen and answer. Nothing but the export is used.
+
+Without text= or input=: samples for the report in ${exp_dir}/generate/, from sentences and clips of the data:
+
+    NNN_speak.wav   text -> speech             NNN_transcribe.json   speech -> text
+    NNN_reply.wav   speech -> spoken reply, text and audio in turn until both end
+    samples.json    all of them; beside every wav a json of the same name with text, events and prompt
+
+With text="..." or input=FILE.wav the answers go to ${exp_dir}/own/. The same seed= gives the same answers.
+
+    omniaudio generate system=NAME scale=mini text="please hold the line" seed=7
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniaudio.errors import UserError
+from omniaudio.stage import stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from omniaudio.dialogue.evaluation import Clip
+    from omniaudio.dialogue.model import SpokenLanguageModel, SpokenReply
+
+SAMPLES = "samples.json"
+
+
+def main(config: dict[str, Any]) -> None:
+    """Samples for the report, or answers to a user's own text and recording."""
+    if config["text"] is not None or config["input"] is not None:
+        own(config)
+        return
+    with stage(Path(config["exp_dir"]) / "generate", config=config, inputs=[Path(config["model_dir"]).parent]) as run:
+        if run.done:
+            return
+        from omniaudio.files import write_whole
+
+        samples = generate_samples(config, load(config), run.folder)
+        write_whole(run.folder / SAMPLES, json.dumps(samples, indent=1, ensure_ascii=False))
+        for sample in samples:
+            run.log(told(sample))
+
+
+def own(config: dict[str, Any]) -> None:
+    """Answer ``text`` and ``input``."""
+    from omniaudio.dialogue.evaluation import Clip
+    from omniaudio.frontend.audio import audio_rate_hz, read_audio
+
+    clip = None
+    if config["input"] is not None:  # before the model is loaded: a bad file is told at once
+        wav_N = read_audio(config["input"])
+        name = Path(config["input"]).stem
+        clip = Clip(key=name, wav_N=wav_N, sample_rate_hz=audio_rate_hz(config["input"]), text="", language="")
+    if config["text"] is not None and not str(config["text"]).strip():
+        raise UserError("config text: it is empty; give some words to read aloud")
+    maker = SampleMaker(config, load(config), Path(config["own_dir"]))
+    if config["text"] is not None:
+        maker.speak(str(config["text"]), "yours")
+    if clip is not None:
+        maker.transcribe(clip, "yours")
+        maker.replies(clip, "yours")
+    for sample in maker.samples:
+        print(told(sample), f"-> {maker.folder / sample['json']}")
+
+
+def generate_samples(config: dict[str, Any], model: SpokenLanguageModel, folder: Path) -> list[dict[str, Any]]:
+    """All samples of the report."""
+    from omniaudio.dialogue.evaluation import choose_clips
+    from omniaudio.progress import track
+
+    shards, words = config["shards_dir"], config["min_words"]
+    seen = choose_clips(shards, "train", config["num_seen"], words) if config["num_seen"] else []
+    unseen = choose_clips(shards, "test", max(config["num_unseen"], config["num_clips"], 1), words)
+    maker = SampleMaker(config, model, folder)
+    jobs: list[Any] = [(maker.speak, clip.text, "training") for clip in seen]
+    jobs += [(maker.speak, clip.text, "held out") for clip in unseen[: config["num_unseen"]]]
+    jobs += [(maker.speak, text, "held out") for text in config["sentences"]]
+    jobs += [(maker.transcribe, clip, "held out") for clip in unseen[: config["num_clips"]]]
+    jobs += [(maker.replies, clip, "held out") for clip in unseen[: config["num_clips"]]]
+    for make, what, source in track(jobs, "samples"):
+        make(what, source)
+    return maker.samples
+
+
+class SampleMaker:
+    """Makes samples one after the other and writes each.
+
+    Args:
+        config: of the verb.
+        model: the export.
+        folder: to write to.
+    """
+
+    def __init__(self, config: dict[str, Any], model: SpokenLanguageModel, folder: Path) -> None:
+        self.seed, self.asks = config["seed"], config["asks"]
+        self.model, self.folder = model, folder
+        self.samples: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def speak(self, text: str, source: str) -> None:
+        """Text to speech."""
+        reply = self.model.speak(text, seed=self.seed)
+        self._keep("speak", source, {"prompt_text": text}, reply)
+
+    def transcribe(self, clip: Clip, source: str) -> None:
+        """Speech to text."""
+        text = self.model.transcribe(clip.wav_N, clip.sample_rate_hz)
+        self._keep("transcribe", source, self._prompt(clip), {"text": text})
+
+    def replies(self, clip: Clip, source: str) -> None:
+        """Speech to spoken replies, one for each thing that is asked."""
+        known = self.model.settings.instructions
+        for ask in [ask for ask in self.asks if ask in known] or [""]:
+            reply = self.model.answer(clip.wav_N, clip.sample_rate_hz, ask, speak=True, seed=self.seed)
+            self._keep("reply", source, {**self._prompt(clip), "ask": known.get(ask, "")}, reply)
+
+    def _prompt(self, clip: Clip) -> dict[str, Any]:
+        """The recording that was heard, written once."""
+        from omniaudio.frontend.audio import write_wav
+
+        name = f"prompt_{clip.name}.wav"
+        if not (self.folder / name).exists():
+            write_wav(self.folder / name, clip.wav_N, clip.sample_rate_hz)
+        return {"prompt_wav": name, "prompt_text": clip.text, "language": clip.language}
+
+    def _keep(self, kind: str, source: str, prompt: dict[str, Any], reply: SpokenReply | dict[str, Any]) -> None:
+        from omniaudio.frontend.audio import write_wav
+
+        name = f"{len(self.samples):03d}_{kind}"
+        said: dict[str, Any] = {key: value for key, value in reply.items() if key != "wav"}
+        wav_N: np.ndarray | None = reply.get("wav")
+        said["wav"] = None
+        if wav_N is not None:
+            said["wav"] = f"{name}.wav"
+            said["seconds"] = round(len(wav_N) / self.model.sample_rate_hz, 3)
+            write_wav(self.folder / f"{name}.wav", wav_N, self.model.sample_rate_hz)
+        sample = {"kind": kind, "source": source, "seed": self.seed, **prompt, "json": f"{name}.json", **said}
+        (self.folder / f"{name}.json").write_text(json.dumps(sample, indent=1, ensure_ascii=False), "utf-8")
+        self.samples.append({key: value for key, value in sample.items() if key != "events"} | _brief(sample))
+
+
+def load(config: dict[str, Any]) -> SpokenLanguageModel:
+    """The export, with the threads of the config."""
+    import omniaudio
+    from omniaudio.cli.train import set_threads
+
+    set_threads(config["num_threads"])
+    return omniaudio.load(config["model_dir"], config["device"])
+
+
+def told(sample: dict[str, Any]) -> str:
+    """One line for the screen."""
+    said = [f"said {sample['seconds']:.1f} s" if sample.get("wav") else "", f"wrote {sample['text']!r}" if sample["text"] else ""]
+    prompt = f"{sample.get('prompt_text', '')!r}" if sample.get("prompt_text") else sample.get("prompt_wav", "")
+    return f"{sample['kind']} ({sample['source']}) {prompt}: {', '.join(filter(None, said)) or 'said nothing'}"
+
+
+def _brief(sample: dict[str, Any]) -> dict[str, Any]:
+    """Events without their codes, for the page."""
+    events = sample.get("events", [])
+    return {"events": [{k: v for k, v in event.items() if k != "codes"} for event in events]}

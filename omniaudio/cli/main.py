@@ -1,0 +1,123 @@
+"""omniaudio: train spoken language models, from raw speech to a model that listens and talks.
+
+    omniaudio <verb> key=value ...      run a verb; keys are those of conf/<verb>.yaml
+    omniaudio <verb> --help             what it reads and writes, its keys and their values
+    omniaudio <verb> ... --print        the resolved config, without running
+
+verbs, in the order of a recipe:
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omniaudio.errors import UserError
+
+CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+VERBS = {
+    "prepare": "fetch recordings, check them, split them, write audio shards",
+    "train": "train one stage: experiment=<system>/<stage>",
+    "extract": "write the codes of every utterance, once, with the trained tokenizer",
+    "export": "gather the trained parts into one folder that omniaudio.load reads",
+    "generate": "text -> speech, speech -> text, speech -> spoken reply, from the export",
+    "evaluate": "score the export on held-out speech",
+    "report": "one page with numbers, curves, pictures and sound",
+    "doctor": "check this machine before a long run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command line. User mistakes end it with one line and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(f"{__doc__}" + "\n".join(f"    {verb:<9} {what}" for verb, what in VERBS.items()))
+        return
+    verb, *overrides = words
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}; verbs are {', '.join(VERBS)}")
+        module = importlib.import_module(f"omniaudio.cli.{verb}")
+        if any(word in ("-h", "--help") for word in overrides):
+            print(help_of(verb, module.__doc__ or ""))
+            return
+        config = compose(verb, [word for word in overrides if word != "--print"])
+        if "--print" in overrides:
+            import yaml
+
+            print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            return
+        quiet_libraries()
+        module.main(config)
+    except UserError as error:
+        fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        fail(f"{error.filename or 'disk'}: {error.strerror}; free space or choose another exp_dir=/data_dir=", 3)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from here", 130)
+
+
+def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved config of a verb: conf/<verb>.yaml with overrides.
+
+    Raises:
+        UserError: an unknown key or group, a wrong value, a value that is missing.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not CONF_DIR.is_dir():
+        raise UserError(f"{CONF_DIR} is missing; install from a checkout with: pip install -e .")
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            composed = hydra.compose(verb, overrides=list(overrides))
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        parts = [str(e).strip() for e in (error, error.__cause__) if e is not None]
+        message = " ".join(" ".join(part.split()) for part in dict.fromkeys(parts))
+        raise UserError(f"config of {verb!r}: {message} (see: omniaudio {verb} --help)") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def help_of(verb: str, docstring: str) -> str:
+    """Docstring of a verb, its keys with their defaults, and the choices of every group."""
+    keys = (CONF_DIR / f"{verb}.yaml").read_text().strip()
+    groups = sorted(p for p in CONF_DIR.iterdir() if p.is_dir())
+    choices = [
+        f"    {group.name:<14} "
+        + ", ".join(sorted(str(f.relative_to(group).with_suffix("")) for f in group.rglob("*.yaml")))
+        for group in groups
+    ]
+    text = f"omniaudio {verb}: {VERBS[verb]}\n\n{docstring.strip()}\n\nconf/{verb}.yaml:\n\n{keys}"
+    return text + ("\n\nconfig groups (group=choice):\n" + "\n".join(choices) if verb == "train" else "")
+
+
+def quiet_libraries() -> None:
+    """Our own lines and errors should be readable: libraries speak up only when something is wrong."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for module in ("lightning", "torch", "deepspeed"):
+        warnings.filterwarnings("ignore", module=rf"{module}\..*")
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then exit."""
+    print(f"omniaudio: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""``omniaudio prepare``: a corpus to checked, split and sharded training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omniaudio.config import build
+from omniaudio.errors import UserError
+
+STEPS = ("all", "fetch", "shards")
+
+
+def main(cfg: dict[str, Any]) -> None:
+    """Fetch and prepare; what an earlier run with the same config finished is skipped.
+
+    Args:
+        cfg: the resolved conf/prepare.yaml.
+    """
+    from omniaudio.corpus.prepare import Plan, fetch, is_prepared, prepare
+    from omniaudio.fingerprint import digest
+
+    if cfg["step"] not in STEPS:
+        raise UserError(f"config step: {cfg['step']!r} is not one of {', '.join(STEPS)}")
+    folder = Path(cfg["data_dir"])
+    corpus = build(cfg["corpus"], "corpus")
+    makes = ("corpus", "text_source", "checks", "split", "text_dev_share", "max_shard_mb")
+    key = digest({name: cfg[name] for name in makes})
+    if is_prepared(folder, key):
+        print(f"{folder} is prepared already")
+        return
+    if cfg["step"] in ("all", "fetch"):
+        fetch(corpus, folder)
+    if cfg["step"] in ("all", "shards"):
+        plan = Plan(
+            checks=build(cfg["checks"], "checks"),
+            split=cfg["split"],
+            text_source=build(cfg["text_source"], "text_source"),
+            text_dev_share=cfg["text_dev_share"],
+            max_shard_bytes=int(cfg["max_shard_mb"] * 2**20),
+            num_workers=cfg["num_workers"],
+            key=key,
+        )
+        print(summary(prepare(corpus, folder, plan)))
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The lines that a user reads at the end: clips and minutes by language and split, what was refused."""
+    lines = []
+    for language in sorted(report["clips"]):
+        clips, hours = report["clips"][language], report["hours"][language]
+        parts = [
+            f"{split} {clips[split]} ({60 * hours[split]:.1f} min)" for split in sorted(clips, reverse=True)
+        ]
+        lines.append(f"  {language}: {', '.join(parts)}")
+    total_min = 60 * sum(sum(hours.values()) for hours in report["hours"].values())
+    lines.append(
+        f"  {report['num_good']} of {report['num_items']} recordings are good, {total_min:.1f} min in all"
+    )
+    for title in ("bad", "left_out"):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in report[title].items())
+        lines.append(f"  {title.replace('_', ' ')}: {reasons or 'none'}")
+    return "\n".join(lines)

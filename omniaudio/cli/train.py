@@ -1,0 +1,130 @@
+"""Train one stage of a system.
+
+Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes under ${exp_dir}/<stage>/:
+
+    config.yaml      the resolved config            metrics.jsonl   losses by step
+    checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
+                     command goes on from there     final/<name>/   weights, config and fingerprint of each part
+    stamp.json       hash of config and inputs, time, versions
+
+    omniaudio train experiment=baichuan_audio/tokenizer data=asterisk scale=mini
+    omniaudio train experiment=baichuan_audio/pretrain_stage2 scale=mini strategy=zero2 devices=2
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omniaudio.config import build, factory
+from omniaudio.stage import Stage, is_main_process, stage
+
+
+def main(config: dict[str, Any]) -> None:
+    """Run the stage that ``config`` describes, unless it is done."""
+    folder = Path(config["exp_dir"]) / config["stage"]
+    with stage(folder, config=config, inputs=config["inputs"]) as run:
+        if not run.done:
+            fit(config, run)
+
+
+def fit(config: dict[str, Any], run: Stage) -> None:
+    """Build everything, train from the newest checkpoint, prove the freezing, leave the parts in ``final/``."""
+    import torch
+    from lightning import Trainer
+
+    from omniaudio.data.datamodule import StepData
+    from omniaudio.training.callbacks import ProgressBar, Proof
+    from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
+    from omniaudio.training.freeze import FreezeProof
+    from omniaudio.training.loggers import JsonLinesLogger, make_trackers
+    from omniaudio.training.strategies import make_strategy
+
+    set_threads(config["num_threads"])
+    torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
+    settings, task = config["trainer"], make_task(config)
+    data = StepData(
+        factory(config["train_steps"], "train_steps"),
+        factory(config["val_steps"], "val_steps"),
+        max_steps=config["max_steps"],
+        val_steps=config["num_val_steps"],
+        num_workers=config["num_workers"],
+    )
+    checkpoints = Checkpoints(run.folder / "checkpoints", config["checkpoint_every_steps"])
+    newest = checkpoints.newest() if is_main_process() else max(checkpoints.folder.glob("step-*.ckpt"), default=None)
+    metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
+    proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
+    strategy = make_strategy(config["strategy"], config["offload"])
+    trainer = Trainer(
+        accelerator=settings["accelerator"],
+        devices=config["devices"],
+        num_nodes=config["num_nodes"],
+        strategy=strategy,
+        precision=settings["precision"],
+        plugins=[SafeCheckpointIO()] if not config["strategy"].startswith("zero") else None,
+        accumulate_grad_batches=config["accumulate"],
+        gradient_clip_val=config["gradient_clip"] if task.automatic_optimization else None,
+        max_epochs=1,
+        val_check_interval=config["val_every_steps"] * config["accumulate"],
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config["log_every_steps"],
+        callbacks=[proof, checkpoints, ProgressBar(config["stage"], config["max_steps"])],
+        logger=[metrics, *make_trackers(config["tracker"], run.folder, config["tag"])],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+    )
+    if newest is not None and is_main_process():
+        step = int(newest.stem.split("-")[1])
+        metrics.cut_after(step)
+        run.log(f"going on from step {step} of {config['max_steps']}")
+    trainer.fit(task, data, ckpt_path=newest, weights_only=None if config["strategy"].startswith("zero") else True)
+    save_parts(config, trainer, task, run)
+
+
+def make_task(config: dict[str, Any]) -> Any:
+    """The task of a train config, its modules not yet built."""
+    modules = {name: factory(node, f"model.{name}") for name, node in config["model"].items()}
+    return build(
+        config["task"],
+        "task",
+        modules=modules,
+        optimizer=build(config["optim"], "optim"),
+        scheduler=build(config["lr_schedule"], "lr_schedule"),
+        init=config["init"],
+        max_steps=config["max_steps"],
+        accumulate=config["accumulate"],
+        seed=config["seed"],
+    )
+
+
+def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage) -> None:
+    """Write every part that ``config.parts`` names to ``final/<name>/`` (all ranks: ZeRO gathers the weights)."""
+    from omniaudio.fingerprint import merge_fingerprints
+    from omniaudio.training.artifacts import read_fingerprint, save_module
+    from omniaudio.training.strategies import gathered_state
+
+    for name, path in config["parts"].items():
+        module = task.get_submodule(path)
+        state = gathered_state(module)
+        if not trainer.is_global_zero:
+            continue
+        node: Any = config["model"]
+        for key in path.split("."):
+            node = node[key]
+        known = [read_fingerprint(folder) for folder in config["fingerprint_of"]]
+        own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
+        save_module(run.folder / "final" / name, state, node, merge_fingerprints([*known, *own], str(run.folder)))
+        run.log(f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {run.folder / 'final' / name}")
+
+
+def set_threads(num_threads: int | None) -> None:
+    """Threads of one process; by default the cores shared out among the local processes."""
+    import torch
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local))

@@ -1,0 +1,120 @@
+"""The gate: what a recording and its transcript must satisfy before anything is made of them."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from omniaudio.corpus.items import RawItem
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import decode_audio, resample
+from omniaudio.frontend.text import normalise_text
+
+FULL_SCALE = 0.999
+NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, and what ends a line or paragraph
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the gate says of one item: ``reason`` is None for a good one."""
+
+    reason: str | None
+    detail: str = ""
+    num_samples: int = 0
+    sample_rate_hz: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """Limits of the gate; a choice of the config.
+
+    Args:
+        sample_rate_hz: of the shards.
+        resample: take other rates too, and convert them.
+        downmix: take several channels too, as their mean.
+        min_sec, max_sec: allowed duration.
+        min_level_db: a quieter recording (RMS, against full scale) is silence.
+        max_clipped_share: share of samples at full scale.
+        min_chars_per_sec, max_chars_per_sec: outside, the transcript is hardly that of the recording.
+        max_text_chars: a longer transcript is a mistake.
+        max_bad_share: the run stops when a larger share of the items fails.
+    """
+
+    sample_rate_hz: int
+    resample: bool
+    downmix: bool
+    min_sec: float
+    max_sec: float
+    min_level_db: float
+    max_clipped_share: float
+    min_chars_per_sec: float
+    max_chars_per_sec: float
+    max_text_chars: int
+    max_bad_share: float
+
+    def check(self, item: RawItem) -> Finding:
+        """Judge one item; never raises for what is wrong with it."""
+        fault = Finding(item.fault) if item.fault else self._text_fault(item)
+        if fault is not None:
+            return fault
+        if not Path(item.path).is_file():
+            return Finding("missing file", str(item.path))
+        try:
+            wav_CN, rate_hz = decode_audio(item.path)
+        except UserError as error:
+            return Finding("empty audio" if "0 samples" in str(error) else "unreadable audio", str(error))
+        reason, detail = self._audio_fault(wav_CN, rate_hz) or self._pace_fault(
+            item, wav_CN.shape[1] / rate_hz
+        )
+        return Finding(reason, detail, num_samples=wav_CN.shape[1], sample_rate_hz=rate_hz)
+
+    def load(self, item: RawItem) -> np.ndarray:
+        """The waveform wav_N of an item that passed, at ``sample_rate_hz``."""
+        wav_CN, rate_hz = decode_audio(item.path)
+        return resample(wav_CN.mean(axis=0), rate_hz, self.sample_rate_hz)
+
+    def _text_fault(self, item: RawItem) -> Finding | None:
+        if item.text is None:
+            return Finding("missing transcript")
+        if not normalise_text(item.text[: self.max_text_chars], item.language):
+            return Finding("empty transcript", repr(item.text[:40]))
+        if len(item.text) > self.max_text_chars:
+            return Finding(
+                "transcript too long", f"{len(item.text)} characters, at most {self.max_text_chars}"
+            )
+        if any(unicodedata.category(char) in NOT_TEXT for char in item.text):
+            return Finding("control characters in the transcript", repr(item.text[:40]))
+        return None
+
+    def _audio_fault(self, wav_CN: np.ndarray, rate_hz: int) -> tuple[str, str] | None:
+        if not np.isfinite(wav_CN).all():
+            return "audio not finite", f"{int((~np.isfinite(wav_CN)).sum())} samples are NaN or Inf"
+        if rate_hz != self.sample_rate_hz and not self.resample:
+            return (
+                "wrong sample rate",
+                f"{rate_hz} Hz, expected {self.sample_rate_hz} (checks.resample=true converts)",
+            )
+        if wav_CN.shape[0] != 1 and not self.downmix:
+            return "several channels", f"{wav_CN.shape[0]}, expected 1 (checks.downmix=true takes the mean)"
+        duration_sec = wav_CN.shape[1] / rate_hz
+        if duration_sec < self.min_sec:
+            return "too short", f"{duration_sec:.2f} s, at least {self.min_sec} s"
+        if duration_sec > self.max_sec:
+            return "too long", f"{duration_sec:.2f} s, at most {self.max_sec} s"
+        level_db = 10 * np.log10(float(np.square(wav_CN, dtype=np.float64).mean()) + 1e-20)
+        if level_db < self.min_level_db:
+            return "silence", f"{level_db:.0f} dB, at least {self.min_level_db:.0f} dB"
+        clipped = float((np.abs(wav_CN) >= FULL_SCALE).mean())
+        if clipped > self.max_clipped_share:
+            return "clipped", f"{clipped:.1%} of the samples, at most {self.max_clipped_share:.1%}"
+        return None
+
+    def _pace_fault(self, item: RawItem, duration_sec: float) -> tuple[str | None, str]:
+        pace = len(normalise_text(item.text or "", item.language)) / duration_sec
+        if not self.min_chars_per_sec <= pace <= self.max_chars_per_sec:
+            allowed = f"{self.min_chars_per_sec} to {self.max_chars_per_sec}"
+            return "text does not fit the duration", f"{pace:.1f} characters a second, allowed {allowed}"
+        return None, ""

@@ -1,0 +1,60 @@
+"""What a corpus hands to the checks: recordings with what is said of them, and what it left out itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawItem:
+    """A recording before any check."""
+
+    key: str  # letters, digits, '-', '_' and '/'
+    path: Path
+    text: str | None  # None: the corpus has no transcript for it
+    language: str  # ISO 639-1
+    speaker: str
+    fault: str | None = None  # the reason to refuse it, where the corpus itself knows one
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Something that the corpus holds and that is not speech with a text by its own account."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All that a corpus holds."""
+
+    items: list[RawItem]
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """A source of recordings: choices of the config group ``corpus``."""
+
+    name: str
+
+    def fetch(self, folder: Path) -> None:
+        """Bring the raw files into ``folder``; nothing to do where they are there already."""
+        ...
+
+    def inventory(self, folder: Path) -> Inventory:
+        """List what was fetched, in a fixed order."""
+        ...
+
+    def attribution(self) -> str:
+        """Who made it and under which licence: lines for the prepared folder."""
+        ...
+
+
+def clean_key(name: str) -> str:
+    """A relative path without its ending as a key: other characters than letters, digits, '-' become '_'."""
+    return "/".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in name.split("/"))

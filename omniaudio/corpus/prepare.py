@@ -1,0 +1,208 @@
+"""From a corpus to what training reads: fetch, check every file, split by text, write shards.
+
+A prepared folder::
+
+    raw/                          what was fetched
+    checks.json                   what failed and why; clips and hours by language and split
+    manifest/{train,dev,test}.jsonl   one Utterance a line, of the recordings as fetched
+    shards/                       the same utterances as 16-bit FLAC, with index (omniaudio.data.shards)
+    texts/{train,dev}.txt         one document a line: transcripts, and the texts of the text source
+    ATTRIBUTION                   who made it, under which licence
+    prepared.json                 written last: the key of the config that made it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omniaudio.corpus.checks import Checks, Finding
+from omniaudio.corpus.items import Corpus, Inventory, RawItem
+from omniaudio.corpus.manifest import write_manifest
+from omniaudio.corpus.split import SPLITS, check_fractions, split_of
+from omniaudio.corpus.texts import TextSource
+from omniaudio.corpus.workers import Workers
+from omniaudio.data.shards import ShardReader, ShardWriter
+from omniaudio.errors import UserError
+from omniaudio.files import user_os_errors, write_whole
+from omniaudio.frontend.audio import encode_audio
+from omniaudio.types import Utterance
+
+STAMP = "prepared.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a corpus is prepared.
+
+    Args:
+        checks: the gate.
+        split: share of the texts by split.
+        text_source: more texts for the language model.
+        text_dev_share: share of the text source's documents that are held out.
+        max_shard_bytes: size at which a new tar begins.
+        num_workers: processes that decode and encode; 0 does it in this one.
+        key: hash of the config, kept in the stamp; a folder made with the same key is not made again.
+    """
+
+    checks: Checks
+    split: Mapping[str, float]
+    text_source: TextSource
+    text_dev_share: float
+    max_shard_bytes: int
+    num_workers: int
+    key: str
+
+
+def fetch(corpus: Corpus, folder: str | Path) -> None:
+    """Bring a corpus's raw files into ``folder``/raw; what is there stays."""
+    raw = Path(folder) / "raw"
+    with user_os_errors(raw):
+        raw.mkdir(parents=True, exist_ok=True)
+    corpus.fetch(raw)
+
+
+def is_prepared(folder: str | Path, key: str) -> bool:
+    """Whether an earlier run with the same config finished and its shards are still whole."""
+    folder = Path(folder)
+    try:
+        stamp = json.loads((folder / STAMP).read_text("utf-8"))
+        readers = [ShardReader(folder / "shards", split) for split in SPLITS]
+    except (OSError, ValueError):  # UserError is a ValueError
+        return False
+    return bool(readers) and stamp == {"key": key}
+
+
+def prepare(corpus: Corpus, folder: str | Path, plan: Plan) -> dict[str, Any]:
+    """Make the prepared folder from the raw files; return the content of checks.json.
+
+    Raises:
+        UserError: more than the allowed share of the items is bad, a split would be empty, no space, ...
+    """
+    folder = Path(folder)
+    check_fractions(plan.split)
+    with user_os_errors(folder):
+        (folder / STAMP).unlink(missing_ok=True)
+    with Workers(plan.num_workers) as workers:
+        report = _prepare(corpus, folder, plan, workers)
+    attributions = [corpus.attribution(), plan.text_source.attribution()]
+    write_whole(folder / "ATTRIBUTION", "\n\n".join(filter(None, attributions)) + "\n")
+    write_whole(folder / STAMP, json.dumps({"key": plan.key}))
+    return report
+
+
+def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict[str, Any]:
+    inventory = corpus.inventory(folder / "raw")
+    findings = list(workers.map(plan.checks.check, inventory.items, "Checking recordings"))
+    splits = [
+        split_of(item.text or "", item.language, plan.split) if finding.reason is None else None
+        for item, finding in zip(inventory.items, findings, strict=True)
+    ]
+    report = _report(inventory, findings, splits)
+    write_whole(folder / "checks.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    _stop_if_bad(report, folder / "checks.json", plan.checks.max_bad_share)
+    for split in SPLITS:
+        chosen = [(i, f) for i, f, s in zip(inventory.items, findings, splits, strict=True) if s == split]
+        if not chosen and plan.split[split]:
+            raise UserError(f"{folder}: split {split!r} is empty; add recordings or change split.{split}")
+        manifest = folder / "manifest" / f"{split}.jsonl"
+        utterances = [_utterance(item, finding, corpus.name, manifest) for item, finding in chosen]
+        write_manifest(manifest, utterances)
+        encode = functools.partial(_flac, plan.checks)
+        coded = workers.map(encode, [item for item, _ in chosen], f"Writing shards of {split}")
+        with ShardWriter(folder / "shards", split, max_bytes=plan.max_shard_bytes) as writer:
+            _write_shards(writer, utterances, coded, plan.checks.sample_rate_hz)
+    _write_texts(folder, inventory, splits, plan)
+    return report
+
+
+def _flac(checks: Checks, item: RawItem) -> tuple[bytes, int]:
+    wav_N = checks.load(item)
+    return encode_audio(wav_N, checks.sample_rate_hz), len(wav_N)
+
+
+def _write_shards(
+    writer: ShardWriter, utterances: list[Utterance], coded: Iterable[tuple[bytes, int]], sample_rate_hz: int
+) -> None:
+    for utterance, (flac, num_samples) in zip(utterances, coded, strict=True):
+        facts = dataclasses.asdict(utterance)
+        del facts["key"], facts["audio_path"]
+        facts |= {"sample_rate_hz": sample_rate_hz, "num_samples": num_samples}
+        writer.write(utterance.key, {"flac": flac}, facts)
+
+
+def _utterance(item: RawItem, finding: Finding, corpus_name: str, manifest: Path) -> Utterance:
+    """The manifest's line; files inside the prepared folder are named relative to the manifest."""
+    path, home = item.path.resolve(), manifest.parent.parent.resolve()
+    relative = path.is_relative_to(home)
+    return Utterance(
+        key=item.key,
+        audio_path=os.path.relpath(path, manifest.parent.resolve()) if relative else str(path),
+        sample_rate_hz=finding.sample_rate_hz,
+        num_samples=finding.num_samples,
+        text=item.text or "",
+        language=item.language,
+        speaker=item.speaker,
+        corpus=corpus_name,
+    )
+
+
+def _write_texts(folder: Path, inventory: Inventory, splits: list[str | None], plan: Plan) -> None:
+    """Each transcript once, by its split; documents of the text source by their own hash."""
+    texts: dict[str, dict[str, None]] = {"train": {}, "dev": {}}
+    for item, split in zip(inventory.items, splits, strict=True):
+        if split in texts and item.text:
+            texts[split][item.text] = None
+    for text in plan.text_source.texts():
+        place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+        texts["dev" if place < plan.text_dev_share else "train"][text] = None
+    for split, lines in texts.items():
+        write_whole(folder / "texts" / f"{split}.txt", "".join(f"{line}\n" for line in lines))
+
+
+def _report(inventory: Inventory, findings: list[Finding], splits: list[str | None]) -> dict[str, Any]:
+    pairs = list(zip(inventory.items, findings, strict=True))
+    bad = [(item, finding) for item, finding in pairs if finding.reason]
+    clips: dict[str, Counter[str]] = {}
+    seconds: dict[str, Counter[str]] = {}
+    for (item, finding), split in zip(pairs, splits, strict=True):
+        if split is not None:
+            clips.setdefault(item.language, Counter())[split] += 1
+            duration_sec = finding.num_samples / finding.sample_rate_hz
+            seconds.setdefault(item.language, Counter())[split] += duration_sec  # type: ignore[assignment]
+    hours = {lang: {split: round(s / 3600, 4) for split, s in by.items()} for lang, by in seconds.items()}
+    return {
+        "num_items": len(pairs),
+        "num_good": len(pairs) - len(bad),
+        "bad": _counts(finding.reason or "" for _, finding in bad),
+        "left_out": _counts(entry.reason for entry in inventory.left_out),
+        "clips": clips,
+        "hours": hours,
+        "bad_items": [{"key": i.key, "reason": f.reason, "detail": f.detail} for i, f in bad],
+        "left_out_items": [dataclasses.asdict(entry) for entry in inventory.left_out],
+    }
+
+
+def _counts(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reasons).most_common())
+
+
+def _stop_if_bad(report: Mapping[str, Any], path: Path, max_bad_share: float) -> None:
+    num_items, num_bad = report["num_items"], len(report["bad_items"])
+    if num_items == 0:
+        raise UserError(f"{path}: the corpus holds no recording with a transcript")
+    if num_bad > max_bad_share * num_items:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in report["bad"].items())
+        first = report["bad_items"][0]
+        raise UserError(
+            f"{num_bad} of {num_items} recordings are bad ({reasons}; first: {first['key']}: "
+            f"{first['detail'] or first['reason']}), more than "
+            f"checks.max_bad_share={max_bad_share} allows; all are listed in {path}"
+        )

@@ -1,0 +1,240 @@
+"""Code shards and texts -> documents of every kind, put together while training (arXiv:2502.17239, table 4).
+
+The codes are extracted once; which of them become recognition, speech synthesis, interleaved data or chat is
+decided here, so that a mixture changes without touching a shard.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from omniaudio.data.prompts import LANGUAGE_NAMES, prompt_for
+from omniaudio.data.shards import ShardReader, load_npy
+from omniaudio.errors import UserError
+from omniaudio.frontend.text import UNSPACED_LANGUAGES
+from omniaudio.sequence.chat import ChatLayout, Message, Segment
+from omniaudio.sequence.spans import Document, DocumentLayouts
+from omniaudio.sequence.vocab import TokenSpace
+
+Codes = np.ndarray
+Group = tuple[int, ...]
+
+ANSWERS = {"asr": "text", "aqa": "response", "s2tt": "translation"}
+"""Kind -> the fact of a clip that is its answer."""
+JOINED = ("intlv", "itts", "sft_repeat")
+"""Kinds whose documents may hold several clips of one voice."""
+KINDS = (
+    *ANSWERS,
+    "tts",
+    "audio",
+    "text",
+    "intlv",
+    "itts",
+    "sft_transcribe",
+    "sft_repeat",
+    "sft_continue",
+    "sft_language",
+)
+
+CLAUSE_ENDS = ".,;:!?…—。，；：！？"
+
+
+class DocumentComposer:
+    """Makes documents; knows their lengths without reading a shard.
+
+    Args:
+        reader: code shards, facts ``text``, ``language``, ``speaker``, ``num_frames``.
+        encode: text -> ids.
+        space: token ids.
+        texts: documents of the kind ``text``.
+        max_clips: clips that an interleaved document joins at most.
+        max_joined_frames: code frames that it joins at most; 375 is half a minute at 12.5 Hz.
+        loss_on_intlv_audio: see DocumentLayouts.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        encode: Callable[[str], list[int]],
+        space: TokenSpace,
+        texts: Sequence[str] = (),
+        max_clips: int = 6,
+        max_joined_frames: int = 375,
+        loss_on_intlv_audio: bool = False,
+    ) -> None:
+        self.reader, self.texts = reader, texts
+        self.space = space
+        self.max_clips, self.max_joined_frames = max_clips, max_joined_frames
+        self.layouts = DocumentLayouts(space, loss_on_intlv_audio)
+        self._encode_new = encode
+        self._known_ids: dict[str, list[int]] = {}
+        self.chat = ChatLayout(space, self.encode)
+
+    # -- what a plan asks
+
+    def items(self, kind: str, rng: np.random.Generator) -> list[Group]:
+        """One epoch of a kind in random order: every clip (or text) is in exactly one group.
+
+        ``sft_continue`` names a second clip of the same voice, which follows when the first cannot be cut.
+        """
+        if kind not in KINDS:
+            raise UserError(f"mixture.weights: unknown kind {kind!r}; one of {', '.join(KINDS)}")
+        if kind == "text":
+            return [(int(i),) for i in rng.permutation(len(self.texts))]
+        if kind in JOINED:
+            groups = [group for voice in self._voices() for group in self._joined(kind, voice, rng)]
+        elif kind == "sft_continue":
+            groups = [pair for voice in self._voices() for pair in self._chained(voice, rng)]
+        else:
+            wanted = ANSWERS.get(kind, "text")
+            groups = [(i,) for i, entry in enumerate(self.reader.entries) if entry.facts.get(wanted)]
+        return [groups[i] for i in rng.permutation(len(groups))]
+
+    def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
+        """LLM positions of ``compose`` with the same arguments, known from facts alone."""
+        return len(self._compose(kind, item_ids, seed, self._no_codes))
+
+    def compose(self, kind: str, item_ids: Sequence[int], seed: int) -> Document:
+        """The document; all random choices follow from ``seed``."""
+        return self._compose(kind, item_ids, seed, self._codes)
+
+    # -- making
+
+    def _compose(
+        self, kind: str, item_ids: Sequence[int], seed: int, codes: Callable[[int], Codes]
+    ) -> Document:
+        rng = np.random.default_rng(seed)
+        if kind == "text":
+            return self.layouts.text(f"text/{item_ids[0]}", self.encode(self.texts[item_ids[0]]))
+        key = "+".join(self.reader.entries[i].key for i in item_ids)
+        facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
+        if kind in ANSWERS:
+            prompt = self.encode(prompt_for(kind, facts["language"], rng))
+            return self.layouts.answer(kind, key, prompt, audio, self.encode(facts[ANSWERS[kind]]))
+        if kind == "tts":
+            return self.layouts.tts(key, self.encode(facts["text"]), audio)
+        if kind == "audio":
+            return self.layouts.audio(key, audio)
+        if kind in ("intlv", "itts"):
+            segments = [(self._segment_ids(i, place), codes(i)) for place, i in enumerate(item_ids)]
+            prompt = self.encode(prompt_for("interleaved", facts["language"]))
+            if kind == "itts":
+                return self.layouts.itts(key, prompt, segments)
+            audio_first = len(segments) > 1 and bool(rng.integers(2))
+            return self.layouts.intlv(key, prompt, segments, audio_first)
+        heard, reply = self._task(kind, item_ids, rng, codes)
+        language = "en" if kind == "sft_language" else facts["language"]
+        asked: list[Segment] = [*heard, prompt_for(kind, language, rng)]
+        messages: list[Message] = [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": reply},
+        ]
+        return self.chat.document(messages, kind, key)
+
+    def _task(
+        self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Codes]
+    ) -> tuple[list[Segment], list[Segment]]:
+        """What the user lets hear, and the reply, of a chat task."""
+        facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
+        if kind == "sft_transcribe":
+            return [audio], [facts["text"]]
+        if kind == "sft_language":
+            return [audio], [LANGUAGE_NAMES.get(facts["language"], facts["language"])]
+        if kind == "sft_repeat":
+            reply: list[Segment] = []
+            for place, i in enumerate(item_ids):
+                reply += [self._segment_text(i, place), codes(i)]
+            return [codes(i) for i in item_ids], reply
+        cut = split_clip(facts["text"], len(audio))
+        if cut is not None:
+            _, rest, frame = cut
+            heard, spoken = audio[:frame], audio[frame:]
+        else:
+            heard, rest, spoken = audio, self._segment_text(item_ids[-1], 0), codes(item_ids[-1])
+        return [heard], [rest, spoken] if rng.integers(2) else [rest]
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, remembered."""
+        if text not in self._known_ids:
+            self._known_ids[text] = self._encode_new(text)
+        return self._known_ids[text]
+
+    def _segment_text(self, item: int, place: int) -> str:
+        """A clip's text; after the first of a document with the space that parts it from the one before."""
+        facts = self.reader.entries[item].facts
+        spaced = place > 0 and facts["language"] not in UNSPACED_LANGUAGES
+        return " " * spaced + str(facts["text"])
+
+    def _segment_ids(self, item: int, place: int) -> list[int]:
+        return self.encode(self._segment_text(item, place))
+
+    def _codes(self, item: int) -> Codes:
+        return load_npy(self.reader.read(item)["codes.npy"])
+
+    def _no_codes(self, item: int) -> Codes:
+        shape = (int(self.reader.entries[item].facts["num_frames"]), self.space.num_books)
+        return np.broadcast_to(np.zeros((1, 1), np.uint16), shape)
+
+    # -- grouping
+
+    def _voices(self) -> list[list[int]]:
+        """Clips with a text by language and speaker."""
+        voices: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for i, entry in enumerate(self.reader.entries):
+            if entry.facts["text"]:
+                voices[entry.facts["language"], entry.facts["speaker"]].append(i)
+        return [voices[name] for name in sorted(voices)]
+
+    def _joined(self, kind: str, voice: Sequence[int], rng: np.random.Generator) -> list[Group]:
+        """A voice's clips in random order, cut into groups of random size."""
+        fewest, most = (1, min(2, self.max_clips)) if kind == "sft_repeat" else (2, max(2, self.max_clips))
+        groups: list[list[int]] = []
+        frames = wanted = 0
+        for i in [voice[j] for j in rng.permutation(len(voice))]:
+            num_frames = int(self.reader.entries[i].facts["num_frames"])
+            if not groups or len(groups[-1]) >= wanted or frames + num_frames > self.max_joined_frames:
+                groups.append([])
+                frames, wanted = 0, int(rng.integers(fewest, most + 1))
+            groups[-1].append(i)
+            frames += num_frames
+        return [tuple(group) for group in groups]
+
+    @staticmethod
+    def _chained(voice: Sequence[int], rng: np.random.Generator) -> list[Group]:
+        order = [voice[j] for j in rng.permutation(len(voice))]
+        return list(zip(order, [*order[1:], order[0]], strict=True))
+
+
+def split_clip(
+    text: str, num_frames: int, min_frames: int = 12, min_chars: int = 6
+) -> tuple[str, str, int] | None:
+    """Cut a clip in two where its text pauses; the frame is guessed from the share of letters before the pause.
+
+    Without an alignment this is off by some frames, which a pause forgives. A clip that has no clause end with
+    enough text and sound on both sides is not cut.
+
+    Returns:
+        text before, text after, first frame after; or None.
+    """
+    ends = [i + 1 for i, char in enumerate(text[:-1]) if char in CLAUSE_ENDS and not text[i + 1].isalnum()]
+    ends.sort(key=lambda end: abs(2 * end - len(text)))
+    for end in ends:
+        before, after = text[:end].strip(), text[end:].strip()
+        frame = round(num_frames * len(before) / max(1, len(before) + len(after)))
+        long_enough = min(len(before), len(after)) >= min_chars
+        if long_enough and min(frame, num_frames - frame) >= min_frames:
+            return before, after, frame
+    return None
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Documents of a file with one a line; empty lines are none."""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the texts ({error})") from error
+    return [line.strip() for line in lines if line.strip()]

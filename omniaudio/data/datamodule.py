@@ -1,0 +1,51 @@
+"""The only LightningDataModule: hands out the batches of a training from where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from omniaudio.data.steps import StepSource, StepStream
+
+
+class StepData(LightningDataModule):
+    """Batches of a training and of its validation.
+
+    Args:
+        train: builds the source of training steps.
+        val: builds the source of validation steps.
+        max_steps: optimizer steps of the whole training.
+        val_steps: steps of one validation.
+        num_workers: processes that read ahead; 0 reads in the training process.
+    """
+
+    def __init__(
+        self,
+        train: Callable[[], StepSource],
+        val: Callable[[], StepSource],
+        max_steps: int,
+        val_steps: int,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self._make_train, self._make_val = train, val
+        self.max_steps, self.val_steps, self.num_workers = max_steps, val_steps, num_workers
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        accumulate = self.trainer.accumulate_grad_batches
+        start = int(self.trainer.lightning_module.batches_seen)  # restored before the loader is made
+        return self._loader(self._make_train(), start, self.max_steps * accumulate, accumulate)
+
+    def val_dataloader(self) -> Any:
+        return self._loader(self._make_val(), 0, self.val_steps, 1)
+
+    def _loader(self, source: StepSource, start: int, stop: int, accumulate: int) -> Any:
+        assert self.trainer is not None
+        stream = StepStream(
+            source, start, stop, self.trainer.global_rank, self.trainer.world_size, accumulate
+        )
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)

@@ -1,0 +1,142 @@
+"""Training steps of the language models: planned by mixture, composed from code shards and texts, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from omniaudio.data.compose import DocumentComposer, read_texts
+from omniaudio.data.mixture import MixturePlan
+from omniaudio.data.planning import share_of
+from omniaudio.data.shards import ShardReader
+from omniaudio.errors import UserError
+from omniaudio.fingerprint import check_fingerprints
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.sequence.spans import DocumentLayouts, pack
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import PackedBatch
+
+
+class DocumentSteps:
+    """Packed documents of a mixture.
+
+    Args:
+        token_space: ids; the code shards must be of its codebook sizes.
+        text_tokenizer: folder or file of the text tokenizer.
+        weights: share of LLM positions by kind.
+        tokens_per_step: LLM positions of a global batch.
+        codes_dir: folder of code shards.
+        split: train, dev or test.
+        texts_path: documents of the kind ``text``, one a line.
+        seed: of order and composition.
+        max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
+    """
+
+    def __init__(
+        self,
+        token_space: TokenSpace,
+        text_tokenizer: str | Path,
+        weights: Mapping[str, float],
+        tokens_per_step: int,
+        codes_dir: str | Path,
+        split: str,
+        texts_path: str | Path | None = None,
+        seed: int = 0,
+        max_clips: int = 6,
+        max_joined_frames: int = 375,
+        loss_on_intlv_audio: bool = False,
+    ) -> None:
+        reader = ShardReader(codes_dir, split)
+        theirs = {"codebook_sizes": reader.fingerprint["codebook_sizes"]} if reader.fingerprint else {}
+        check_fingerprints(token_space.fingerprint(), theirs, str(codes_dir))
+        texts = read_texts(texts_path) if texts_path is not None else []
+        if weights.get("text", 0) > 0 and not texts:
+            raise UserError(
+                f"mixture.weights.text is {weights['text']}, but texts_path {texts_path} has no texts"
+            )
+        self.composer = DocumentComposer(
+            reader,
+            checked_tokenizer(text_tokenizer, token_space).encode,
+            token_space,
+            texts,
+            max_clips=max_clips,
+            max_joined_frames=max_joined_frames,
+            loss_on_intlv_audio=loss_on_intlv_audio,
+        )
+        self.plan = MixturePlan(self.composer, weights, tokens_per_step, seed)
+
+    def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
+        """One part of a step's documents in a single row."""
+        documents = share_of(self.plan[step], part, num_parts)
+        return pack([self.composer.compose(d.kind, d.item_ids, d.seed) for d in documents])
+
+
+class TextSteps:
+    """Packed texts: training of the text model alone.
+
+    Documents longer than ``max_positions`` are cut there; the rest is a document of its own.
+
+    Args:
+        token_space: ids.
+        text_tokenizer: folder or file of the text tokenizer.
+        texts_path: one document a line.
+        tokens_per_step: LLM positions of a global batch.
+        seed: of the order.
+        max_positions: longest document.
+    """
+
+    def __init__(
+        self,
+        token_space: TokenSpace,
+        text_tokenizer: str | Path,
+        texts_path: str | Path,
+        tokens_per_step: int,
+        seed: int = 0,
+        max_positions: int = 512,
+    ) -> None:
+        encode = checked_tokenizer(text_tokenizer, token_space).encode
+        longest = min(max_positions, tokens_per_step) - 1  # and eos
+        self.layouts = DocumentLayouts(token_space)
+        self.pieces = [
+            ids[start : start + longest]
+            for ids in map(encode, read_texts(texts_path))
+            for start in range(0, len(ids), longest)
+        ]
+        if not self.pieces:
+            raise UserError(f"{texts_path}: no texts")
+        self.plan = MixturePlan(
+            _Pieces([len(ids) + 1 for ids in self.pieces]), {"text": 1.0}, tokens_per_step, seed
+        )
+
+    def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
+        """One part of a step's texts in a single row."""
+        documents = share_of(self.plan[step], part, num_parts)
+        return pack(
+            [self.layouts.text(f"text/{d.item_ids[0]}", self.pieces[d.item_ids[0]]) for d in documents]
+        )
+
+
+class _Pieces:
+    """Catalogue of texts that are cut and counted already."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def items(self, kind: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        return [(int(i),) for i in rng.permutation(len(self.lengths))]
+
+    def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
+        return self.lengths[item_ids[0]]
+
+
+def checked_tokenizer(path: str | Path, space: TokenSpace) -> TextTokenizer:
+    """The text tokenizer; its ids must fit the token space."""
+    tokenizer = TextTokenizer.from_file(path)
+    if tokenizer.vocab_size > space.text_vocab_size:
+        raise UserError(
+            f"{path}: the text tokenizer has {tokenizer.vocab_size} ids, "
+            f"token_space.text_vocab_size is {space.text_vocab_size}"
+        )
+    return tokenizer

@@ -1,0 +1,59 @@
+"""What the model is asked, by task and language. English serves languages that have no line of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PROMPTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "asr": {
+        "en": ("Write down what is said: ", "Transcribe the speech: "),
+        "es": ("Escribe lo que se dice: ",),
+        "fr": ("Écris ce qui est dit : ",),
+        "it": ("Scrivi quello che viene detto: ",),
+        "ru": ("Запиши, что сказано: ",),
+        "zh": ("将语音转录为文本：",),
+    },
+    "aqa": {"en": ("Answer the question: ",), "zh": ("回答语音中的问题：",)},
+    "s2tt": {"en": ("Translate the speech: ",), "zh": ("翻译这段语音：",)},
+    "interleaved": {
+        "en": ("Below is a segment of alternating speech and text content: ",),
+        "zh": ("下面是一段语音和文本交错的内容：",),
+    },
+    "sft_transcribe": {
+        "en": ("Please write down what you heard.", "What was said?"),
+        "es": ("Por favor, escribe lo que has oído.",),
+        "fr": ("Écris ce que tu as entendu, s'il te plaît.",),
+        "it": ("Per favore, scrivi quello che hai sentito.",),
+        "ru": ("Пожалуйста, запиши, что ты услышал.",),
+        "zh": ("请写下你听到的内容。",),
+    },
+    "sft_repeat": {
+        "en": ("Please repeat that.", "Say it again."),
+        "es": ("Por favor, repítelo.",),
+        "fr": ("Répète, s'il te plaît.",),
+        "it": ("Ripeti, per favore.",),
+        "ru": ("Пожалуйста, повтори.",),
+        "zh": ("请重复一遍。",),
+    },
+    "sft_continue": {
+        "en": ("Please go on.", "What comes next?"),
+        "es": ("Por favor, continúa.",),
+        "fr": ("Continue, s'il te plaît.",),
+        "it": ("Continua, per favore.",),
+        "ru": ("Пожалуйста, продолжай.",),
+        "zh": ("请继续。",),
+    },
+    "sft_language": {"en": ("Which language is this?", "Name the language that you heard.")},
+}
+
+LANGUAGE_NAMES = {
+    "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pt": "Portuguese", "ru": "Russian", "zh": "Chinese",
+}  # fmt: skip
+"""ISO 639-1 -> English name."""
+
+
+def prompt_for(task: str, language: str, rng: np.random.Generator | None = None) -> str:
+    """One wording of a task: a random one, or the first without ``rng``."""
+    wordings = PROMPTS[task].get(language, PROMPTS[task]["en"])
+    return wordings[int(rng.integers(len(wordings)))] if rng is not None else wordings[0]

@@ -1,0 +1,167 @@
+"""Step number -> this rank's batch. What reads them is the same for waveforms, codes and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from omniaudio.data.planning import PooledPlan, share_of
+from omniaudio.data.shards import ShardReader, load_npy
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import read_audio, resample
+from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
+
+
+class StepSource(Protocol):
+    """Where batches come from. ``part`` is one (micro-batch, rank) pair of ``num_parts``."""
+
+    def batch(self, step: int, part: int, num_parts: int) -> Batch: ...
+
+
+class StepStream(IterableDataset):
+    """The batches of one rank, from any batch on: batch i is micro-batch i % accumulate of step i // accumulate.
+
+    Workers take turns, and the loader asks them in turn, so the order is that of one process.
+
+    Args:
+        start: first batch; a resumed run begins where the stopped one ended.
+        stop: one past the last batch.
+    """
+
+    def __init__(
+        self,
+        source: StepSource,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        self.source, self.start, self.stop = source, start, stop
+        self.rank, self.num_ranks, self.accumulate = rank, num_ranks, accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index in range(self.start + first, self.stop, stride):
+            step, micro = divmod(index, self.accumulate)
+            part = micro * self.num_ranks + self.rank
+            yield self.source.batch(step, part, self.accumulate * self.num_ranks)
+
+
+class WaveSteps:
+    """Waveforms of audio shards, cropped to a length, in steps of similar lengths.
+
+    Args:
+        shards_dir: folder of audio shards.
+        split: train, dev or test.
+        sample_rate_hz: of the batches; clips at another rate are resampled once and kept in memory.
+        batch_sec: seconds of padded audio in a step, over all ranks.
+        crop_sec: longer clips are cropped: at random in training, at the start otherwise.
+        crop_at_start: crop at the start in training too (causal parts hear the clip's beginning).
+        min_sec: shorter clips are zero-padded to this length.
+        codes_dir: folder of code shards of the same split; batches then carry the codes of the crop.
+        training: shuffle and crop at random.
+        max_clips: the first so many clips only (validation).
+        max_cache_bytes: memory for decoded clips.
+    """
+
+    def __init__(
+        self,
+        shards_dir: str | Path,
+        split: str,
+        sample_rate_hz: int,
+        batch_sec: float,
+        crop_sec: float,
+        seed: int = 0,
+        crop_at_start: bool = False,
+        min_sec: float = 0.0,
+        codes_dir: str | Path | None = None,
+        training: bool = True,
+        max_clips: int | None = None,
+        max_cache_bytes: int = 1 << 30,
+    ) -> None:
+        self.reader = ShardReader(shards_dir, split)
+        self.rate, self.crop_sec, self.min_sec, self.seed = sample_rate_hz, crop_sec, min_sec, seed
+        self.training, self.crop_at_start = training, crop_at_start
+        self.entries = self.reader.entries[:max_clips]
+        self.codes = ShardReader(codes_dir, split) if codes_dir else None
+        self.codes_by_key = {e.key: i for i, e in enumerate(self.codes.entries)} if self.codes else {}
+        lengths = [min(max(self._seconds(e.facts), min_sec), crop_sec) for e in self.entries]
+        self.plan = PooledPlan(lengths, batch_sec, seed, shuffle=training)
+        self._cache: dict[int, np.ndarray] = {}
+        self._cache_bytes, self._max_cache_bytes = 0, max_cache_bytes
+
+    def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
+        items = self.plan[step]
+        rngs = {item: np.random.default_rng([self.seed, step, item]) for item in items}
+        return self._collate([self._crop(item, rngs[item]) for item in share_of(items, part, num_parts)])
+
+    @staticmethod
+    def _seconds(facts: dict[str, Any]) -> float:
+        return float(facts["num_samples"] / facts["sample_rate_hz"])
+
+    def _wave(self, item: int) -> np.ndarray:
+        """The whole clip at the batch's rate, as int16."""
+        if item in self._cache:
+            return self._cache[item]
+        wav = read_audio(self.reader.read(item)["flac"])
+        wav = resample(wav, int(self.entries[item].facts["sample_rate_hz"]), self.rate)
+        clip = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
+        if self._cache_bytes + clip.nbytes <= self._max_cache_bytes:
+            self._cache[item] = clip
+            self._cache_bytes += clip.nbytes
+        return clip
+
+    def _crop(self, item: int, rng: np.random.Generator) -> tuple[int, np.ndarray, bool, np.ndarray | None]:
+        clip = self._wave(item)
+        num_wanted = round(self.crop_sec * self.rate)
+        spare = len(clip) - num_wanted
+        whole = spare <= 0
+        start = 0 if whole or self.crop_at_start or not self.training else int(rng.integers(spare + 1))
+        wav = clip[start : start + num_wanted].astype(np.float32) / 32767
+        wav = np.pad(wav, (0, max(0, round(self.min_sec * self.rate) - len(wav))))
+        return item, wav, whole, self._codes_of(item, whole)
+
+    def _codes_of(self, item: int, whole: bool) -> np.ndarray | None:
+        if self.codes is None:
+            return None
+        key = self.entries[item].key
+        if key not in self.codes_by_key:
+            raise UserError(
+                f"{self.codes.folder}: no codes for {key!r}; extract the codes of this split again"
+            )
+        position = self.codes_by_key[key]
+        codes = load_npy(self.codes.read(position)["codes.npy"]).astype(np.int64)
+        code_rate_hz = float(self.codes.fingerprint["code_rate_hz"])
+        return codes if whole else codes[: int(self.crop_sec * code_rate_hz)]
+
+    def _collate(self, crops: list[tuple[int, np.ndarray, bool, np.ndarray | None]]) -> WaveBatch:
+        entries = [self.entries[item] for item, *_ in crops]
+        wav_BN, num_samples_B = pad([wav for _, wav, *_ in crops])
+        common: dict[str, Any] = {
+            "keys": [e.key for e in entries],
+            "wav_BN": wav_BN,
+            "num_samples_B": num_samples_B,
+            "sample_rate_hz": self.rate,
+            "texts": [
+                e.facts["text"] if whole else "" for e, (_, _, whole, _) in zip(entries, crops, strict=True)
+            ],
+            "languages": [e.facts["language"] for e in entries],
+        }
+        if self.codes is None:
+            return WaveBatch(**common)
+        codes_BSK, num_frames_B = pad([codes for *_, codes in crops if codes is not None], value=-1)
+        return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
+
+
+def pad(rows: list[np.ndarray], value: float = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of unequal length to one tensor and their lengths."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(row)) for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+    return padded, torch.tensor([len(row) for row in rows])

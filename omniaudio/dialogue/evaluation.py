@@ -1,0 +1,244 @@
+"""Measures of an exported model on held-out speech. Each returns plain data; ``omniaudio evaluate`` prints it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omniaudio.data.shards import ShardReader
+from omniaudio.dialogue.model import SpokenLanguageModel
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import read_audio, write_wav
+from omniaudio.frontend.mel import LogMel
+from omniaudio.frontend.text import normalise_text
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.lm.generate import Generator
+from omniaudio.metrics.asr_judge import AsrJudge
+from omniaudio.metrics.cer import character_error_rate
+from omniaudio.metrics.codes import BookUse, book_use
+from omniaudio.metrics.mel import mel_mae
+from omniaudio.metrics.speed import Stopwatch
+from omniaudio.sequence.spans import DocumentLayouts, pack
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import Codes, device_of
+
+VARIANTS = ("original", "copy", "coarse", "refined", "flow")
+"""The recording; mel -> vocoder; codes -> the tokenizer's two mels -> vocoder; codes -> flow -> vocoder."""
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A held-out recording."""
+
+    key: str
+    wav_N: np.ndarray
+    sample_rate_hz: int
+    text: str
+    language: str
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wav_N) / self.sample_rate_hz
+
+    @property
+    def name(self) -> str:
+        """Key as a file name."""
+        return self.key.replace("/", "_")
+
+
+def choose_clips(shards_dir: str | Path, split: str, num_clips: int, min_words: int = 4) -> list[Clip]:
+    """Clips of a split, the same every time: languages in turn, in each those of ``min_words`` words and more first.
+
+    Inside a language the order is that of a hash of the key, so that neighbours in the corpus do not stand together.
+    """
+    reader = ShardReader(shards_dir, split)
+    by_language: dict[str, list[tuple[bool, str, int]]] = {}
+    for i, entry in enumerate(reader.entries):
+        text, language = entry.facts["text"], entry.facts["language"]
+        if normalise_text(text, language):
+            order = hashlib.sha256(entry.key.encode()).hexdigest()
+            by_language.setdefault(language, []).append((len(text.split()) < min_words, order, i))
+    queues = [[i for *_, i in sorted(found)] for _, found in sorted(by_language.items())]
+    longest = max(map(len, queues), default=0)
+    chosen = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)][:num_clips]
+    if not chosen:
+        raise UserError(f"{shards_dir}: split {split!r} has no clip with words to evaluate")
+    return [_clip(reader, i) for i in chosen]
+
+
+def _clip(reader: ShardReader, i: int) -> Clip:
+    facts = reader.entries[i].facts
+    return Clip(
+        key=reader.entries[i].key,
+        wav_N=read_audio(reader.read(i)["flac"]),
+        sample_rate_hz=int(facts["sample_rate_hz"]),
+        text=facts["text"],
+        language=facts["language"],
+    )
+
+
+# -- tokenizer
+
+
+@dataclass
+class TokenizerScores:
+    """What the codes keep.
+
+    Attributes:
+        mae: path -> mean absolute error of the log-mel, reading 1, 2, ... K books.
+        books: use of each book.
+        codes: of every clip, in order.
+    """
+
+    mae: dict[str, list[float]] = field(default_factory=dict)
+    books: list[BookUse] = field(default_factory=list)
+    codes: list[Codes] = field(default_factory=list)
+
+
+def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Track) -> TokenizerScores:
+    """Mel error by number of books (arXiv:2502.17239, table 2), and use of the books."""
+    tokenizer = model.tokenizer
+    log_mel = LogMel(tokenizer.decoder_mel_spec).to(model.device)
+    num_books = len(tokenizer.codebook_sizes)
+    sums = {path: np.zeros((num_books, 2)) for path in ("refined", "coarse")}
+    scores = TokenizerScores()
+    for clip in track(clips, "codes and mels"):
+        codes = model.encode(clip.wav_N, clip.sample_rate_hz)
+        scores.codes.append(codes)
+        wav_BN = torch.from_numpy(clip.wav_N)[None].to(model.device)
+        true_BMT, true_len_B = log_mel(wav_BN, torch.tensor([len(clip.wav_N)], device=model.device))
+        for book in range(num_books):
+            with torch.inference_mode():
+                decoded = tokenizer.decode(codes, book + 1)
+            length_B = torch.minimum(decoded.mel_len_B, true_len_B)
+            for path, x_hat in (("refined", decoded.refined_BMT), ("coarse", decoded.coarse_BMT)):
+                sums[path][book] += mel_mae(x_hat, true_BMT, length_B)
+    scores.mae = {path: [float(total / count) for total, count in rows] for path, rows in sums.items()}
+    scores.books = book_use((codes.codes_BSK for codes in scores.codes), tokenizer.codebook_sizes)
+    return scores
+
+
+# -- speech
+
+
+def synthesize(model: SpokenLanguageModel, clip: Clip, codes: Codes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """All variants of a clip.
+
+    Returns:
+        waveforms by variant, all at the model's rate but "original" at the clip's; and log-mels (M, T) of
+        the vocoder by "original", "coarse", "refined", "flow", "vocoded" (of the waveform made from "flow").
+    """
+    wavs: dict[str, np.ndarray] = {"original": clip.wav_N}
+    mels: dict[str, np.ndarray] = {}
+    true_BMT, true_len_B = model.true_mel(clip.wav_N, clip.sample_rate_hz)
+    mels["original"] = true_BMT[0].cpu().numpy()
+    wavs["copy"] = model.vocode(true_BMT, true_len_B)[0]
+    for path in ("coarse", "refined", "flow"):
+        mel_BMT, mel_len_B = model.mel(codes, path=path)  # type: ignore[arg-type]
+        mels[path] = mel_BMT[0, :, : int(mel_len_B[0])].float().cpu().numpy()
+        wavs[path] = model.vocode(mel_BMT, mel_len_B)[0]
+    mels["vocoded"] = model.true_mel(wavs["flow"], model.sample_rate_hz)[0][0].cpu().numpy()
+    return wavs, mels
+
+
+def save_sample(folder: Path, model: SpokenLanguageModel, clip: Clip, made: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Write the variants and mels of one clip for the report; returns its record with paths below ``folder``."""
+    wavs, mels = made
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"key": clip.key, "text": clip.text, "language": clip.language, "wavs": {}}
+    for variant, wav_N in wavs.items():
+        path = folder / "samples" / f"{clip.name}_{variant}.wav"
+        write_wav(path, wav_N, clip.sample_rate_hz if variant == "original" else model.sample_rate_hz)
+        record["wavs"][variant] = str(path.relative_to(folder))
+    mels_path = folder / "samples" / f"{clip.name}_mels.npz"
+    np.savez_compressed(mels_path, **{name: mel.astype(np.float16) for name, mel in mels.items()})  # type: ignore[arg-type]
+    record["mels"] = str(mels_path.relative_to(folder))
+    return record
+
+
+def judge_variants(
+    judge: AsrJudge, clips: Sequence[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int, track: Track
+) -> dict[str, list[str]]:
+    """What the judge hears: variant -> text of every clip. ``rate_hz`` is that of all but "original"."""
+    heard: dict[str, list[str]] = {variant: [] for variant in wavs}
+    languages = [clip.language for clip in clips]
+    starts = range(0, len(clips), judge.batch_size)
+    for variant, start in track([(v, s) for v in wavs for s in starts], "judge"):
+        part = slice(start, start + judge.batch_size)
+        rate = clips[0].sample_rate_hz if variant == "original" else rate_hz
+        heard[variant] += judge.transcribe(wavs[variant][part], rate, languages[part])
+    return heard
+
+
+def cer_of(clips: Sequence[Clip], heard: Sequence[str]) -> float:
+    """Character error rate of what was heard against the transcripts."""
+    rate = character_error_rate([clip.text for clip in clips], heard, [clip.language for clip in clips])
+    return rate.rate
+
+
+# -- language model
+
+
+def text_perplexity(backbone: CausalBackbone, space: TokenSpace, ids: Sequence[Sequence[int]], max_positions: int = 2048) -> float:
+    """Perplexity of texts by piece; documents are read each for itself, every piece but the first is scored.
+
+    Args:
+        backbone: the text model.
+        space: its ids.
+        ids: pieces of every text.
+        max_positions: packed into one forward pass.
+    """
+    layouts = DocumentLayouts(space)
+    documents = [layouts.text(str(i), text[: max_positions - 1]) for i, text in enumerate(ids) if len(text) > 0]
+    total, count, start = 0.0, 0, 0
+    while start < len(documents):
+        stop, length = start, 0
+        while stop < len(documents) and (stop == start or length + len(documents[stop]) <= max_positions):
+            length += len(documents[stop])
+            stop += 1
+        batch = pack(documents[start:stop]).to(device_of(backbone))
+        with torch.inference_mode():
+            hidden_LD = backbone(backbone.embed_text(batch.ids_L), batch.doc_len_G)
+            total += float(backbone.text_loss(hidden_LD, batch.text_label_L).sum(dtype=torch.float64))
+        count += int((batch.text_label_L >= 0).sum())
+        start = stop
+    if not count:
+        raise UserError("text perplexity: the held-out texts hold no pieces to score")
+    return float(np.exp(total / count))
+
+
+def recognise(model: SpokenLanguageModel, clips: Sequence[Clip], track: Track) -> list[str]:
+    """The model's own transcripts."""
+    return [model.transcribe(clip.wav_N, clip.sample_rate_hz) for clip in track(clips, "own recognition")]
+
+
+# -- speed
+
+
+def real_time_factors(model: SpokenLanguageModel, clips: Sequence[Clip], num_frames: int = 50) -> dict[str, float | None]:
+    """Seconds of work for one second of speech, one clip at a time.
+
+    Returns:
+        'encode' speech -> codes; 'decode' codes -> speech with flow and vocoder; 'generate' LLM -> codes.
+    """
+    watches = {name: Stopwatch() for name in ("encode", "decode", "generate")}
+    model.decode(model.encode(clips[0].wav_N, clips[0].sample_rate_hz))  # warm up
+    for clip in clips:
+        with watches["encode"].running(clip.seconds):
+            codes = model.encode(clip.wav_N, clip.sample_rate_hz)
+        with watches["decode"].running(int(codes.num_frames_B[0]) / model.tokenizer.code_rate_hz):
+            model.decode(codes)
+        settings = model.settings
+        generator = Generator(model.lm, settings.text, settings.audio, max_text_tokens=0, max_frames=num_frames)
+        with watches["generate"].running():
+            reply = generator.reply(model.text_prompt(clip.text), "speech")
+        watches["generate"].speech_sec += sum(map(len, reply.codes)) / model.tokenizer.code_rate_hz
+    return {name: watch.real_time_factor for name, watch in watches.items()}

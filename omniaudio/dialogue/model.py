@@ -1,0 +1,267 @@
+"""The whole chain as one object: speech in, speech out. What ``omniaudio.load`` returns.
+
+    speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> mel -> vocoder -> speech
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.dialogue.remel import remel
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import resample
+from omniaudio.frontend.mel import LogMel, MelSpec
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.lm.audio_lm import AudioLM
+from omniaudio.lm.generate import AUDIO_SAMPLING, GREEDY, TEXT_SAMPLING, Generator, Reply
+from omniaudio.lm.sampling import SamplingSettings
+from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.sequence.chat import ChatLayout, Message
+from omniaudio.sequence.spans import Document, DocumentBuilder
+from omniaudio.types import Codes, device_of
+
+PARTS = ("tokenizer", "lm", "flow", "vocoder")
+"""Names of the parts; they begin the names of the exported tensors."""
+
+DecodePath = Literal["flow", "refined", "coarse"]
+DECODE_PATHS: tuple[DecodePath, ...] = ("flow", "refined", "coarse")
+
+
+class SpokenReply(TypedDict):
+    """What the model said."""
+
+    text: str  # all text of the reply
+    wav: np.ndarray | None  # (N,) float32 at sample_rate_hz, all speech of the reply; None without speech
+    sample_rate_hz: int
+    events: list[dict[str, Any]]  # in order: {"text": ...} or {"speech_sec": ..., "frames": ..., "codes": [[...]]}
+    complete: bool  # False when a limit of length cut the reply off
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialogueSettings:
+    """How an exported model speaks unless told otherwise.
+
+    Args:
+        text, audio: sampling of replies; transcripts are always the likeliest words.
+        max_text_tokens, max_frames: limits of a reply.
+        flow_steps: Euler steps of flow matching.
+        flow_guidance: strength of its guidance.
+        instructions: task -> what the user asks for it, as in training ("transcribe", ...).
+    """
+
+    text: SamplingSettings = TEXT_SAMPLING
+    audio: SamplingSettings = AUDIO_SAMPLING
+    max_text_tokens: int = 128
+    max_frames: int = 200
+    flow_steps: int = 10
+    flow_guidance: float = 0.7
+    instructions: dict[str, str] = field(default_factory=dict)
+
+
+class SpokenLanguageModel(nn.Module):
+    """Tokenizer, audio LLM, flow-matching decoder and vocoder under one token layout.
+
+    Args:
+        tokenizer, lm, flow, vocoder: trained parts; checked against each other.
+        text_tokenizer: of the LLM.
+        settings: defaults of generation.
+    """
+
+    def __init__(
+        self,
+        tokenizer: SpeechTokenizer,
+        lm: AudioLM,
+        flow: FlowMatchingDecoder,
+        vocoder: nn.Module,
+        text_tokenizer: TextTokenizer,
+        settings: DialogueSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.lm, self.flow, self.vocoder = tokenizer, lm, flow, vocoder
+        self.text_tokenizer = text_tokenizer
+        self.settings = settings or DialogueSettings()
+        self.chat = ChatLayout(lm.token_space, text_tokenizer.encode)
+        self._check_parts()
+        self.vocoder_mel = LogMel(self.mel_spec)
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str = "cpu") -> SpokenLanguageModel:
+        """Load what ``omniaudio export`` wrote. See ``omniaudio.load``."""
+        from omniaudio.dialogue.folder import read_model
+
+        return read_model(folder, device)
+
+    @property
+    def mel_spec(self) -> MelSpec:
+        """Of the vocoder and of flow matching."""
+        spec = self.vocoder.mel_spec
+        assert isinstance(spec, MelSpec)
+        return spec
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of the speech that comes out."""
+        return self.mel_spec.sample_rate_hz
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self)
+
+    # -- speech and codes
+
+    @torch.inference_mode()
+    def encode(self, wav_N: np.ndarray, sample_rate_hz: int) -> Codes:
+        """Speech, float32 in [-1, 1] of any rate and length, to codes (batch of one)."""
+        at_tokenizer = resample(np.asarray(wav_N, np.float32), sample_rate_hz, self.tokenizer.sample_rate_hz)
+        if at_tokenizer.ndim != 1 or not np.isfinite(at_tokenizer).all():
+            raise UserError(f"speech of shape {at_tokenizer.shape}: expected one channel of finite samples")
+        wav_BN = torch.from_numpy(at_tokenizer)[None].to(self.device)
+        return self.tokenizer.encode(wav_BN, torch.tensor([len(at_tokenizer)], device=self.device))
+
+    @torch.inference_mode()
+    def mel(
+        self, codes: Codes, num_books: int | None = None, path: DecodePath = "flow", seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Codes to the mel that the vocoder reads.
+
+        Args:
+            codes: of speech.
+            num_books: read only so many leading books; None reads all.
+            path: "flow" matches the hidden states of the decoder; "refined" and "coarse" are the tokenizer's
+                own mels, brought to the vocoder's by ``remel``.
+            seed: of the flow's starting noise.
+
+        Returns:
+            mel_BMT, mel_len_B.
+        """
+        if path not in DECODE_PATHS:
+            raise UserError(f"decode path {path!r} is not one of {', '.join(DECODE_PATHS)}")
+        decoded = self.tokenizer.decode(codes, num_books)
+        if path != "flow":
+            own_BMT = decoded.refined_BMT if path == "refined" else decoded.coarse_BMT
+            return remel(own_BMT, decoded.mel_len_B, self.tokenizer.decoder_mel_spec, self.mel_spec)
+        return self.flow.decode(
+            decoded.hidden_BTD,
+            decoded.hidden_len_B,
+            num_steps=self.settings.flow_steps,
+            guidance=self.settings.flow_guidance,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    @torch.inference_mode()
+    def vocode(self, mel_BMT: Tensor, mel_len_B: Tensor) -> list[np.ndarray]:
+        """Mels to waveforms at ``sample_rate_hz``, one item at a time: nothing depends on the batch."""
+        wavs = [self.vocoder(mel_MT[None, :, : int(n)])[0] for mel_MT, n in zip(mel_BMT, mel_len_B, strict=True)]
+        return [wav.float().cpu().numpy() for wav in wavs]
+
+    def decode(
+        self, codes: Codes, num_books: int | None = None, path: DecodePath = "flow", seed: int = 0
+    ) -> np.ndarray:
+        """Codes (batch of one) to speech, float32 (N,) at ``sample_rate_hz``. Arguments as in ``mel``."""
+        assert len(codes.num_frames_B) == 1, codes.num_frames_B
+        return self.vocode(*self.mel(codes, num_books, path, seed))[0]
+
+    @torch.inference_mode()
+    def true_mel(self, wav_N: np.ndarray, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
+        """The vocoder's mel of recorded speech: mel_BMT, mel_len_B."""
+        wav_N = resample(np.asarray(wav_N, np.float32), sample_rate_hz, self.sample_rate_hz)
+        return self.vocoder_mel(torch.from_numpy(wav_N)[None].to(self.device), torch.tensor([len(wav_N)]).to(self.device))
+
+    def copy_synthesis(self, wav_N: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+        """Speech through mel and vocoder only: the best that the vocoder can do. (N,) at ``sample_rate_hz``."""
+        return self.vocode(*self.true_mel(wav_N, sample_rate_hz))[0]
+
+    # -- dialogue
+
+    def reply(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> SpokenReply:
+        """Answer a chat.
+
+        Args:
+            messages: turns as in ``omniaudio.sequence.chat.Message``; speech stands in them as Codes.
+            speak: ask for a spoken reply (text and speech in turn) rather than text.
+            seed: the same seed gives the same reply.
+        """
+        prompt = self.chat.prompt(list(messages), "speech" if speak else "text")
+        form: Literal["free", "text"] = "free" if speak else "text"
+        return self._told(self._generator().reply(prompt, form, seed), seed)
+
+    def transcribe(self, wav_N: np.ndarray, sample_rate_hz: int) -> str:
+        """What is said in a recording: the model's own recognition."""
+        prompt = self.chat.prompt([self.question(wav_N, sample_rate_hz, "transcribe")], "text")
+        reply = self._generator(text=GREEDY).reply(prompt, "text")
+        return self.text_tokenizer.decode(reply.text_ids).strip()
+
+    def answer(
+        self, wav_N: np.ndarray, sample_rate_hz: int, task: str = "", speak: bool = True, seed: int = 0
+    ) -> SpokenReply:
+        """Answer a recording; ``task`` is one of ``settings.instructions``, or empty to ask nothing more."""
+        return self.reply([self.question(wav_N, sample_rate_hz, task)], speak, seed)
+
+    def question(self, wav_N: np.ndarray, sample_rate_hz: int, task: str = "") -> Message:
+        """The user's turn: an instruction, if the model learned one for the task, and a recording."""
+        instruction = self.settings.instructions.get(task, "")
+        codes = self.encode(wav_N, sample_rate_hz)
+        return {"role": "user", "content": [instruction, codes] if instruction else codes}
+
+    def speak(self, text: str, seed: int = 0) -> SpokenReply:
+        """Read a text aloud."""
+        return self._told(self._generator().reply(self.text_prompt(text), "speech", seed), seed)
+
+    def text_prompt(self, text: str) -> Document:
+        """A text as in the <text, audio> pairs of pretraining: speech follows it."""
+        ids = self.text_tokenizer.encode(text)
+        return DocumentBuilder(self.lm.token_space).text(ids, loss=False).build("prompt", "speak")
+
+    def _generator(self, text: SamplingSettings | None = None) -> Generator:
+        settings = self.settings
+        return Generator(
+            self.lm,
+            text or settings.text,
+            settings.audio,
+            max_text_tokens=settings.max_text_tokens,
+            max_frames=settings.max_frames,
+        )
+
+    def _told(self, reply: Reply, seed: int) -> SpokenReply:
+        events: list[dict[str, Any]] = []
+        wavs: list[np.ndarray] = []
+        for segment in reply.segments:
+            if isinstance(segment, Tensor):
+                num_frames_B = torch.tensor([len(segment)], device=self.device)
+                codes = Codes(codes_BSK=segment[None].to(self.device), num_frames_B=num_frames_B)
+                wavs.append(self.decode(codes, seed=seed))
+                seconds = round(len(wavs[-1]) / self.sample_rate_hz, 3)
+                events.append({"speech_sec": seconds, "frames": len(segment), "codes": segment.tolist()})
+            else:
+                events.append({"text": self.text_tokenizer.decode(segment)})
+        return {
+            "text": self.text_tokenizer.decode(reply.text_ids).strip(),
+            "wav": np.concatenate(wavs) if wavs else None,
+            "sample_rate_hz": self.sample_rate_hz,
+            "events": events,
+            "complete": reply.complete,
+        }
+
+    def _check_parts(self) -> None:
+        tokenizer, space = self.tokenizer, self.lm.token_space
+        facts = [
+            ("lm codebook_sizes", tuple(space.codebook_sizes), "tokenizer codebook_sizes", tuple(tokenizer.codebook_sizes)),
+            ("flow mel_spec", self.flow.mel_spec, "vocoder mel_spec", self.mel_spec),
+            ("flow hidden width", self.flow.prenet.hidden_width, "tokenizer decoder width", tokenizer.decoder.width),
+        ]
+        for name, value, owner, expected in facts:
+            if value != expected:
+                raise UserError(f"model: {name} is {value}, {owner} is {expected}; these parts were not made together")
+        if self.text_tokenizer.vocab_size > space.text_vocab_size:
+            raise UserError(
+                f"model: the text tokenizer has {self.text_tokenizer.vocab_size} ids, "
+                f"the LLM was made for {space.text_vocab_size}; these parts were not made together"
+            )

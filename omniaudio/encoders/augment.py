@@ -1,0 +1,30 @@
+"""SpecAugment's time masks (arXiv:1904.08779 section 2), drawn for a whole batch at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from omniaudio.types import valid_steps
+
+
+def mask_time(mel_BMT: Tensor, mel_len_B: Tensor, share: float, span: int) -> Tensor:
+    """Set random spans of frames to zero; every valid frame begins one with probability share / span.
+
+    Args:
+        mel_BMT: (B, M, T) log-mel.
+        mel_len_B: valid frames.
+        share: expected share of frames that lie in a mask, if masks did not overlap; 0 masks none.
+        span: frames of a mask.
+
+    Returns:
+        (B, M, T).
+    """
+    if share == 0:
+        return mel_BMT
+    num_frames = mel_BMT.shape[-1]
+    begins_BT = torch.rand(len(mel_BMT), num_frames, device=mel_BMT.device) < share / span
+    begins_BT = begins_BT & valid_steps(mel_len_B, num_frames)
+    spread_B1T = functional.pad(begins_BT[:, None].to(mel_BMT.dtype), (span - 1, 0))
+    return mel_BMT * (1 - functional.max_pool1d(spread_B1T, span, stride=1))

@@ -1,0 +1,144 @@
+"""Audio files to waveforms. Nothing is repaired on the way: what is wrong is a UserError that names the file.
+
+WAV, FLAC, OGG and MP3 are read by soundfile, all else (G.722, M4A, ...) by PyAV.
+Shapes: N samples, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omniaudio.errors import UserError
+
+RAW_FORMATS = {".g722": "g722"}
+"""Endings of streams without a header, and the format name that PyAV needs to read them."""
+
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".g722")
+"""Files that are taken for recordings."""
+
+
+def decode_audio(source: str | Path | bytes) -> tuple[np.ndarray, int]:
+    """Decode a file as it is.
+
+    Args:
+        source: a path, or the bytes of a whole file.
+
+    Returns:
+        wav_CN float32 in [-1, 1], and the sample rate in Hz.
+
+    Raises:
+        UserError: the file does not exist, cannot be decoded, or holds no samples.
+    """
+    name = _name(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UserError(f"{name}: no such audio file")
+    suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
+    wav_CN, rate_hz = _by_soundfile(source, suffix) or _by_av(source, suffix, name)
+    if wav_CN.shape[1] == 0:
+        raise UserError(f"{name}: empty audio (0 samples)")
+    return wav_CN, rate_hz
+
+
+def read_audio(
+    source: str | Path | bytes, *, sample_rate_hz: int | None = None, mono: bool = True
+) -> np.ndarray:
+    """Read a recording as one channel.
+
+    Args:
+        source: a path, or the bytes of a whole file.
+        sample_rate_hz: the rate that the file must have; None takes any (see ``read_audio_at`` to convert).
+        mono: True refuses a file of several channels; False takes their mean.
+
+    Returns:
+        wav_N float32.
+
+    Raises:
+        UserError: unreadable, empty, not finite, another rate, several channels.
+    """
+    wav_CN, rate_hz = decode_audio(source)
+    if sample_rate_hz is not None and rate_hz != sample_rate_hz:
+        raise UserError(f"{_name(source)}: sample rate is {rate_hz} Hz, expected {sample_rate_hz} Hz")
+    return _one_channel(wav_CN, _name(source), mono)
+
+
+def read_audio_at(source: str | Path | bytes, sample_rate_hz: int, *, mono: bool = True) -> np.ndarray:
+    """As ``read_audio``, but a file of another rate is resampled to ``sample_rate_hz``."""
+    wav_CN, rate_hz = decode_audio(source)
+    return resample(_one_channel(wav_CN, _name(source), mono), rate_hz, sample_rate_hz)
+
+
+def _name(source: str | Path | bytes) -> str:
+    return "audio bytes" if isinstance(source, bytes) else str(source)
+
+
+def _one_channel(wav_CN: np.ndarray, name: str, mono: bool) -> np.ndarray:
+    if mono and wav_CN.shape[0] != 1:
+        raise UserError(f"{name}: {wav_CN.shape[0]} channels, expected 1 (mono)")
+    if not np.isfinite(wav_CN).all():
+        raise UserError(f"{name}: {int((~np.isfinite(wav_CN)).sum())} samples are not finite (NaN or Inf)")
+    wav_N: np.ndarray = wav_CN[0] if wav_CN.shape[0] == 1 else wav_CN.mean(axis=0)
+    return wav_N
+
+
+def resample(wav_N: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """Band-limited conversion of the sample rate (soxr, high quality)."""
+    if from_hz == to_hz:
+        return wav_N
+    import soxr
+
+    resampled: np.ndarray = soxr.resample(wav_N, from_hz, to_hz).astype(np.float32)
+    return resampled
+
+
+def encode_audio(wav_N: np.ndarray, sample_rate_hz: int, form: str = "FLAC") -> bytes:
+    """The bytes of a 16-bit mono FLAC (or ``WAV``) file; values outside [-1, 1] are clipped."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    pcm_N = np.clip(np.round(np.asarray(wav_N, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+    soundfile.write(buffer, pcm_N, sample_rate_hz, format=form, subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def write_wav(path: str | Path, wav_N: np.ndarray, sample_rate_hz: int) -> None:
+    """Write a 16-bit mono WAV file."""
+    Path(path).write_bytes(encode_audio(wav_N, sample_rate_hz, "WAV"))
+
+
+def _by_soundfile(source: str | Path | bytes, suffix: str) -> tuple[np.ndarray, int] | None:
+    """wav_CN and rate, or None for a format that soundfile does not know."""
+    import soundfile
+
+    if suffix in RAW_FORMATS:
+        return None
+    try:
+        file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        wav_NC, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError):
+        return None
+    return np.ascontiguousarray(wav_NC.T), int(rate_hz)
+
+
+def _by_av(source: str | Path | bytes, suffix: str, name: str) -> tuple[np.ndarray, int]:
+    import av
+
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    pieces: list[np.ndarray] = []
+    rate_hz = 0
+    try:
+        with av.open(file, format=RAW_FORMATS.get(suffix)) as container:
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp", rate=stream.rate)
+            rate_hz = int(stream.rate or 0)
+            for frame in container.decode(stream):
+                pieces += [part.to_ndarray() for part in resampler.resample(frame)]
+            pieces += [part.to_ndarray() for part in resampler.resample(None)]
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read as audio ({str(error).splitlines()[0]})") from error
+    if not pieces:
+        return np.zeros((1, 0), np.float32), rate_hz
+    return np.concatenate(pieces, axis=1).astype(np.float32), rate_hz

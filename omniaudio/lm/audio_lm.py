@@ -1,0 +1,112 @@
+"""The audio LLM of arXiv:2502.17239: text backbone, audio embedding tables, audio head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from omniaudio.errors import UserError
+from omniaudio.fingerprint import Fingerprint
+from omniaudio.lm.audio_head import AudioHead
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import NO_LABEL, LMOutput, PackedBatch
+
+
+class AudioLM(nn.Module):
+    """Reads and writes text and code frames.
+
+    Args:
+        backbone: the text model.
+        audio_head: hidden state -> codes of a frame.
+        token_space: ids of text, special tokens and frames.
+        deep_frame_share: share of the frames, chosen anew each training step, on which the books after the
+            first are trained; their loss is scaled up so that its expectation stays. 1 trains
+            all.
+    """
+
+    def __init__(
+        self,
+        backbone: CausalBackbone,
+        audio_head: AudioHead,
+        token_space: TokenSpace,
+        deep_frame_share: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if token_space.vocab_size > backbone.vocab_size:
+            raise UserError(
+                f"backbone.vocab_size {backbone.vocab_size} is smaller than the token space: "
+                f"{token_space.vocab_size}"
+            )
+        if audio_head.hidden_size != backbone.hidden_size:
+            raise UserError(
+                f"audio_head.hidden_size {audio_head.hidden_size} is not backbone.hidden_size {backbone.hidden_size}"
+            )
+        if audio_head.codebook_sizes != token_space.codebook_sizes:
+            raise UserError(
+                f"audio_head.codebook_sizes {list(audio_head.codebook_sizes)} are not those of the token space: "
+                f"{list(token_space.codebook_sizes)}"
+            )
+        if not 0 < deep_frame_share <= 1:
+            raise UserError(f"lm.deep_frame_share: {deep_frame_share} is not in (0, 1]")
+        self.deep_frame_share = deep_frame_share
+        self.backbone = backbone
+        self.audio_head = audio_head
+        self.token_space = token_space
+        self.audio_embed = nn.ModuleList(
+            nn.Embedding(size, backbone.hidden_size) for size in token_space.audio_table_sizes
+        )
+        # A frame is a sum of K rows: give it the size of one text embedding.
+        for table in self.audio_embed:
+            nn.init.normal_(table.weight, std=0.02 * token_space.num_books**-0.5)
+
+    def fingerprint(self) -> Fingerprint:
+        """Facts that ids and codes must share with this model."""
+        return self.token_space.fingerprint()
+
+    def embed_frames(self, codes_SK: Tensor) -> Tensor:
+        """Frames of codes (S, K) to their summed embeddings (S, D)."""
+        frames_SD = self.audio_embed[0](codes_SK[:, 0])
+        for book in range(1, len(self.audio_embed)):
+            frames_SD = frames_SD + self.audio_embed[book](codes_SK[:, book])
+        return frames_SD
+
+    def embed_prefix(self, codes_FK: Tensor) -> Tensor:
+        """Running sums (F, K - 1, D) of the embeddings of books 0..i: what the audio head is forced with."""
+        books = [self.audio_embed[book](codes_FK[:, book]) for book in range(len(self.audio_embed) - 1)]
+        if not books:
+            return codes_FK.new_zeros((len(codes_FK), 0, self.backbone.hidden_size), dtype=torch.float32)
+        return torch.stack(books, dim=1).cumsum(dim=1)
+
+    def embed(self, ids_L: Tensor, codes_LK: Tensor) -> Tensor:
+        """Ids, and codes where the id is ``audio_pad``, to the LLM's input embeddings (L, D)."""
+        embeds_LD = self.backbone.embed_text(ids_L)
+        frames_S = (ids_L == self.token_space.audio_pad).nonzero()[:, 0]
+        frames_SD = self.embed_frames(codes_LK[frames_S]).to(embeds_LD.dtype)
+        return embeds_LD.index_copy(0, frames_S, frames_SD)
+
+    def forward(self, batch: PackedBatch) -> LMOutput:
+        """Hidden states and both losses by position."""
+        embeds_LD = self.embed(batch.ids_L, batch.codes_LK)
+        hidden_LD = self.backbone(embeds_LD, batch.doc_len_G)
+        return LMOutput(
+            hidden_LD=hidden_LD,
+            text_loss_L=self.backbone.text_loss(hidden_LD, batch.text_label_L),
+            audio_loss_LK=self.audio_loss(hidden_LD, batch.audio_label_LK),
+        )
+
+    def audio_loss(self, hidden_LD: Tensor, label_LK: Tensor) -> Tensor:
+        """Cross-entropy (L, K) of every book, 0 where there is no frame to predict."""
+        loss_LK = torch.zeros(label_LK.shape, device=hidden_LD.device)
+        rows_F = (label_LK[:, 0] != NO_LABEL).nonzero()[:, 0]
+        if self.training and self.deep_frame_share < 1:
+            chosen_F = torch.rand(len(rows_F), device=rows_F.device) < self.deep_frame_share
+            shallow_F, rows_F = rows_F[~chosen_F], rows_F[chosen_F]
+            no_prefix = hidden_LD.new_zeros(len(shallow_F), 0, hidden_LD.shape[1])
+            loss_F1 = self.audio_head.loss(hidden_LD[shallow_F], no_prefix, label_LK[shallow_F])
+            loss_LK = loss_LK.index_put((shallow_F, torch.zeros_like(shallow_F)), loss_F1[:, 0])
+        label_FK = label_LK[rows_F]
+        loss_FK = self.audio_head.loss(hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK)
+        if self.training and self.deep_frame_share < 1:
+            loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / self.deep_frame_share], dim=1)
+        return loss_LK.index_copy(0, rows_F, loss_FK)

@@ -1,0 +1,48 @@
+"""Losses of generator against discriminators. Lists have one entry a discriminator; losses sum over them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generator_loss(scores_fake: list[Tensor]) -> Tensor:
+    """Least squares: the discriminators should say 1 (arXiv:1611.04076)."""
+    return torch.stack([(1 - fake.float()).square().mean() for fake in scores_fake]).sum()
+
+
+def discriminator_loss(scores_real: list[Tensor], scores_fake: list[Tensor]) -> Tensor:
+    """Least squares: 1 for real, 0 for generated."""
+    terms = [
+        (1 - real.float()).square().mean() + fake.float().square().mean()
+        for real, fake in zip(scores_real, scores_fake, strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
+def feature_matching_loss(features_real: list[list[Tensor]], features_fake: list[list[Tensor]]) -> Tensor:
+    """L1 between feature maps, real ones without gradient, twice the sum over layers (arXiv:2010.05646)."""
+    terms = [
+        (real.detach().float() - fake.float()).abs().mean()
+        for reals, fakes in zip(features_real, features_fake, strict=True)
+        for real, fake in zip(reals, fakes, strict=True)
+    ]
+    return 2 * torch.stack(terms).sum()
+
+
+def tpr_loss(scores_better: list[Tensor], scores_worse: list[Tensor], tau: float = 0.04) -> Tensor:
+    """Truncated pointwise relativistic loss: where the worse beats the median (arXiv:2306.07842).
+
+    Args:
+        scores_better: real ones for the discriminators, generated ones for the generator.
+        scores_worse: the other.
+        tau: upper limit of each discriminator's term.
+    """
+    terms = []
+    for better, worse in zip(scores_better, scores_worse, strict=True):
+        distance = better.float() - worse.float()
+        excess = distance - distance.median()
+        below = excess < 0
+        relative = (excess.square() * below).sum() / below.sum().clamp(min=1)
+        terms.append(tau - torch.relu(tau - relative))
+    return torch.stack(terms).sum()

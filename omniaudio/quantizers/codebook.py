@@ -1,0 +1,206 @@
+"""One book of a residual quantizer: Euclidean, learned by moving averages instead of gradients.
+
+Source: van den Oord et al. (arXiv:1711.00937, appendix A.1) for the averages; restarts, Gumbel sampling and
+the L2 shrink as in arXiv:2502.17239 section 3.1. F stands for the flattened valid frames of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+MIN_COUNT = 1e-12
+
+SAMPLES_PER_CENTER = 4
+"""Samples of the first batch for each code made of them."""
+
+
+@dataclass(frozen=True)
+class CodebookTraining:
+    """How books learn.
+
+    Args:
+        decay: a of the moving averages of counts and sums.
+        shrink: b; after every step a code is multiplied by 1 - b, so that only use keeps it large.
+        restart_after: steps without use after which a code is replaced by an input of the batch.
+        gumbel_temperature: noise of the sampled codes, in units of the mean squared distance to the nearest
+            code; 0 takes the nearest.
+        kmeans_steps: iterations on the first batch; 0 takes samples of it as they are.
+    """
+
+    decay: float = 0.99
+    shrink: float = 1e-4
+    restart_after: int = 50
+    gumbel_temperature: float = 0.0
+    kmeans_steps: int = 10
+
+
+class Codebook(nn.Module):
+    """``size`` vectors of ``dim``. All buffers stay float32 whatever type the model is cast to.
+
+    Args:
+        dim: width of a code.
+        size: number of codes.
+        training_options: see CodebookTraining.
+    """
+
+    embed: Tensor
+    embed_avg: Tensor
+    cluster_size: Tensor
+    unused_steps: Tensor
+
+    def __init__(self, dim: int, size: int, training_options: CodebookTraining) -> None:
+        super().__init__()
+        self.options = training_options
+        self.size = size
+        self.register_buffer("embed", torch.randn(size, dim))
+        self.register_buffer("embed_avg", self.embed.clone())
+        self.register_buffer("cluster_size", torch.zeros(size))  # all zero: not yet seen any data
+        self.register_buffer("unused_steps", torch.zeros(size, dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        """Follow the model's device but not its type: averages with decay 0.99 do not move in bfloat16."""
+
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor if tensor.is_meta else tensor.new_empty(0))
+            return moved.to(tensor.dtype) if tensor.is_meta else tensor.to(moved.device)
+
+        super()._apply(keep_type, recurse)
+        return self
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (...) to vectors (..., D), float32; code -1 gives zeros."""
+        return functional.embedding(codes.clamp(min=0), self.embed) * (codes >= 0)[..., None]
+
+    def distances(self, x_FD: Tensor) -> Tensor:
+        """Squared distances (F, V) of float32 inputs."""
+        return _squared_distances(x_FD, self.embed)
+
+    def choose(self, x_FD: Tensor) -> Tensor:
+        """Code (F,) of every input: the nearest, or while training a sample around it."""
+        distance_FV = self.distances(x_FD)
+        if not self.training or self.options.gumbel_temperature == 0:
+            return distance_FV.argmin(-1)
+        unit = distance_FV.min(-1).values.mean() * self.options.gumbel_temperature
+        noise_FV = -torch.empty_like(distance_FV).exponential_().clamp(min=MIN_COUNT).log()
+        return (noise_FV - distance_FV / unit.clamp(min=MIN_COUNT)).argmax(-1)
+
+    @torch.no_grad()
+    def start(self, x_FD: Tensor) -> None:
+        """Take the first codes from the first batch, the same on every rank; later calls do nothing."""
+        if self.cluster_size.any():
+            return
+        samples_FD = _agreed_rows(x_FD, max(self.size, 4096 if self.options.kmeans_steps else 0))
+        if not len(samples_FD):
+            return
+        embed_VD, count_V = self._first_codes(samples_FD)
+        _from_first_rank(embed_VD, count_V)
+        self.embed.copy_(embed_VD)
+        self.cluster_size.copy_((1 - self.options.decay) * count_V.clamp(min=1))
+        self.embed_avg.copy_(self.embed * self.cluster_size[:, None])
+
+    def _first_codes(self, samples_FD: Tensor) -> tuple[Tensor, Tensor]:
+        """First codes (V, D) and how many samples each stands for.
+
+        A batch too small for the book gives fewer centers, or it would leave nothing for the next book;
+        the other codes stand around them, as far off as the samples do.
+        """
+        num_centers = min(self.size, -(-len(samples_FD) // SAMPLES_PER_CENTER))
+        center_CD, count_C = samples_FD[:num_centers], samples_FD.new_ones(num_centers)
+        for _ in range(self.options.kmeans_steps):
+            code_F = _squared_distances(samples_FD, center_CD).argmin(-1)
+            count_C, sum_CD = _assigned(code_F, samples_FD, num_centers)
+            center_CD = torch.where(count_C[:, None] > 0, sum_CD / count_C.clamp(min=1)[:, None], center_CD)
+        distance_F = _squared_distances(samples_FD, center_CD).min(-1).values.clamp(min=0)
+        spread = (distance_F.mean() / samples_FD.shape[-1]).sqrt()
+        parent_R = torch.randint(num_centers, (self.size - num_centers,), device=samples_FD.device)
+        other_RD = center_CD[parent_R]
+        other_RD = other_RD + spread * torch.randn_like(other_RD)
+        return torch.cat([center_CD, other_RD]), torch.cat([count_C, count_C.new_zeros(len(parent_R))])
+
+    @torch.no_grad()
+    def learn(self, x_FD: Tensor, code_F: Tensor) -> Tensor:
+        """One step of the moving averages and restarts, agreed by all ranks.
+
+        Returns:
+            number of codes that were replaced (scalar).
+        """
+        options = self.options
+        count_V, sum_VD = _assigned(code_F, x_FD, self.size)
+        if _num_ranks() > 1:
+            distributed.all_reduce(count_V)
+            distributed.all_reduce(sum_VD)
+        self.cluster_size.lerp_(count_V, 1 - options.decay)
+        self.embed_avg.lerp_(sum_VD, 1 - options.decay).mul_(1 - options.shrink)
+        self.embed.copy_(self.embed_avg / self.cluster_size.clamp(min=MIN_COUNT)[:, None])
+        self.unused_steps.add_(1).masked_fill_(count_V > 0, 0)
+        return self._restart(x_FD)
+
+    def _restart(self, x_FD: Tensor) -> Tensor:
+        stale_R = (self.unused_steps >= self.options.restart_after).nonzero()[:, 0]
+        rows_RD = _agreed_rows(x_FD, len(stale_R)) if len(stale_R) else x_FD[:0]
+        stale_R = stale_R[: len(rows_RD)]
+        if len(stale_R):
+            seen_once = 1 - self.options.decay  # as if this input had been the code's only one, now
+            self.embed[stale_R] = rows_RD
+            self.embed_avg[stale_R] = rows_RD * seen_once
+            self.cluster_size[stale_R] = seen_once
+            self.unused_steps[stale_R] = 0
+        return torch.tensor(float(len(stale_R)), device=x_FD.device)
+
+    @torch.no_grad()
+    def stats(self, code_F: Tensor) -> dict[str, Tensor]:
+        """Usage (share of codes in use) and perplexity: recent ones while training, of this batch in eval."""
+        if self.training:
+            weight_V, used_V = self.cluster_size, self.unused_steps < self.options.restart_after
+        else:
+            weight_V = torch.bincount(code_F, minlength=self.size).float()
+            used_V = weight_V > 0
+        share_V = weight_V / weight_V.sum().clamp(min=MIN_COUNT)
+        entropy = -torch.special.xlogy(share_V, share_V).sum()
+        return {"usage": used_V.float().mean(), "perplexity": entropy.exp()}
+
+
+def _squared_distances(x_FD: Tensor, code_VD: Tensor) -> Tensor:
+    offset_FV = x_FD.square().sum(-1, keepdim=True) + code_VD.square().sum(-1)
+    return torch.addmm(offset_FV, x_FD, code_VD.t(), alpha=-2)
+
+
+def _assigned(code_F: Tensor, x_FD: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Number (V,) and sum (V, D) of the inputs of every code."""
+    count_V = torch.bincount(code_F, minlength=size).to(x_FD.dtype)
+    sum_VD = x_FD.new_zeros(size, x_FD.shape[-1]).index_add_(0, code_F, x_FD)
+    return count_V, sum_VD
+
+
+def _num_ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _from_first_rank(*tensors: Tensor) -> None:
+    if _num_ranks() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
+
+
+def _agreed_rows(x_FD: Tensor, count: int) -> Tensor:
+    """At most ``count`` random rows of all ranks' inputs, the same on every rank and each at most once.
+
+    Every rank gives its share of rows, or fewer if it has fewer.
+    """
+    num_ranks = _num_ranks()
+    if num_ranks == 1:
+        return x_FD[torch.randperm(len(x_FD), device=x_FD.device)[:count]]
+    share = -(-count // num_ranks)
+    mine = x_FD[torch.randperm(len(x_FD), device=x_FD.device)[:share]]
+    padded = functional.pad(mine, (0, 0, 0, share - len(mine)))
+    length = torch.tensor(len(mine), device=x_FD.device)
+    rows = [torch.empty_like(padded) for _ in range(num_ranks)]
+    lengths = [torch.empty_like(length) for _ in range(num_ranks)]
+    distributed.all_gather(rows, padded)
+    distributed.all_gather(lengths, length)
+    return torch.cat([row[: int(size)] for row, size in zip(rows, lengths, strict=True)])[:count]

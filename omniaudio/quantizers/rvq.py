@@ -1,0 +1,176 @@
+"""Residual vector quantizer: every book codes what the books before it left over.
+
+Source: arXiv:2107.03312 section III.C for the residual form, arXiv:2502.17239 section 3.1 for its training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from omniaudio.errors import UserError
+from omniaudio.quantizers.codebook import Codebook, CodebookTraining
+from omniaudio.types import QuantizerOutput
+
+
+class ResidualVQ(nn.Module):
+    """Books in order; any number of leading ones decodes.
+
+    Args:
+        dim: width D of the vectors.
+        codebook_sizes: codes of every book, first book first.
+        decay, shrink, restart_after, gumbel_temperature, kmeans_steps: see CodebookTraining.
+        book_dropout: share of items that, while training, keep only the books before a random depth; the
+            first book is always kept.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_sizes: Sequence[int],
+        decay: float = 0.99,
+        shrink: float = 1e-4,
+        restart_after: int = 50,
+        gumbel_temperature: float = 0.0,
+        kmeans_steps: int = 10,
+        book_dropout: float = 0.25,
+    ) -> None:
+        super().__init__()
+        check_codebook_sizes(codebook_sizes)
+        self.dim = dim
+        self.codebook_sizes = tuple(codebook_sizes)
+        self.book_dropout = book_dropout
+        options = CodebookTraining(decay, shrink, restart_after, gumbel_temperature, kmeans_steps)
+        self.books = nn.ModuleList(Codebook(dim, size, options) for size in self.codebook_sizes)
+
+    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+        """Quantize; while training also learn the books from all valid frames.
+
+        Args:
+            z_BSD: vectors; distances are taken in float32 whatever their type.
+            valid_BS: True at frames, False at padding.
+            bypass_share: share of items whose ``quantized`` is ``z`` itself (instance-level replacement);
+                their codes, statistics and commitment loss are those of any other item.
+
+        Returns:
+            QuantizerOutput; gradients of ``quantized`` pass straight through to ``z``. Books that an item
+            dropped have code -1.
+        """
+        with torch.autocast(z_BSD.device.type, enabled=False):
+            x_FD = z_BSD.detach()[valid_BS]
+            keep_FK = self._kept_books(valid_BS)
+            code_FK, total_FD, kept_FD, stats = self._quantize(x_FD, keep_FK)
+            commit_loss = _mean_square(z_BSD[valid_BS].float() - total_FD)
+            quantized_BSD = _scatter(kept_FD.to(z_BSD.dtype), valid_BS)
+        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
+        quantized_BSD = z_BSD + (quantized_BSD - z_BSD).detach() * passes_B11
+        codes_BSK = _scatter(code_FK.masked_fill(~keep_FK, -1), valid_BS, fill=-1)
+        return QuantizerOutput(
+            quantized_BSD=quantized_BSD * valid_BS[..., None],
+            codes_BSK=codes_BSK,
+            commit_loss=commit_loss,
+            stats=stats,
+        )
+
+    @torch.no_grad()
+    def encode(self, z_BSD: Tensor, valid_BS: Tensor, num_books: int | None = None) -> Tensor:
+        """Vectors to codes (B, S, num_books), the nearest code of every book; -1 at padding."""
+        residual_FD = z_BSD[valid_BS]
+        codes = []
+        for book in self.books[: check_num_books(num_books, len(self.books))]:
+            assert isinstance(book, Codebook)
+            code_F = _distances_fp32(book, residual_FD).argmin(-1)
+            residual_FD = (residual_FD.float() - book.lookup(code_F)).to(residual_FD.dtype)
+            codes.append(code_F)
+        return _scatter(torch.stack(codes, -1), valid_BS, fill=-1)
+
+    def decode(self, codes_BSK: Tensor) -> Tensor:
+        """Codes of the first K books (B, S, K), K at least 1, to vectors (B, S, D); code -1 adds nothing."""
+        num_books = check_num_books(codes_BSK.shape[-1], len(self.books))
+        total_BSD = torch.zeros(*codes_BSK.shape[:-1], self.dim, device=codes_BSK.device)
+        for book, code_BS in zip(self.books[:num_books], codes_BSK.unbind(-1), strict=True):
+            assert isinstance(book, Codebook)
+            total_BSD = total_BSD + book.lookup(code_BS)
+        return total_BSD
+
+    def _quantize(self, x_FD: Tensor, keep_FK: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Codes, sum over all books, sum over the kept books, telemetry; both sums float32."""
+        residual_FD = x_FD
+        total_FD = kept_FD = torch.zeros_like(x_FD, dtype=torch.float32)
+        power = _mean_square(x_FD.float() - x_FD.float().mean(0)).clamp(min=1e-12)
+        codes, stats = [], {}
+        for depth, book in enumerate(self.books):
+            assert isinstance(book, Codebook)
+            target_FD = residual_FD.float()
+            if self.training:
+                book.start(target_FD)
+            code_F = book.choose(target_FD)
+            entry_FD = book.lookup(code_F)
+            total_FD = total_FD + entry_FD
+            kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]
+            residual_FD = (target_FD - entry_FD).to(x_FD.dtype)
+            if self.training:
+                stats[f"restarts/book{depth}"] = book.learn(target_FD, code_F)
+            stats |= {f"{name}/book{depth}": value for name, value in book.stats(code_F).items()}
+            error = _mean_square(residual_FD.float())
+            stats |= {f"error/book{depth}": error, f"explained/book{depth}": 1 - error / power}
+            codes.append(code_F)
+        return torch.stack(codes, -1), total_FD, kept_FD, stats
+
+    def _kept_books(self, valid_BS: Tensor) -> Tensor:
+        """(F, K), True where the frame's item keeps the book."""
+        num_items, num_books = len(valid_BS), len(self.books)
+        depth_B = torch.full((num_items,), num_books, device=valid_BS.device)
+        if self.training and self.book_dropout > 0 and num_books > 1:
+            cut_B = torch.randint(1, num_books, (num_items,), device=valid_BS.device)
+            drops_B = torch.rand(num_items, device=valid_BS.device) < self.book_dropout
+            depth_B = torch.where(drops_B, cut_B, depth_B)
+        keep_BK = torch.arange(num_books, device=valid_BS.device) < depth_B[:, None]
+        return keep_BK[:, None].expand(-1, valid_BS.shape[1], -1)[valid_BS]
+
+
+def check_codebook_sizes(codebook_sizes: Sequence[int]) -> None:
+    """At least one book, each of at least two codes."""
+    if not codebook_sizes or min(codebook_sizes) < 2:
+        raise UserError(
+            f"quantizer.codebook_sizes {list(codebook_sizes)}: give at least one book of 2 codes or more"
+        )
+
+
+def check_num_books(num_books: int | None, most: int) -> int:
+    """Number of leading books to use; None means all."""
+    if num_books is None:
+        return most
+    if not 1 <= num_books <= most:
+        raise UserError(f"num_books {num_books}: 1 to {most} are allowed")
+    return num_books
+
+
+def choose_passing(num_items: int, bypass_share: float, device: torch.device) -> Tensor:
+    """(B,) True for items that pass through the quantizer; their expected share is 1 - bypass_share.
+
+    The count is the share of the batch, its fraction rounded up or down at random.
+    """
+    if bypass_share <= 0:
+        return torch.ones(num_items, dtype=torch.bool, device=device)
+    order_B = torch.randperm(num_items, device=device)
+    num_passing = num_items * (1 - bypass_share) + torch.rand((), device=device)
+    return order_B + 1 <= num_passing
+
+
+def _distances_fp32(book: Codebook, x_FD: Tensor) -> Tensor:
+    with torch.autocast(x_FD.device.type, enabled=False):
+        return book.distances(x_FD.float())
+
+
+def _mean_square(x_FD: Tensor) -> Tensor:
+    return x_FD.square().sum() / max(1, x_FD.numel())
+
+
+def _scatter(value_FX: Tensor, valid_BS: Tensor, fill: int = 0) -> Tensor:
+    """Rows of the valid frames back to their places (B, S, X)."""
+    full = value_FX.new_full((*valid_BS.shape, value_FX.shape[-1]), fill)
+    full[valid_BS] = value_FX
+    return full

@@ -1,0 +1,231 @@
+"""Speech tokenizer: waveform to codes, and codes to log-mel.
+
+Source: arXiv:2502.17239 section 3.1. The parts are given; this file joins them and checks that they fit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from omniaudio.encoders.whisper import WhisperEncoder
+from omniaudio.errors import UserError
+from omniaudio.fingerprint import Fingerprint, weights_digest
+from omniaudio.frontend.mel import LogMel, MelSpec
+from omniaudio.quantizers.bridge import ConvBridge
+from omniaudio.quantizers.mel_decoder import FRAMES_PER_CODE, MelDecoder
+from omniaudio.quantizers.rvq import ResidualVQ, check_num_books
+from omniaudio.quantizers.vector_quantize import VectorQuantizePytorch
+from omniaudio.types import Codes, MelDecoderOutput, QuantizerOutput, valid_steps
+
+MIN_SAMPLES = 400
+"""Shortest input: one analysis window of the encoder's mel."""
+
+
+class SpeechTokenizer(nn.Module):
+    """Encoder, bridge, quantizer and mel decoder.
+
+    Args:
+        mel_spec: what the encoder reads.
+        decoder_mel_spec: what the decoder writes.
+        encoder, bridge, quantizer, decoder: parts of matching widths and rates.
+    """
+
+    def __init__(
+        self,
+        mel_spec: MelSpec,
+        decoder_mel_spec: MelSpec,
+        encoder: WhisperEncoder,
+        bridge: ConvBridge,
+        quantizer: ResidualVQ | VectorQuantizePytorch,
+        decoder: MelDecoder,
+    ) -> None:
+        super().__init__()
+        self.mel_spec = mel_spec
+        self.decoder_mel_spec = decoder_mel_spec
+        self.mel = LogMel(mel_spec)
+        self.decoder_mel = LogMel(decoder_mel_spec)
+        self.encoder = encoder
+        self.bridge = bridge
+        self.quantizer = quantizer
+        self.decoder = decoder
+        self._check_parts()
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.mel_spec.sample_rate_hz
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self.quantizer.codebook_sizes
+
+    @property
+    def code_rate_hz(self) -> float:
+        """Frames of codes a second."""
+        return self.mel_spec.mel_rate_hz / 2 / self.bridge.downsample
+
+    @property
+    def chunk_samples(self) -> int:
+        """Longest stretch that is encoded at once."""
+        return 2 * self.encoder.max_frames * self.mel_spec.hop
+
+    def fingerprint(self) -> Fingerprint:
+        """Facts that every artefact made of these codes shares; the weights are those of the encode path."""
+        state = {
+            f"{part}.{name}": tensor
+            for part in ("encoder", "bridge", "quantizer")
+            for name, tensor in self.get_submodule(part).state_dict().items()
+        }
+        return {
+            "codebook_sizes": list(self.codebook_sizes),
+            "code_rate_hz": self.code_rate_hz,
+            "encoder_mel": self.mel_spec.facts(),
+            "decoder_mel": self.decoder_mel_spec.facts(),
+            "tokenizer_weights": weights_digest(state),
+        }
+
+    def log_mel(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms of at most one chunk to the encoder's input (B, M, T) and its lengths."""
+        mel_BMT, mel_len_B = self.mel(wav_BN, num_samples_B)
+        most = 2 * self.encoder.max_frames
+        return mel_BMT[..., :most], mel_len_B.clamp(max=most)
+
+    def num_frames(self, mel_len_B: Tensor) -> Tensor:
+        """Frames of the encoder's log-mel to frames of codes."""
+        return self.encoder.output_length(mel_len_B) // self.bridge.downsample
+
+    def forward(
+        self, wav_BN: Tensor, num_samples_B: Tensor, bypass_share: float = 0.0
+    ) -> tuple[QuantizerOutput, MelDecoderOutput]:
+        """Waveforms of at most 30 s through the whole tokenizer, with gradients."""
+        return self.reconstruct(*self.log_mel(wav_BN, num_samples_B), bypass_share=bypass_share)
+
+    def reconstruct(
+        self, mel_BMT: Tensor, mel_len_B: Tensor, *, bypass_share: float = 0.0
+    ) -> tuple[QuantizerOutput, MelDecoderOutput]:
+        """The encoder's log-mel through the whole tokenizer, with gradients.
+
+        Args:
+            mel_BMT: (B, M, T) from ``log_mel``.
+            mel_len_B: valid frames.
+            bypass_share: see ResidualVQ.forward.
+        """
+        z_BSD, num_frames_B = self.bridge.down(*self.encoder(mel_BMT, mel_len_B))
+        output = self.quantizer(z_BSD, valid_steps(num_frames_B, z_BSD.shape[1]), bypass_share=bypass_share)
+        return output, self.decoder(self.bridge.up(output.quantized_BSD), num_frames_B)
+
+    @torch.no_grad()
+    def encode(self, wav_BN: Tensor, num_samples_B: Tensor) -> Codes:
+        """Waveforms of any length to codes.
+
+        Longer ones are cut into chunks without overlap, coded one by one and joined; a last chunk of
+        fewer than 400 samples gives no codes.
+
+        Args:
+            wav_BN: float in [-1, 1] at ``sample_rate_hz``.
+            num_samples_B: valid samples.
+        """
+        if int(num_samples_B.min()) < MIN_SAMPLES:
+            raise UserError(
+                f"audio of {int(num_samples_B.min())} samples at {self.sample_rate_hz} Hz is too short "
+                f"for a code; at least {MIN_SAMPLES} samples are needed"
+            )
+        total_B = torch.zeros_like(num_samples_B)
+        pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+        for begin in range(0, int(num_samples_B.max()), self.chunk_samples):
+            length_B = (num_samples_B - begin).clamp(max=self.chunk_samples)
+            rows = (length_B >= MIN_SAMPLES).nonzero()[:, 0]
+            if not len(rows):
+                break
+            chunk_RN = wav_BN[rows, begin : begin + int(length_B.max())]
+            codes_RSK, num_frames_R = self._encode_chunk(chunk_RN, length_B[rows])
+            pieces.append((rows, total_B[rows], codes_RSK))
+            total_B[rows] += num_frames_R
+        codes_BSK = torch.full(
+            (len(wav_BN), int(total_B.max()), len(self.codebook_sizes)), -1, device=wav_BN.device
+        )
+        for rows, begin_R, codes_RSK in pieces:
+            for row, first, codes_SK in zip(rows.tolist(), begin_R.tolist(), codes_RSK, strict=True):
+                kept_SK = codes_SK[codes_SK[:, 0] >= 0]
+                codes_BSK[row, first : first + len(kept_SK)] = kept_SK
+        return Codes(codes_BSK=codes_BSK, num_frames_B=total_B)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, num_books: int | None = None) -> MelDecoderOutput:
+        """Codes of any length to mels.
+
+        Args:
+            codes: frames of all books; only the first ``num_books`` are read.
+            num_books: None reads all.
+        """
+        codes_BSK = codes.codes_BSK[..., : check_num_books(num_books, len(self.codebook_sizes))]
+        emb_BSD = self.bridge.up(self.quantizer.decode(codes_BSK).to(self.bridge.proj_decoder.weight.dtype))
+        if emb_BSD.shape[1] == 0:
+            emb_BSD = functional.pad(emb_BSD, (0, 0, 0, 1))
+        chunk = self.encoder.max_frames // self.bridge.downsample
+        if emb_BSD.shape[1] <= chunk:
+            return self.decoder(emb_BSD, codes.num_frames_B)
+        outputs = [
+            self.decoder(emb_BSD[:, begin : begin + chunk], (codes.num_frames_B - begin).clamp(0, chunk))
+            for begin in range(0, emb_BSD.shape[1], chunk)
+        ]
+        return self._join(outputs, chunk)
+
+    def _encode_chunk(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        mel_BMT, mel_len_B = self.log_mel(wav_BN, num_samples_B)
+        dtype = self.encoder.conv1.weight.dtype
+        z_BSD, num_frames_B = self.bridge.down(*self.encoder(mel_BMT.to(dtype), mel_len_B))
+        return self.quantizer.encode(z_BSD, valid_steps(num_frames_B, z_BSD.shape[1])), num_frames_B
+
+    def _join(self, outputs: list[MelDecoderOutput], chunk: int) -> MelDecoderOutput:
+        """Chunks one after the other; a chunk with a successor is held to its full duration."""
+        mel_frames = round(chunk * self.decoder.mel_frames_per_code)
+        hidden_frames = chunk * FRAMES_PER_CODE
+        coarse = [_hold(o.coarse_BMT, o.mel_len_B, mel_frames) for o in outputs]
+        refined = [_hold(o.refined_BMT, o.mel_len_B, mel_frames) for o in outputs]
+        hidden = [_hold(o.hidden_BTD.transpose(1, 2), o.hidden_len_B, hidden_frames) for o in outputs]
+        mel_len_B = torch.zeros_like(outputs[0].mel_len_B)
+        hidden_len_B = torch.zeros_like(outputs[0].hidden_len_B)
+        for index, output in enumerate(outputs):
+            exists_B = output.mel_len_B > 0
+            mel_len_B = torch.where(exists_B, index * mel_frames + output.mel_len_B, mel_len_B)
+            hidden_len_B = torch.where(exists_B, index * hidden_frames + output.hidden_len_B, hidden_len_B)
+        num_mel, num_hidden = int(mel_len_B.max()), int(hidden_len_B.max())
+        valid_B1T = valid_steps(mel_len_B, num_mel)[:, None]
+        hidden_BDT = torch.cat(hidden, -1)[..., :num_hidden] * valid_steps(hidden_len_B, num_hidden)[:, None]
+        return MelDecoderOutput(
+            coarse_BMT=torch.cat(coarse, -1)[..., :num_mel] * valid_B1T,
+            refined_BMT=torch.cat(refined, -1)[..., :num_mel] * valid_B1T,
+            mel_len_B=mel_len_B,
+            hidden_BTD=hidden_BDT.transpose(1, 2),
+            hidden_len_B=hidden_len_B,
+        )
+
+    def _check_parts(self) -> None:
+        encoder_mel, decoder_mel, decoder = self.mel_spec, self.decoder_mel_spec, self.decoder
+        ratio = decoder_mel.mel_rate_hz / self.code_rate_hz
+        facts = [
+            ("encoder.num_mels", self.encoder.num_mels, "mel.encoder.num_mels", encoder_mel.num_mels),
+            ("bridge.width", self.bridge.width, "encoder.width", self.encoder.width),
+            ("quantizer.dim", self.quantizer.dim, "bridge.downsample x bridge.width", self.bridge.dim),
+            ("mel_decoder.width", decoder.width, "bridge.width", self.bridge.width),
+            ("mel_decoder.num_mels", decoder.num_mels, "mel.decoder.num_mels", decoder_mel.num_mels),
+            ("mel_decoder.mel_frames_per_code", decoder.mel_frames_per_code, "mel rate / code rate", ratio),
+            (
+                "mel.decoder.sample_rate_hz",
+                decoder_mel.sample_rate_hz,
+                "mel.encoder.sample_rate_hz",
+                encoder_mel.sample_rate_hz,
+            ),
+        ]
+        for name, value, owner, expected in facts:
+            if value != expected:
+                raise UserError(f"{name} is {value}, but {owner} is {expected}; they must be equal")
+
+
+def _hold(x_BCT: Tensor, length_B: Tensor, num_frames: int) -> Tensor:
+    """(B, C, num_frames): each item's last valid frame repeated to the end."""
+    index_BT = torch.arange(num_frames, device=x_BCT.device).expand(len(x_BCT), -1)
+    index_BT = torch.minimum(index_BT, (length_B[:, None] - 1).clamp(min=0))
+    return x_BCT.gather(-1, index_BT[:, None].expand(-1, x_BCT.shape[1], -1))

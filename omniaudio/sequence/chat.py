@@ -1,0 +1,101 @@
+"""Chat turns <-> documents: ``<bos_sys>system<c_q>user<audiotext_start><c_a>reply<eos>``.
+
+``audiotext_start`` before ``c_a`` asks for a spoken reply, its absence for text (arXiv:2502.17239). A
+spoken reply is text and audio in turn; the user's audio is heard audio. Only replies bear loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+from torch import Tensor
+
+from omniaudio.errors import UserError
+from omniaudio.sequence.spans import Document, DocumentBuilder, Frames
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import Codes
+
+Segment = str | Codes | Frames
+
+
+class Message(TypedDict):
+    """One turn. ``content``: text, codes, or a list of both in order."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Segment | list[Segment]
+
+
+class ChatLayout:
+    """Messages to ids.
+
+    Args:
+        space: token ids.
+        encode: text -> ids (``TextTokenizer.encode``).
+    """
+
+    def __init__(self, space: TokenSpace, encode: Callable[[str], list[int]]) -> None:
+        self.space = space
+        self.encode = encode
+
+    def document(self, messages: Sequence[Message], kind: str, key: str) -> Document:
+        """A whole chat, last turn the assistant's, with loss on every reply."""
+        if not messages or messages[-1]["role"] != "assistant":
+            raise UserError(f"chat {key!r}: the last message must be the assistant's")
+        return self._turns(messages).build(kind, key)
+
+    def prompt(
+        self, messages: Sequence[Message], reply: Literal["text", "speech"], key: str = "prompt"
+    ) -> Document:
+        """The chat up to the point where the assistant speaks: input of the Generator."""
+        if not messages or messages[-1]["role"] != "user":
+            raise UserError(f"chat {key!r}: the last message must be the user's")
+        builder = self._turns(messages)
+        return self._ask(builder, spoken=reply == "speech").build("prompt", key)
+
+    def _turns(self, messages: Sequence[Message]) -> DocumentBuilder:
+        builder, space = DocumentBuilder(self.space), self.space
+        if messages[0]["role"] != "system":
+            builder.text([space.bos_sys], loss=False)
+        for i, message in enumerate(messages):
+            segments = _segments(message["content"])
+            if message["role"] == "assistant":
+                self._ask(builder, spoken=any(not isinstance(segment, str) for segment in segments))
+                self._reply(builder, segments)
+                continue
+            if message["role"] not in ("system", "user") or (message["role"] == "system" and i > 0):
+                raise UserError(
+                    f"chat: message {i} has the role {message['role']!r}; system comes first, then user "
+                    "and assistant in turn"
+                )
+            builder.text([space.bos_sys if message["role"] == "system" else space.c_q], loss=False)
+            for segment in segments:
+                if isinstance(segment, str):
+                    builder.text(self.encode(segment), loss=False)
+                else:
+                    builder.heard(_frames(segment))
+        return builder
+
+    def _ask(self, builder: DocumentBuilder, spoken: bool) -> DocumentBuilder:
+        return builder.text([self.space.audiotext_start] * spoken + [self.space.c_a], loss=False)
+
+    def _reply(self, builder: DocumentBuilder, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            if isinstance(segment, str):
+                builder.text(self.encode(segment), loss=True)
+            else:
+                builder.spoken(_frames(segment), loss=True)
+        builder.text([self.space.eos], loss=True)
+
+
+def _segments(content: Segment | list[Segment]) -> list[Segment]:
+    return list(content) if isinstance(content, list) else [content]
+
+
+def _frames(segment: Codes | Frames) -> np.ndarray | Tensor:
+    if not isinstance(segment, Codes):
+        return segment
+    if len(segment.num_frames_B) != 1:
+        raise UserError(f"chat: codes of {len(segment.num_frames_B)} items; one segment is one item")
+    return segment.codes_BSK[0, : int(segment.num_frames_B[0])].cpu()

@@ -1,0 +1,223 @@
+"""A Task is one training objective: it writes ``losses`` and nothing else.
+
+The base class builds the modules late (so that ZeRO 3 can shard them at birth), freezes by patterns, makes
+every loss a global mean, weighs and logs the losses alike in training and validation, seeds every step, and
+stops a non-finite step before the optimizer moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from omniaudio.errors import UserError
+from omniaudio.training.artifacts import load_weights
+from omniaudio.training.freeze import apply_trainable, set_training_mode
+from omniaudio.types import Batch
+
+ParameterGroups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A loss before its division: the sum over this rank's valid positions, and how many there are."""
+
+    total: Tensor
+    count: Tensor | float | int
+
+
+class Task(LightningModule):
+    """Plain modules in, one weighted loss out.
+
+    Args:
+        modules: name -> function that builds the module; each becomes ``self.<name>``.
+        init: dotted path of a submodule -> folder of weights that it starts from.
+        trainable: glob patterns over parameter names; everything else is frozen (no gradient, eval mode,
+            no optimizer state). A pattern that matches nothing is an error.
+        loss_weights: weight of every loss that ``losses`` returns, by the same names.
+        optimizer: parameter groups -> optimizer.
+        scheduler: (optimizer, num_training_steps) -> learning-rate schedule.
+        weight_decay: for matrices; vectors (norms, biases) have none.
+        max_steps: optimizer steps of the whole training.
+        accumulate: batches of one optimizer step.
+        seed: all randomness of a step follows from (seed, step, rank).
+        max_bad_steps: consecutive non-finite steps after which the run ends.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, Callable[[], nn.Module]],
+        loss_weights: Mapping[str, float],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., Any],
+        trainable: Sequence[str],
+        init: Mapping[str, str | Path] | None = None,
+        weight_decay: float = 0.01,
+        max_steps: int = 1,
+        accumulate: int = 1,
+        seed: int = 0,
+        max_bad_steps: int = 10,
+    ) -> None:
+        super().__init__()
+        self._factories = dict(modules)
+        self._init = dict(init or {})
+        self.loss_weights = dict(loss_weights)
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self.trainable = tuple(trainable)
+        self.weight_decay = weight_decay
+        self.max_steps = max_steps
+        self.accumulate = accumulate
+        self.seed = seed
+        self.max_bad_steps = max_bad_steps
+        self.batches_seen = 0
+        self.bad_steps = 0
+        self.total_bad_steps = 0
+        self._current: Batch | None = None
+
+    # -- what a subclass writes
+
+    def losses(self, batch: Any, split: str) -> dict[str, LossTerm]:
+        """Batch to named losses; ``split`` is 'train' or 'val'."""
+        raise NotImplementedError
+
+    # -- building and freezing
+
+    def configure_model(self) -> None:
+        if self._modules:
+            return
+        # Which weights a module is born with depends on the seed and its name, not on what was built before.
+        for name, make in self._factories.items():
+            torch.manual_seed(step_seed(self.seed, -1, 0, name))
+            self.add_module(name, make())
+        for path, folder in self._init.items():
+            load_weights(self.get_submodule(path), Path(folder))
+        apply_trainable(self, self.trainable)
+        self.train()
+
+    def train(self, mode: bool = True) -> Task:
+        set_training_mode(self, mode)
+        return self
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.parameter_groups(self))
+        schedule = self._make_scheduler(optimizer, num_training_steps=self.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self, module: nn.Module) -> ParameterGroups:
+        """The trainable parameters of ``module``, matrices apart from vectors."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    # -- one step
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return min(1.0, self.batches_seen / max(1, self.total_batches))
+
+    @property
+    def total_batches(self) -> int:
+        """Batches of one rank in the whole training."""
+        return self.max_steps * self.accumulate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.begin_step(batch)
+        return self.weigh(self.reduced(self.losses(batch, "train")), "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank, "val"))
+        self.weigh(self.reduced(self.losses(batch, "val")), "val")
+
+    def begin_step(self, batch: Batch) -> None:
+        """Seed the step, count it, remember its batch; tasks with manual optimization call it themselves."""
+        self._current = batch
+        torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
+        self.batches_seen += 1
+
+    def reduced(self, terms: Mapping[str, LossTerm]) -> dict[str, Tensor]:
+        """Sums to means over the global count, so that the number of ranks changes nothing.
+
+        The result is scaled by the number of ranks, because DDP and ZeRO average gradients over them.
+        """
+        if not terms:
+            return {}
+        device = next(iter(terms.values())).total.device
+        counts = torch.stack([torch.as_tensor(t.count, dtype=torch.float64, device=device) for t in terms.values()])
+        world_size = self.trainer.world_size
+        if world_size > 1:
+            torch.distributed.all_reduce(counts)
+        return {
+            name: term.total * (world_size / max(1.0, count.item()))
+            for (name, term), count in zip(terms.items(), counts, strict=True)
+        }
+
+    def weigh(self, losses: Mapping[str, Tensor], split: str) -> Tensor:
+        """Weighted sum of the losses; logs each and the sum under ``split/``."""
+        unknown = losses.keys() - self.loss_weights.keys()
+        if unknown:
+            raise UserError(
+                f"task.loss_weights has no weight for {sorted(unknown)}; it names {sorted(self.loss_weights)}"
+            )
+        total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
+        self.log_stats({**{name: loss.detach() for name, loss in losses.items()}, "loss": total.detach()}, split)
+        return total
+
+    def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
+        """Log numbers under ``split/``, averaged over ranks (and over batches in validation)."""
+        num_samples = len(self._current.keys) if self._current is not None else 1
+        self.log_dict(
+            {f"{split}/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in stats.items()},
+            sync_dist=self.trainer.world_size > 1,
+            batch_size=num_samples,
+        )
+
+    # -- the step is stopped before the optimizer moves
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log_stats({"grad_norm": norm})
+        self.drop_bad_step(optimizer, bool(torch.isfinite(norm)))
+
+    def drop_bad_step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
+        """Forget the gradients of a non-finite step, say which samples were in it, end after too many."""
+        if finite:
+            self.bad_steps = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.bad_steps += 1
+        self.total_bad_steps += 1
+        keys = ", ".join(self._current.keys[:16]) if self._current is not None else "?"
+        message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; samples: {keys}"
+        print(message, flush=True)
+        if self.bad_steps >= self.max_bad_steps:
+            raise UserError(f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples")
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["total_bad_steps"] = self.total_bad_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_seen = checkpoint["batches_seen"]
+        self.total_bad_steps = checkpoint["total_bad_steps"]
+
+
+def step_seed(seed: int, step: int, rank: int, purpose: str) -> int:
+    """One 63-bit seed for each use of randomness, the same in an unbroken and in a resumed run."""
+    text = f"{seed}|{step}|{rank}|{purpose}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

@@ -1,0 +1,47 @@
+"""Flow-matching training: codes through the frozen tokenizer's decoder to hidden states, then to a mel."""
+
+from __future__ import annotations
+
+import torch
+
+from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.errors import UserError
+from omniaudio.frontend.mel import LogMel
+from omniaudio.quantizers.mel_decoder import FRAMES_PER_CODE
+from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.tasks.base import LossTerm, Task
+from omniaudio.types import CodesWaveBatch
+
+
+class FlowTask(Task):
+    """Losses ``flow/mse`` (velocity) and ``flow/prior`` (L1 of the prenet's guess), arXiv:2502.17239.
+
+    Modules: ``tokenizer`` (SpeechTokenizer; freeze it) and ``flow`` (FlowMatchingDecoder).
+    """
+
+    tokenizer: SpeechTokenizer
+    flow: FlowMatchingDecoder
+    mel: LogMel
+
+    def configure_model(self) -> None:
+        if self._modules:
+            return
+        super().configure_model()
+        self.mel = LogMel(self.flow.mel_spec)
+        rate_hz = self.tokenizer.code_rate_hz * FRAMES_PER_CODE
+        if self.flow.hidden_rate_hz != rate_hz:
+            raise UserError(
+                f"flow.hidden_rate_hz {self.flow.hidden_rate_hz}: the tokenizer's decoder has {rate_hz}"
+            )
+
+    def losses(self, batch: CodesWaveBatch, split: str) -> dict[str, LossTerm]:
+        """All losses of a batch at the flow's sample rate."""
+        rate_hz = self.flow.mel_spec.sample_rate_hz
+        if batch.sample_rate_hz != rate_hz:
+            raise UserError(f"audio of {batch.sample_rate_hz} Hz; the flow's mel is made from {rate_hz} Hz")
+        with torch.no_grad():
+            decoded = self.tokenizer.decode(batch.codes)
+            with torch.autocast(batch.wav_BN.device.type, enabled=False):
+                mel_BMT, mel_len_B = self.mel(batch.wav_BN, batch.num_samples_B)
+        terms = self.flow.losses(decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B)
+        return {name: LossTerm(total, count) for name, (total, count) in terms.items()}

@@ -1,0 +1,134 @@
+"""Speech tokenizer training: reconstruction, commitment, and text alignment through a frozen text LLM.
+
+Source: arXiv:2502.17239 section 3.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniaudio.encoders.augment import mask_time
+from omniaudio.errors import UserError
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.losses.mel import SCALES, mel_distance
+from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.tasks.base import LossTerm, Task
+from omniaudio.types import NO_LABEL, MelDecoderOutput, WaveBatch
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A number that goes in a line from ``start`` to ``end`` between two shares of the training."""
+
+    start: float
+    end: float
+    begins: float = 0.0
+    ends: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begins < self.ends <= 1:
+            raise UserError(f"task: a ramp must have 0 <= begins < ends <= 1, not {self.begins}, {self.ends}")
+
+    def at(self, progress: float) -> float:
+        """Value at a share of the training."""
+        share = min(1.0, max(0.0, (progress - self.begins) / (self.ends - self.begins)))
+        return self.start + (self.end - self.start) * share
+
+
+class TokenizerTask(Task):
+    """Losses ``recon/{coarse,refined}_{fine,wide}``, ``vq/commit`` and ``ce/align``.
+
+    Modules: ``tokenizer`` (SpeechTokenizer), ``judge`` (CausalBackbone; freeze it) and ``align`` (from the
+    tokenizer's width to the judge's). ``ce/align`` is the judge's cross-entropy on the transcript after it
+    has read the quantized embeddings; items without text (crops of longer clips) do not count.
+
+    Args:
+        text_tokenizer: of the judge: file, folder, or the object.
+        token_space: of the judge; its ``eos`` ends the transcript.
+        replaced_share: share of items whose embeddings are quantized, the rest bypasses the quantizer.
+        commit_scale: factor on the weight of ``vq/commit``.
+        mask_share, mask_span: SpecAugment time masks, see ``mask_time``; span in mel frames.
+        kwargs: see Task.
+    """
+
+    tokenizer: SpeechTokenizer
+    judge: CausalBackbone
+    align: nn.Module
+
+    def __init__(
+        self,
+        text_tokenizer: str | Path | TextTokenizer,
+        token_space: TokenSpace,
+        replaced_share: Ramp = Ramp(0.1, 1.0),
+        commit_scale: Ramp = Ramp(0.1, 1.0),
+        mask_share: float = 0.05,
+        mask_span: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(text_tokenizer, TextTokenizer):
+            text_tokenizer = TextTokenizer.from_file(text_tokenizer)
+        self.text_tokenizer = text_tokenizer
+        self.token_space = token_space
+        self.replaced_share = replaced_share
+        self.commit_scale = commit_scale
+        self.mask_share = mask_share
+        self.mask_span = mask_span
+
+    def losses(self, batch: WaveBatch, split: str) -> dict[str, LossTerm]:
+        """All losses of a batch at the tokenizer's sample rate."""
+        tokenizer, trains = self.tokenizer, split == "train"
+        if batch.sample_rate_hz != tokenizer.sample_rate_hz:
+            raise UserError(
+                f"audio of {batch.sample_rate_hz} Hz; the tokenizer reads {tokenizer.sample_rate_hz}"
+            )
+        mel_BMT, mel_len_B = tokenizer.log_mel(batch.wav_BN, batch.num_samples_B)
+        if trains:
+            mel_BMT = mask_time(mel_BMT, mel_len_B, self.mask_share, self.mask_span)
+        replaced = self.replaced_share.at(self.progress) if trains else 1.0
+        quantized, decoded = tokenizer.reconstruct(mel_BMT, mel_len_B, bypass_share=1 - replaced)
+        num_frames_B = tokenizer.num_frames(mel_len_B)
+
+        losses = self._reconstruction(batch, decoded)
+        num_frames = num_frames_B.sum()
+        scale = self.commit_scale.at(self.progress) if trains else 1.0
+        losses["vq/commit"] = LossTerm(scale * quantized.commit_loss * num_frames, num_frames)
+        emb_BSD = tokenizer.bridge.up(quantized.quantized_BSD)
+        losses["ce/align"] = self._alignment(emb_BSD, num_frames_B, batch.texts)
+        stats = {f"vq/{name}": value for name, value in quantized.stats.items()}
+        self.log_stats({**stats, "vq/replaced_share": replaced, "vq/commit_scale": scale}, split)
+        return losses
+
+    def _reconstruction(self, batch: WaveBatch, decoded: MelDecoderOutput) -> dict[str, LossTerm]:
+        target_BMT, target_len_B = self.tokenizer.decoder_mel(batch.wav_BN, batch.num_samples_B)
+        length_B = torch.minimum(decoded.mel_len_B, target_len_B)
+        return {
+            f"recon/{stage}_{scale.name}": LossTerm(*mel_distance(predicted_BMT, target_BMT, length_B, scale))
+            for stage, predicted_BMT in (("coarse", decoded.coarse_BMT), ("refined", decoded.refined_BMT))
+            for scale in SCALES
+        }
+
+    def _alignment(self, emb_BSD: Tensor, num_frames_B: Tensor, texts: list[str]) -> LossTerm:
+        """Documents <embeddings of a clip, its transcript, eos>; cross-entropy on transcript and eos."""
+        heard_BSD = self.align(emb_BSD)
+        embeds, labels = [], []
+        for heard_SD, num_frames, text in zip(heard_BSD, num_frames_B.tolist(), texts, strict=True):
+            if not text.strip() or not num_frames:
+                continue
+            ids = [*self.text_tokenizer.encode(text), self.token_space.eos]
+            ids_L = torch.tensor(ids, device=emb_BSD.device)
+            text_LD = self.judge.embed_text(ids_L[:-1]).to(heard_SD.dtype)
+            embeds.append(torch.cat([heard_SD[:num_frames], text_LD]))
+            labels.append(torch.cat([ids_L.new_full((num_frames - 1,), NO_LABEL), ids_L]))
+        if not embeds:
+            return LossTerm(heard_BSD.sum() * 0.0, 0)
+        hidden_LD = self.judge(torch.cat(embeds), [len(document) for document in embeds])
+        label_L = torch.cat(labels)
+        return LossTerm(self.judge.text_loss(hidden_LD, label_L).sum(), (label_L != NO_LABEL).sum())

@@ -1,0 +1,108 @@
+"""What a trained stage leaves: a folder with weights, the config that builds the module, and its fingerprint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from omniaudio.config import build
+from omniaudio.errors import UserError
+from omniaudio.fingerprint import Fingerprint
+
+WEIGHTS, CONFIG, FINGERPRINT = "model.safetensors", "config.yaml", "fingerprint.json"
+
+
+def save_module(
+    folder: Path, state: Mapping[str, torch.Tensor], config: Mapping[str, Any], fingerprint: Fingerprint
+) -> None:
+    """Write ``folder`` beside and rename: it is complete or it is not there.
+
+    Args:
+        state: the module's state dict.
+        config: the mapping with ``_target_`` that builds the module.
+    """
+    beside = folder.with_name(folder.name + ".tmp")
+    beside.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, beside / WEIGHTS)
+    (beside / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    (beside / FINGERPRINT).write_text(json.dumps(fingerprint, indent=1, sort_keys=True))
+    if folder.exists():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    beside.rename(folder)
+
+
+def load_module(folder: str | Path, device: str = "cpu") -> nn.Module:
+    """Build the module that ``save_module`` wrote, with its weights, in eval mode."""
+    path = Path(folder)
+    config = yaml.safe_load(_existing(path, CONFIG).read_text())
+    module = cast(nn.Module, build(without_pretrained(config), str(path / CONFIG)))
+    load_weights(module, path)
+    return module.to(device).eval()
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Copy weights into a module of the same shape; anything missing, unused or misshapen is an error."""
+    load_state(module, load_file(_existing(folder, WEIGHTS)), str(folder / WEIGHTS))
+
+
+def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Strict copy of ``state`` into ``module``; also when ZeRO 3 has sharded the parameters.
+
+    Raises:
+        UserError: names every missing, unused or misshapen tensor.
+    """
+    ours = module.state_dict(keep_vars=True)
+    shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in ours.items()}
+    problems = [f"missing {name}" for name in shapes.keys() - state.keys()]
+    problems += [f"unused {name}" for name in state.keys() - shapes.keys()]
+    problems += [
+        f"{name} is {tuple(state[name].shape)} there, {shape} here"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if problems:
+        raise UserError(f"{where} does not fit the configured module: {'; '.join(sorted(problems)[:8])}")
+    sharded = [tensor for tensor in ours.values() if hasattr(tensor, "ds_id")]
+    if sharded:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
+            for name, tensor in ours.items():
+                tensor.copy_(state[name])
+    else:
+        module.load_state_dict(state)
+
+
+def read_fingerprint(folder: str | Path) -> Fingerprint:
+    """The fingerprint that stands beside the weights."""
+    return cast(Fingerprint, json.loads(_existing(Path(folder), FINGERPRINT).read_text()))
+
+
+def without_pretrained(config: Any) -> Any:
+    """The same config with every ``pretrained`` emptied: the weights come from the artefact, not from a hub."""
+    if isinstance(config, Mapping):
+        return {k: None if k == "pretrained" else without_pretrained(v) for k, v in config.items()}
+    return [without_pretrained(v) for v in config] if isinstance(config, list) else config
+
+
+def plain(value: Any) -> Any:
+    """Mappings and sequences of any class as dicts and lists, for yaml."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run the stage that writes {folder} first")
+    return path

@@ -1,0 +1,64 @@
+"""What watches a training: the progress bar, and the proof that frozen parts stayed as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from omniaudio.progress import Progress
+from omniaudio.stage import Stage
+from omniaudio.training.freeze import FreezeProof
+
+
+class ProgressBar(Callback):
+    """Steps done, rate, remaining time and the current loss.
+
+    Args:
+        description: name of the stage.
+        total: optimizer steps.
+    """
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total = description, total
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            done = int(pl_module.batches_seen) // trainer.accumulate_grad_batches
+            self.progress = Progress(self.description, self.total, start=done)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.progress is not None and int(pl_module.batches_seen) % trainer.accumulate_grad_batches == 0:
+            metrics = trainer.callback_metrics
+            shown = [name for name in ("train/loss", "val/loss") if name in metrics]
+            self.progress.advance("  ".join(f"{name} {float(metrics[name]):.3f}" for name in shown))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.progress is not None:
+            self.progress.close()
+
+
+class Proof(Callback):
+    """Hashes what is frozen before the first step and after the last; keeps the stage's clock meanwhile.
+
+    Args:
+        resumed: the hashes of the first start are kept.
+    """
+
+    def __init__(self, proof: FreezeProof, run: Stage, resumed: bool) -> None:
+        self.proof, self.run, self.resumed = proof, run, resumed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.proof.before(pl_module, self.resumed)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self.run.save_progress()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.proof.after(pl_module)

@@ -1,0 +1,88 @@
+"""Checkpoints that survive a kill at any moment: written beside, synced, renamed; the newest complete one is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from omniaudio.errors import UserError
+
+SUFFIX, PARTIAL = ".ckpt", ".partial"
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Plain tensors and values only; never a pickle of code, neither written nor read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with target.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            target.unlink(missing_ok=True)
+            raise UserError(f"{target}: cannot write the checkpoint ({error}); free space, then run again") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return loaded
+
+    def remove_checkpoint(self, path: Any) -> None:
+        _remove(Path(path))
+
+
+class Checkpoints(Callback):
+    """Save every ``every_steps`` optimizer steps and keep the newest ``keep``.
+
+    Args:
+        folder: holds ``step-00000120.ckpt``, a file, or a folder under ZeRO.
+    """
+
+    def __init__(self, folder: Path, every_steps: int, keep: int = 2) -> None:
+        self.folder, self.every_steps, self.keep = folder, every_steps, keep
+        self.last_step = -1
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint; half-written ones are removed."""
+        for partial in self.folder.glob("*" + PARTIAL):
+            _remove(partial)
+        return max(self.folder.glob("step-*" + SUFFIX), default=None)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, rest = divmod(int(pl_module.batches_seen), trainer.accumulate_grad_batches)
+        if rest == 0 and step % self.every_steps == 0:
+            self.save(trainer, step)
+
+    def save(self, trainer: Trainer, step: int) -> None:
+        """Write ``step-<n>.ckpt`` now (called by every rank)."""
+        if step == self.last_step:
+            return
+        self.last_step = step
+        target = self.folder / f"step-{step:08d}{SUFFIX}"
+        partial = target.with_suffix(PARTIAL)
+        trainer.save_checkpoint(partial)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            if target.exists():
+                _remove(target)
+            partial.rename(target)
+            for old in sorted(self.folder.glob("step-*" + SUFFIX))[: -self.keep]:
+                _remove(old)
+        trainer.strategy.barrier()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""Which parameters learn: glob patterns over parameter names, and the proof that the others did not move."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from omniaudio.errors import UserError
+
+
+def apply_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Give gradients to the parameters that a pattern matches, and take them from all others.
+
+    Args:
+        patterns: shell globs over dotted names; ``!pattern`` takes parameters out again, later wins.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
+    parameters = dict(module.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    for pattern in patterns:
+        names = fnmatch.filter(parameters, pattern.removeprefix("!"))
+        if not names:
+            groups = sorted({".".join(name.split(".")[:2]) for name in parameters})
+            raise UserError(
+                f"task.trainable: pattern {pattern!r} matches no parameter; there are {', '.join(groups)}"
+            )
+        for name in names:
+            parameters[name].requires_grad_(not pattern.startswith("!"))
+
+
+def set_training_mode(module: nn.Module, mode: bool) -> None:
+    """Like ``module.train(mode)``, but a submodule of frozen parameters stays in eval mode, whole."""
+    module.training = mode
+    for child in module.children():
+        parameters = list(child.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            nn.Module.train(child, False)
+        else:
+            set_training_mode(child, mode)
+
+
+def frozen_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All frozen parameters, and the buffers of submodules that are frozen whole, by name."""
+    state = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    for path, child in module.named_modules():
+        parameters = list(child.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            state.update({f"{path}.{name}".lstrip("."): b for name, b in child.named_buffers()})
+    return state
+
+
+def frozen_digests(module: nn.Module) -> dict[str, str]:
+    """Name -> hash of the bytes of every frozen tensor."""
+    return {name: _tensor_digest(tensor) for name, tensor in sorted(frozen_state(module).items())}
+
+
+class FreezeProof:
+    """Hashes of what is frozen before the first step and after the last, in ``freeze.json``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def before(self, module: nn.Module, resumed: bool) -> None:
+        """Take the hashes at step 0; a resumed run keeps those of its first start."""
+        if resumed and self.path.exists():
+            return
+        self._write({name: [value, None] for name, value in frozen_digests(module).items()}, module)
+
+    def after(self, module: nn.Module) -> None:
+        """Take the hashes again.
+
+        Raises:
+            RuntimeError: a frozen tensor moved, by name.
+        """
+        record = json.loads(self.path.read_text())
+        now = frozen_digests(module)
+        proof = {name: [before, now.get(name)] for name, (before, _) in record["frozen"].items()}
+        self._write(proof, module)
+        moved = [name for name, (before, after) in proof.items() if before != after]
+        if moved:
+            raise RuntimeError(f"frozen tensors moved during training: {', '.join(moved[:8])} ({len(moved)} in all)")
+
+    def _write(self, proof: dict[str, Any], module: nn.Module) -> None:
+        trained = [name for name, p in module.named_parameters() if p.requires_grad]
+        record = {
+            "frozen": proof,
+            "num_frozen_parameters": sum(p.numel() for p in module.parameters() if not p.requires_grad),
+            "num_trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "trained": trained,
+        }
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1))
+        temporary.replace(self.path)
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""Where metrics go: always a local file of JSON lines, and optionally a tracker."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from omniaudio.errors import UserError
+
+
+class JsonLinesLogger(Logger):
+    """``metrics.jsonl``: one line a logged step, ``{"step": 40, "train/loss": 1.2}``.
+
+    Args:
+        path: the file.
+        current_step: the step that the next line belongs to.
+    """
+
+    def __init__(self, path: Path, current_step: Callable[[], int]) -> None:
+        super().__init__()
+        self.path, self.current_step = path, current_step
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The stage writes the config; nothing to do."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {name: round(value, 6) for name, value in metrics.items() if name != "epoch"}
+        if values:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": self.current_step(), **values}) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Forget lines after ``step``: a resumed run writes them again."""
+        if not self.path.exists():
+            return
+        lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(line + "\n" for line in lines))
+        beside.replace(self.path)
+
+
+def make_trackers(name: str, folder: Path, run_name: str) -> list[Logger]:
+    """Loggers beside the local file: ``none``, ``tensorboard`` or ``wandb`` (WANDB_MODE=offline works too)."""
+    if name == "none":
+        return []
+    if name == "tensorboard":
+        return [TensorBoardLogger(save_dir=folder, name="tensorboard", version="")]
+    if name == "wandb":
+        return [WandbLogger(name=run_name, save_dir=str(folder), project="omniaudio")]
+    raise UserError(f"tracker={name!r}: allowed are none, tensorboard, wandb")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):  # a line cut by a kill
+        return float("inf")

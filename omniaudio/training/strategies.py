@@ -1,0 +1,87 @@
+"""How a training is spread: one device, DDP, or DeepSpeed ZeRO 1, 2, 3, by the same names on CPU and GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from lightning.fabric.utilities.seed import reset_seed
+
+from omniaudio.errors import UserError
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """DeepSpeed ZeRO that also runs on CPU processes (gloo), and divides accumulated gradients once.
+
+    Lightning's strategy refuses CPUs, though DeepSpeed runs there; and with accumulation both Lightning and
+    DeepSpeed divide the gradient by the number of batches.
+    """
+
+    @property
+    def on_cpu(self) -> bool:
+        return not torch.cuda.is_available()
+
+    def setup_environment(self) -> None:
+        if self.on_cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            DDPStrategy.setup_environment(self)
+        else:
+            super().setup_environment()
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", 0) if self.on_cpu else super().root_device
+
+    def setup_distributed(self) -> None:
+        if not self.on_cpu:
+            super().setup_distributed()
+            return
+        import deepspeed
+
+        reset_seed()
+        self.set_world_ranks()
+        os.environ["LOCAL_SIZE"] = str(self.num_processes)
+        # The shared-memory collective compiles on first use; gloo needs no compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._init_deepspeed_distributed()
+
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+def make_strategy(name: str, offload: bool = False) -> Strategy | str:
+    """Strategy by name: ``single``, ``ddp``, ``zero1``, ``zero2``, ``zero3``.
+
+    Args:
+        offload: keep optimizer state (and ZeRO 3 parameters) in host memory.
+    """
+    if name == "single":
+        return "auto"
+    if name == "ddp":
+        return DDPStrategy(find_unused_parameters=True)
+    if name in ("zero1", "zero2", "zero3"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu" if not torch.cuda.is_available() else "cuda")
+        strategy = ZeroStrategy(
+            stage=int(name[-1]), offload_optimizer=offload, offload_parameters=offload and name == "zero3"
+        )
+        assert isinstance(strategy.config, dict)
+        strategy.config["zero_force_ds_cpu_optimizer"] = False
+        return strategy
+    raise UserError(f"strategy={name!r}: allowed are single, ddp, zero1, zero2, zero3")
+
+
+def gathered_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The whole state dict on the CPU, also of parameters that ZeRO 3 has sharded (every rank calls it)."""
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if hasattr(tensor, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([tensor]):
+                state[name] = tensor.detach().cpu().clone()
+        else:
+            state[name] = tensor.detach().cpu().clone()
+    return state

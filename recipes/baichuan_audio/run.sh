@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# From recorded speech to a model that listens and talks (arXiv:2502.17239): every stage is one omniaudio command.
+#
+#   bash recipes/baichuan_audio/run.sh [--stage N] [--stop_stage M] [--OPTION VALUE]...
+#
+# Stages: -1 fetch   0 shards   1 text LLM   2 tokenizer   3 codes   4 audio LLM, stage 1   5 audio LLM, stage 2
+#         6 SFT   7 flow matching   8 vocoder   9 export   10 generate   11 evaluate   12 report
+# What is done is skipped, what was stopped goes on: run the same command again.
+#
+#   --data asterisk      corpus (conf/corpus, conf/data)
+#   --audio_dir DIR      your own folder of wav files with transcripts, instead of --data
+#   --scale mini         tiny | mini | mini_long | full        (conf/scale)
+#   --trainer cpu        cpu | gpu                             (conf/trainer)
+#   --strategy single    single | ddp | zero1 | zero2 | zero3  (conf/strategy); --devices 1
+#   --tag NAME           results go to exp/NAME; default baichuan_audio_<data>_<scale>
+#   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch
+#   --backbone NAME      pretrained text LLM: hub name or folder; default: small, from scratch
+#   --asr_judge NAME     recogniser that scores the speech: hub name or folder; default: no such rows
+#   --overrides "K=V .." more config words for the commands of stages 1 to 12
+#   --dry_run true       print the commands only
+#
+# This script holds no hyperparameter: those are in conf/experiment/baichuan_audio and conf/scale.
+set -euo pipefail
+
+# shellcheck source=tools/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
+option data asterisk
+option audio_dir ""
+option scale mini
+option trainer cpu
+option strategy single
+option devices 1
+option tag ""
+option encoder ""
+option backbone ""
+option asr_judge ""
+option overrides ""
+stages -1 12
+parse_options "$@"
+
+# shellcheck disable=SC2154  # option() sets them
+{
+  corpus=("corpus=$data")
+  if [[ -n $audio_dir ]]; then
+    data=folder
+    corpus=(corpus=folder "$(word corpus.folder "$(absolute "$audio_dir")")")
+  fi
+  tag=${tag:-baichuan_audio_${data}_$scale}
+  where=("scale=$scale" "data=$data" "tag=$tag")
+  how=("trainer=$trainer" "strategy=$strategy" "devices=$devices")
+  read -r -a more <<< "$overrides"
+  encoder=${encoder:+$(word encoder.pretrained "$(absolute "$encoder")")}
+  backbone=${backbone:+$(word backbone.pretrained "$(absolute "$backbone")")}
+  asr_judge=${asr_judge:+$(word asr_judge "$(absolute "$asr_judge")")}
+}
+find_omniaudio
+cd "$root"
+
+prepare() { run omniaudio prepare "${corpus[@]}" "step=$1"; }
+train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
+verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
+
+if stage -1 "Fetch $data"; then prepare fetch; fi
+if stage 0 "Check, split, and write shards of $data"; then prepare shards; fi
+if stage 1 "Train the text LLM and its tokenizer"; then train text_lm ${backbone:+"$backbone"}; fi
+if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer ${encoder:+"$encoder"}; fi
+if stage 3 "Write the codes of all speech, once"; then verb extract; fi
+if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_stage1 ${backbone:+"$backbone"}; fi
+if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi
+if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
+if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
+if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder; fi
+if stage 9 "Export one folder that loads alone"; then verb export; fi
+if stage 10 "Let the export speak, listen, and answer"; then verb generate; fi
+if stage 11 "Measure on held-out speech"; then verb evaluate ${asr_judge:+"$asr_judge"}; fi
+if stage 12 "Write the report"; then
+  verb report
+  [[ $dry_run == true ]] || log "open exp/$tag/report/index.html"
+fi

@@ -1,0 +1,124 @@
+"""Flow matching: losses by hand, Euler on known fields, alike alone and in a batch. Parity: tests/parity."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.acoustic.prenet import Prenet
+from omniaudio.acoustic.unet import ConditionalUNet
+from omniaudio.errors import UserError
+from omniaudio.frontend.mel import MelSpec
+
+SPEC = MelSpec(24000, 1920, 480, 1920, 4, 0.0, 8000.0, "ln", False)
+
+
+def new_flow(estimator: Any = None, **kwargs: Any) -> FlowMatchingDecoder:
+    torch.manual_seed(0)
+    prenet = Prenet(6, 16, 8, 1, 2, 16, num_mels=4)
+    return FlowMatchingDecoder(SPEC, prenet, estimator or ConditionalUNet(4, 8, 1, 1, 2, 4, 16), 50.0, **kwargs)
+
+
+class Field(nn.Module):
+    """Velocity that does not depend on the place: ``shown`` with a condition, ``free`` without."""
+
+    num_mels = 4
+
+    def __init__(self, shown: float, free: float) -> None:
+        super().__init__()
+        self.shown, self.free = shown, free
+
+    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+        has_condition = (mu.abs().sum((1, 2), keepdim=True) > 0).float()
+        return torch.ones_like(x) * (self.shown * has_condition + self.free * (1 - has_condition))
+
+
+@torch.no_grad()
+def test_guidance_extrapolates() -> None:
+    flow = new_flow(Field(2.0, 1.0))
+    noise = torch.zeros(1, 4, 8)
+    mel, mel_len_B = flow.decode(torch.randn(1, 8, 6), torch.tensor([8]), guidance=0.5, noise=noise)
+    assert mel_len_B.tolist() == [8]
+    torch.testing.assert_close(mel, torch.full((1, 4, 8), 1.5 * 2.0 - 0.5 * 1.0))
+
+
+def test_perfect_velocity_has_no_loss() -> None:
+    class Perfect(Field):
+        def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+            return target - (1 - 1e-6) * noise
+
+    flow = new_flow(Perfect(0, 0))
+    target, noise = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    valid_BT, keep_B = torch.ones(2, 5, dtype=torch.bool), torch.tensor([True, False])
+    assert flow.velocity_error(target, target, valid_BT, noise, torch.tensor([0.1, 0.9]), keep_B) == 0
+
+
+def test_losses_count_valid_values_of_the_shorter_of_mel_and_hidden() -> None:
+    flow = new_flow()
+    hidden, mel = torch.randn(2, 7, 6), torch.randn(2, 4, 9)
+    terms = flow.losses(hidden, torch.tensor([7, 3]), mel, torch.tensor([9, 2]))
+    assert terms.keys() == {"flow/mse", "flow/prior"}
+    assert [int(count) for _, count in terms.values()] == [(7 + 2) * 4] * 2
+
+
+def test_padding_does_not_change_the_losses() -> None:
+    flow, hidden, mel = new_flow(), torch.randn(1, 5, 6), torch.randn(1, 4, 5)
+    five = torch.tensor([5])
+    valid_BT = torch.ones(1, 5, dtype=torch.bool)
+    noise, time_B, keep_B = torch.randn(1, 4, 5), torch.tensor([0.3]), torch.tensor([True])
+    mu = flow.prenet(hidden, five, five)
+    plain = flow.velocity_error(mel, mu, valid_BT, noise, time_B, keep_B)
+    wide = [nn.functional.pad(x, (0, 3)) for x in (mel, mu, valid_BT, noise)]
+    padded = flow.velocity_error(*wide, time_B, keep_B)
+    torch.testing.assert_close(plain, padded)
+
+
+def test_draws_follow_the_generator() -> None:
+    flow, hidden, mel, five = new_flow(), torch.randn(1, 5, 6), torch.randn(1, 4, 5), torch.tensor([5])
+    one, same, other = (
+        flow.losses(hidden, five, mel, five, torch.Generator().manual_seed(seed))["flow/mse"][0]
+        for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other
+
+
+@torch.no_grad()
+def test_alike_alone_and_in_a_batch() -> None:
+    flow, hidden = new_flow(mel_mean=-5.0, mel_std=2.0).eval(), torch.randn(2, 150, 6)
+    length_B = torch.tensor([150, 110])
+    both, _ = flow.decode(hidden, length_B, num_steps=3, generator=torch.Generator().manual_seed(3))
+    alone, _ = flow.decode(
+        hidden[1:, :110], length_B[1:], num_steps=3, generator=torch.Generator().manual_seed(3)
+    )
+    torch.testing.assert_close(both[1:, :, :110], alone, atol=1e-4, rtol=1e-4)
+    assert both[1, :, 110:].abs().max() == 0
+
+
+def test_standardised_inside_only() -> None:
+    hidden, five = torch.randn(1, 5, 6), torch.tensor([5])
+    mel, draws = torch.randn(1, 4, 5), [torch.Generator().manual_seed(1) for _ in range(2)]
+    plain = new_flow().losses(hidden, five, mel, five, draws[0])
+    shifted = new_flow(mel_mean=-5.0, mel_std=2.0).losses(hidden, five, mel * 2 - 5, five, draws[1])
+    for name in plain:
+        torch.testing.assert_close(plain[name][0], shifted[name][0], atol=1e-4, rtol=1e-4)
+
+
+def test_times_go_slowly_first() -> None:
+    times = []
+
+    class Recorder(Field):
+        def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+            times.append(float(time_B[0]))
+            return super().forward(x, mu, time_B, valid_BT)
+
+    new_flow(Recorder(1, 1)).decode(torch.randn(1, 3, 6), torch.tensor([3]), num_steps=4)
+    assert times == pytest.approx([1 - math.cos(math.pi / 2 * i / 4) for i in range(4)])
+
+
+def test_parts_must_agree_on_the_mel() -> None:
+    with pytest.raises(UserError, match=r"flow\.estimator\.num_mels is 5, flow\.mel_spec has 4"):
+        new_flow(ConditionalUNet(5, 8, 1, 1, 2, 4, 16))

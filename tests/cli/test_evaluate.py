@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from omniaudio.cli import evaluate
+
+FEW = ["num_clips=4", "num_samples=2", "num_speed_clips=1"]
+
+
+@pytest.fixture(scope="module")
+def results(exported, composed) -> dict:
+    config = composed("evaluate", *FEW)
+    evaluate.main(config)
+    return json.loads((Path(config["exp_dir"]) / "evaluate" / "results.json").read_text())
+
+
+def row(results: dict, name: str) -> dict:
+    (found,) = [r for r in results["rows"] if r["name"] == name]
+    return found
+
+
+def test_every_number_has_its_command(results):
+    assert all(r["command"].startswith("omniaudio ") for r in results["rows"])
+    assert row(results, "sft: ce/text")["command"].startswith("omniaudio train experiment=made/sft ")
+
+
+def test_without_a_judge_its_rows_have_no_number(results):
+    rows = [r for r in results["rows"] if r["section"].startswith("Intelligibility")]
+    assert len(rows) == 5
+    assert {(r["text"], r["value"]) for r in rows} == {("no judge", None)}
+
+
+def test_mel_error_for_every_number_of_books(results):
+    assert [len(values) for values in results["mel_mae"].values()] == [3, 3]
+    assert row(results, "mel MAE, 3 books")["value"] == results["mel_mae"]["refined"][2]
+
+
+def test_losses_are_the_last_held_out_ones(results, composed):
+    lines = (Path(composed("evaluate")["exp_dir"]) / "sft/metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line)["val/ce/text"] for line in lines if "val/ce/text" in line][-1]
+    assert row(results, "sft: ce/text")["value"] == last
+
+
+def test_perplexity_before_and_after(results):
+    before, after = (row(results, f"text perplexity {when}")["value"] for when in ("before", "after"))
+    assert before > 1 and after > 1
+    assert row(results, "change")["value"] == pytest.approx(after / before - 1)
+
+
+def test_samples_are_there_to_hear_and_see(results, composed):
+    folder = Path(composed("evaluate")["exp_dir"]) / "evaluate"
+    assert len(results["samples"]) == 2
+    for sample in results["samples"]:
+        assert set(sample["wavs"]) == {"original", "copy", "coarse", "refined", "flow"}
+        assert all((folder / path).stat().st_size > 44 for path in sample["wavs"].values())
+        assert (folder / sample["mels"]).is_file()
+
+
+def test_speed_is_measured(results):
+    assert row(results, "real-time factor, speech → codes")["value"] > 0
+    assert row(results, "real-time factor, language model → codes")["value"] > 0
+
+
+def test_card_shows_the_numbers(results, exported):
+    assert "mel MAE, 3 books" in (exported / "README.md").read_text()

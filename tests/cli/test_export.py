@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+import omniaudio
+from omniaudio.cli import export
+from omniaudio.errors import UserError
+
+
+def test_export_is_one_folder_that_loads(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"model.safetensors", "config.yaml", "tokenizer.json", "fingerprint.json", "README.md"}
+    assert omniaudio.load(exported).settings.max_frames == 6
+
+
+def test_card_says_what_data_sizes_and_how_to_load(exported):
+    card = (exported / "README.md").read_text()
+    assert "CC0-1.0" in card and "omniaudio.load(" in card and "16 + 8 + 8 codes" in card
+
+
+def test_second_run_is_skipped(exported, composed, capsys):
+    before = (exported / "model.safetensors").stat().st_mtime_ns
+    from tests.cli.conftest import SMALL
+
+    export.main(composed("export", *SMALL))
+    assert "skipped" in capsys.readouterr().out
+    assert (exported / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_missing_part_is_one_line(composed, tmp_path):
+    config = composed("export", f"parts.vocoder={tmp_path}/nothing/final/vocoder", f"exp_dir={tmp_path}")
+    config["parts"] = {**config["parts"], "tokenizer": config["parts"]["vocoder"]}
+    with pytest.raises(UserError, match="run the stage that trains it first") as error:
+        export.main(config)
+    assert "\n" not in str(error.value)
+    assert not Path(config["model_dir"]).exists()

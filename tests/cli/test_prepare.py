@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from omniaudio.cli.prepare import main, summary
+from omniaudio.errors import UserError
+from tests.corpus.make_audio import make_asterisk, tone, write_audio
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def compose(*overrides):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("prepare", overrides=list(overrides)), resolve=True)
+
+
+@pytest.fixture
+def config(tmp_path):
+    make_asterisk(tmp_path / "unpacked", "en", {f"w{i}": (f"word {i}", tone()) for i in range(40)})
+
+    def make(*overrides):
+        words = [f"data_dir={tmp_path}/out", f"corpus.root={tmp_path}/unpacked", "corpus.languages=[en]"]
+        shares = ["split.train=0.5", "split.dev=0.25", "split.test=0.25"]
+        return compose(*words, *shares, "text_source=none", "num_workers=0", *overrides)
+
+    return make
+
+
+def test_prepares_and_then_skips(config, capsys, tmp_path):
+    main(config())
+    assert "40 of 40 recordings are good, 0.7 min in all" in capsys.readouterr().out
+    main(config())
+    assert capsys.readouterr().out == f"{tmp_path}/out is prepared already\n"
+    main(config("checks.min_sec=0.5"))
+    assert "40 of 40" in capsys.readouterr().out
+
+
+def test_steps_run_alone(config, tmp_path):
+    main(config("step=fetch"))
+    assert not (tmp_path / "out" / "shards").exists()
+    main(config("step=shards"))
+    assert (tmp_path / "out" / "prepared.json").exists()
+    with pytest.raises(UserError, match="config step: 'shard' is not one of all, fetch, shards"):
+        main(config("step=shard"))
+
+
+def test_a_users_folder(tmp_path, capsys):
+    for i in range(40):
+        write_audio(tmp_path / "my audio" / f"{i}.wav")
+    (tmp_path / "my audio" / "transcripts.tsv").write_text("".join(f"{i}\tword {i}\n" for i in range(40)))
+    words = ["corpus=folder", f"corpus.folder='{tmp_path}/my audio'", f"data_dir={tmp_path}/out"]
+    shares = ["split.train=0.5", "split.dev=0.25", "split.test=0.25"]
+    main(compose(*words, *shares, "text_source=none", "num_workers=0"))
+    assert "40 of 40 recordings" in capsys.readouterr().out
+
+
+def test_the_data_folder_is_named_after_the_corpus():
+    assert compose()["data_dir"] == "data/asterisk"
+    assert compose("corpus=folder", "corpus.folder=x")["data_dir"] == "data/folder"
+
+
+def test_every_text_source_composes():
+    for path in (CONF / "text_source").glob("*.yaml"):
+        assert compose(f"text_source={path.stem}", *["text_source.path=x"] * (path.stem == "file"))
+
+
+def test_summary_by_hand():
+    report = {
+        "num_items": 5,
+        "num_good": 3,
+        "bad": {"too short": 2},
+        "left_out": {},
+        "clips": {"en": {"train": 2, "dev": 1}},
+        "hours": {"en": {"train": 0.1, "dev": 0.05}},
+    }
+    assert summary(report).splitlines() == [
+        "  en: train 2 (6.0 min), dev 1 (3.0 min)",
+        "  3 of 5 recordings are good, 9.0 min in all",
+        "  bad: too short 2",
+        "  left out: none",
+    ]

@@ -1,0 +1,278 @@
+import glob
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniaudio.data.shards import ShardReader, ShardWriter, check_member_name, dump_npy, load_npy
+from omniaudio.errors import UserError
+
+SAMPLES = [
+    (f"en/a-{i}", {"flac": bytes([i]) * (500 + 300 * i)}, {"num_samples": i, "text": "é"}) for i in range(7)
+]
+
+
+def write(folder, samples=SAMPLES, split="train", **settings):
+    with ShardWriter(folder, split, **settings) as writer:
+        for key, members, facts in samples:
+            writer.write(key, members, facts)
+    return folder
+
+
+def test_reads_back_in_order_across_shards(tmp_path):
+    reader = ShardReader(write(tmp_path, max_bytes=6_000), "train")
+    assert len(reader) == reader.verify() == 7 and len(reader.shards) > 2
+    assert all(path.stat().st_size <= 10_240 for path in reader.shards)
+    for position in (6, 0, 3):
+        key, members, facts = SAMPLES[position]
+        assert reader.entries[position].key == key and reader.entries[position].facts == facts
+        read = reader.read(position)
+        assert read["flac"] == members["flac"] and json.loads(read["json"]) == facts
+
+
+def test_plain_webdataset_reads_the_same(tmp_path):
+    write(tmp_path, max_bytes=6_000)
+    urls = sorted(glob.glob(f"{tmp_path}/train-*.tar"))
+    found = [(s["__key__"], s["flac"]) for s in webdataset.WebDataset(urls, shardshuffle=False)]
+    assert found == [(key, members["flac"]) for key, members, _ in SAMPLES]
+
+
+def test_equal_samples_give_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name, max_bytes=6_000, fingerprint={"code_rate_hz": 12.5})
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    contents=st.lists(st.binary(max_size=1500), max_size=8),
+    max_bytes=st.integers(1, 9_000),
+    seed=st.integers(0, 99),
+)
+def test_any_content_survives(tmp_path_factory, contents, max_bytes, seed):
+    samples = [(f"k{i}", {"txt": content}, {"seed": seed}) for i, content in enumerate(contents)]
+    reader = ShardReader(write(tmp_path_factory.mktemp("s"), samples, max_bytes=max_bytes), "train")
+    assert [reader.read(i)["txt"] for i in range(len(reader))] == contents
+    assert reader.verify() == len(contents)
+
+
+def test_arrays_of_codes_survive(tmp_path):
+    codes_SK = np.arange(24, dtype=np.uint16).reshape(3, 8)
+    write(tmp_path, [("a", {"codes.npy": dump_npy(codes_SK)}, {"num_frames": 3})])
+    read = load_npy(ShardReader(tmp_path, "train").read(0)["codes.npy"])
+    assert read.dtype == np.uint16 and np.array_equal(read, codes_SK)
+    names = [s["__key__"] for s in webdataset.WebDataset(f"{tmp_path}/train-000000.tar", shardshuffle=False)]
+    assert names == ["a"]
+
+
+def test_a_reader_travels_to_another_process(tmp_path):
+    reader = ShardReader(write(tmp_path), "train")
+    reader.read(0)
+    assert pickle.loads(pickle.dumps(reader)).read(1) == reader.read(1)
+
+
+def test_a_second_run_replaces_the_first(tmp_path):
+    write(tmp_path, max_bytes=1_000)
+    write(tmp_path, split="train-long")
+    write(tmp_path, SAMPLES[:2])
+    assert len(ShardReader(tmp_path, "train")) == 2
+    assert len(ShardReader(tmp_path, "train-long")) == 7  # another split is left alone
+    assert len(list(tmp_path.glob("train-0*.tar"))) == 1
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    def broken():
+        yield from SAMPLES[:3]
+        raise KeyboardInterrupt
+
+    write(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, broken(), max_bytes=3_000)
+    with pytest.raises(UserError, match=r"'train' is not there or was not finished"):
+        ShardReader(tmp_path, "train")
+    assert not list(tmp_path.glob(".*"))
+    assert len(ShardReader(write(tmp_path), "train")) == 7
+
+
+def test_fingerprints_are_kept_and_compared(tmp_path):
+    write(tmp_path, max_bytes=3_000, fingerprint={"code_rate_hz": 12.5})
+    assert ShardReader(tmp_path, "train").fingerprint == {"code_rate_hz": 12.5}
+    path = tmp_path / "train-000001.index.json"
+    path.write_text(path.read_text().replace("12.5", "25.0"))
+    with pytest.raises(UserError, match=r"000001.*code_rate_hz: 25\.0 there, 12\.5 here"):
+        ShardReader(tmp_path, "train")
+
+
+def tar_of(folder):
+    return folder / "train-000000.tar"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9])
+def test_a_cut_tar_is_named_with_counts(tmp_path, share):
+    content = tar_of(write(tmp_path)).read_bytes()
+    tar_of(tmp_path).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"000\.tar: expected \d+ bytes with 7 samples, found \d+ bytes"):
+        ShardReader(tmp_path, "train")
+
+
+def test_a_cut_between_members_names_the_first_that_is_lost(tmp_path):
+    entry = ShardReader(write(tmp_path), "train").entries[3]
+    content = tar_of(tmp_path).read_bytes()
+    tar_of(tmp_path).write_bytes(content[: entry.members["flac"].offset - 512])
+    with pytest.raises(UserError, match=r"with 3 whole samples, the first member .* is 'en/a-3\.flac'"):
+        ShardReader(tmp_path, "train")
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_found(tmp_path_factory, share, bit):
+    folder = write(tmp_path_factory.mktemp("s"))
+    content = bytearray(tar_of(folder).read_bytes())
+    entries = ShardReader(folder, "train").entries
+    used = [range(m.offset - 512, m.offset + m.size) for e in entries for m in e.members.values()]
+    places = [place for part in used for place in part]
+    content[places[int(share * len(places))]] ^= 1 << bit
+    tar_of(folder).write_bytes(content)
+    with pytest.raises(UserError, match=r"train-000000\.tar: member 'en/a-\d\.(flac|json)'"):
+        ShardReader(folder, "train").verify()
+
+
+def test_a_flipped_payload_byte_names_the_sample_and_leaves_the_others(tmp_path):
+    entry = ShardReader(write(tmp_path), "train").entries[2]
+    content = bytearray(tar_of(tmp_path).read_bytes())
+    content[entry.members["flac"].offset] ^= 1
+    tar_of(tmp_path).write_bytes(content)
+    reader = ShardReader(tmp_path, "train")
+    with pytest.raises(UserError, match=r"'en/a-2\.flac': expected 1100 bytes .*, found 1100 with"):
+        reader.read(2)
+    assert reader.read(3)["flac"] == SAMPLES[3][1]["flac"]
+
+
+def test_missing_files_are_named(tmp_path):
+    write(tmp_path, max_bytes=3_000)
+    (tmp_path / "train-000001.tar").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"train-000001\.tar: shard is missing; its index names \d samples"):
+        ShardReader(tmp_path, "train")
+    (tmp_path / "train-000001.index.json").unlink()
+    with pytest.raises(UserError, match=r"no train-000001\.index\.json"):
+        ShardReader(tmp_path, "train")
+
+
+def test_another_format_and_broken_indexes_are_refused(tmp_path):
+    path = write(tmp_path) / "train-000000.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "format": 2}))
+    with pytest.raises(UserError, match="format 2, this version reads 1"):
+        ShardReader(tmp_path, "train")
+    path.write_text(json.dumps({**index, "entries": [{"key": "a"}]}))
+    with pytest.raises(UserError, match="broken index"):
+        ShardReader(tmp_path, "train")
+    path.write_text(json.dumps({**index, "entries": index["entries"][:-1]}))
+    with pytest.raises(UserError, match="should hold 7 samples, its indexes name 6"):
+        ShardReader(tmp_path, "train")
+    path.write_text("{")
+    with pytest.raises(UserError, match="not valid json"):
+        ShardReader(tmp_path, "train")
+
+
+REFUSED = ["a.pyd", "a.pkl", "a.pickle", "a.pt", "a.pth", "a", "a.json.pkl"]
+ESCAPING = ["../a.json", "/a.json", "a/../b.json", "a//b.json", ".json"]
+
+
+@pytest.mark.parametrize("name", REFUSED + ESCAPING)
+def test_code_and_escaping_paths_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="is refused"):
+        check_member_name(name, "shard")
+
+
+def test_the_writer_refuses_code_and_escaping_paths(tmp_path):
+    for key, kind in [("a", "pkl"), ("../a", "json")]:
+        with pytest.raises(UserError, match="is refused"):
+            write(tmp_path, [(key, {kind: b""}, {})])
+
+
+def test_the_reader_refuses_an_index_that_names_code(tmp_path):
+    path = write(tmp_path) / "train-000000.index.json"
+    path.write_text(path.read_text().replace('"flac"', '"pyd"'))
+    with pytest.raises(UserError, match=r"member 'en/a-0\.pyd' is refused.*no pickle"):
+        ShardReader(tmp_path, "train")
+
+
+def forge(folder, info, content=b"", member=0):
+    """Put another tar member where the index expects one of its own."""
+    entry = ShardReader(write(folder), "train").entries[member]
+    place = entry.members["flac"]
+    whole = bytearray(tar_of(folder).read_bytes())
+    whole[place.offset - 512 : place.offset] = info.tobuf(tarfile.USTAR_FORMAT)[:512]
+    tar_of(folder).write_bytes(whole)
+    return ShardReader(folder, "train")
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    info = tarfile.TarInfo("en/a-0.flac")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with pytest.raises(UserError, match=r"'en/a-0\.flac': expected a file of 500 bytes.*no regular file"):
+        forge(tmp_path, info).read(0)
+
+
+def test_a_renamed_member_is_refused(tmp_path):
+    info = tarfile.TarInfo("en/evil.pkl")
+    info.size = 500
+    with pytest.raises(UserError, match=r"expected a file of 500 bytes, found 'en/evil\.pkl'"):
+        forge(tmp_path, info).read(0)
+
+
+def test_members_that_the_index_does_not_name_are_found(tmp_path):
+    path = write(tmp_path) / "train-000000.index.json"
+    index = json.loads(path.read_text())
+    last = index["entries"].pop()
+    path.write_text(json.dumps(index))
+    listing = tmp_path / "train.shards.json"
+    listing.write_text(listing.read_text().replace("7", "6"))
+    with pytest.raises(UserError, match="more members than its index names"):
+        ShardReader(tmp_path, "train").verify()
+    index["entries"] = [*index["entries"][1:], last]
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"member 'en/a-1\.flac': expected at byte 512"):
+        ShardReader(tmp_path, "train").verify()
+
+
+class Sentinel:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_inside_an_array_does_not_run(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Sentinel(str(tmp_path / "touched"))], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="array refused"):
+        load_npy(buffer.getvalue())
+    assert not (tmp_path / "touched").exists()
+
+
+def test_mistakes_of_the_caller_are_named(tmp_path):
+    with pytest.raises(UserError, match="'a' is written twice"):
+        write(tmp_path, [("a", {}, {}), ("a", {}, {})])
+    with pytest.raises(UserError, match="longer than 100 bytes"):
+        write(tmp_path, [("a" * 96, {}, {})])
+    with pytest.raises(UserError, match="split 'a/b'"):
+        ShardWriter(tmp_path, "a/b")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        write(tmp_path / "file" / "shards")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from omniaudio.data.shards import ShardWriter, dump_npy
+from omniaudio.data.steps import StepStream, WaveSteps, pad
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import encode_audio
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder / "audio", "train") as audio, ShardWriter(
+        folder / "codes", "train", fingerprint={"code_rate_hz": 12.5}
+    ) as codes:
+        for i in range(9):
+            num_samples = RATE // 2 + 4000 * i
+            wav = 0.1 * rng.standard_normal(num_samples).astype(np.float32)
+            facts = {"num_samples": num_samples, "sample_rate_hz": RATE, "text": f"t{i}", "language": "en"}
+            audio.write(f"clip-{i}", {"flac": encode_audio(wav, RATE)}, facts)
+            if i < 8:
+                frames = np.full((num_samples // 1280, 2), i, np.uint16)
+                codes.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {**facts, "num_frames": len(frames)})
+    return folder
+
+
+def steps(shards: Path, **settings: object) -> WaveSteps:
+    arguments = {"split": "train", "sample_rate_hz": RATE, "batch_sec": 4.0, "crop_sec": 1.5, **settings}
+    return WaveSteps(shards / "audio", **arguments)  # type: ignore[arg-type]
+
+
+def keys(batches: object) -> list[list[str]]:
+    return [batch.keys for batch in batches]  # type: ignore[attr-defined]
+
+
+def test_a_crop_keeps_the_text_only_when_whole(shards):
+    source = steps(shards)
+    for step in range(8):
+        batch = source.batch(step, 0, 1)
+        for key, text, num in zip(batch.keys, batch.texts, batch.num_samples_B.tolist(), strict=True):
+            whole = RATE // 2 + 4000 * int(key[-1]) <= 1.5 * RATE
+            assert text == (f"t{key[-1]}" if whole else "")
+            assert num <= 1.5 * RATE
+        assert batch.wav_BN.shape[1] == max(batch.num_samples_B.tolist())
+
+
+def test_the_same_step_gives_the_same_batch(shards):
+    one, other = steps(shards), steps(shards)
+    other.batch(5, 0, 1)
+    assert torch.equal(one.batch(3, 0, 1).wav_BN, other.batch(3, 0, 1).wav_BN)
+
+
+@pytest.mark.parametrize(("num_ranks", "workers", "accumulate"), [(1, 2, 1), (2, 0, 1), (2, 2, 1), (1, 0, 2)])
+def test_ranks_workers_and_accumulation_share_the_same_global_steps(shards, num_ranks, workers, accumulate):
+    whole = keys(steps(shards).batch(step, 0, 1) for step in range(6))
+    parts: list[list[list[str]]] = []
+    for rank in range(num_ranks):
+        stream = StepStream(steps(shards), 0, 6 * accumulate, rank, num_ranks, accumulate)
+        parts.append(keys(DataLoader(stream, batch_size=None, num_workers=workers)))
+    for step, expected in enumerate(whole):
+        ours = [k for part in parts for keys_ in part[step * accumulate : (step + 1) * accumulate] for k in keys_]
+        assert set(ours) == set(expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_from_any_batch(shards, workers):
+    whole = keys(DataLoader(StepStream(steps(shards), 0, 7), batch_size=None))
+    rest = keys(DataLoader(StepStream(steps(shards), 3, 7), batch_size=None, num_workers=workers))
+    assert rest == whole[3:]
+
+
+def test_resampling_and_padding_to_a_least_length(shards):
+    batch = steps(shards, sample_rate_hz=24000, min_sec=1.5).batch(0, 0, 1)
+    assert batch.sample_rate_hz == 24000
+    assert set(batch.num_samples_B.tolist()) == {36000}
+
+
+def test_codes_come_with_their_crop(shards):
+    with pytest.raises(UserError, match="no codes for 'clip-8'"):
+        source = steps(shards, codes_dir=shards / "codes", crop_at_start=True)
+        [source.batch(step, 0, 1) for step in range(6)]
+    source = steps(shards, codes_dir=shards / "codes", crop_at_start=True, max_clips=8)
+    for step in range(4):
+        batch = source.batch(step, 0, 1)
+        for i, key in enumerate(batch.keys):
+            num = int(batch.codes.num_frames_B[i])
+            assert num == min(18, (RATE // 2 + 4000 * int(key[-1])) // 1280)
+            assert (batch.codes.codes_BSK[i, :num] == int(key[-1])).all()
+            assert (batch.codes.codes_BSK[i, num:] == -1).all()
+
+
+def test_pad():
+    rows, lengths = pad([np.array([1, 2]), np.array([3])], value=-1)
+    assert rows.tolist() == [[1, 2], [3, -1]] and lengths.tolist() == [2, 1]

@@ -1,0 +1,155 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import omniaudio
+from omniaudio.dialogue.folder import write_model
+from omniaudio.errors import UserError
+from omniaudio.training.artifacts import load_module
+from tests.dialogue.tiny_experiment import write_experiment
+
+SETTINGS = {"max_text_tokens": 5, "max_frames": 6, "flow_steps": 2}
+
+
+def parts_of(exp_dir: Path) -> dict[str, Path]:
+    return {
+        "tokenizer": exp_dir / "tokenizer/final/tokenizer",
+        "lm": exp_dir / "sft/final/lm",
+        "flow": exp_dir / "flow/final/flow",
+        "vocoder": exp_dir / "vocoder/final/vocoder",
+    }
+
+
+@pytest.fixture(scope="module")
+def exp_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_experiment(tmp_path_factory.mktemp("run"))[0]
+
+
+@pytest.fixture(scope="module")
+def exported(exp_dir: Path) -> Path:
+    folder = exp_dir / "export" / "model"
+    write_model(folder, parts_of(exp_dir), exp_dir / "text_lm/tokenizer.json", SETTINGS)
+    return folder
+
+
+def test_parts_are_those_that_were_trained(exported, exp_dir):
+    model = omniaudio.load(exported)
+    assert not model.training
+    for name, folder in parts_of(exp_dir).items():
+        part = load_module(folder)
+        if name == "vocoder":
+            mel_BMT = torch.randn(1, 20, 5)
+            torch.testing.assert_close(model.vocoder(mel_BMT), part(mel_BMT))
+            continue
+        trained, loaded = part.state_dict(), model.get_submodule(name).state_dict()
+        assert trained.keys() == loaded.keys()
+        assert all(torch.equal(trained[key], loaded[key]) for key in trained)
+
+
+def test_weight_norm_is_folded(exported):
+    names = load_file(exported / "model.safetensors").keys()
+    assert not [name for name in names if "parametrizations" in name]
+    config = yaml.safe_load((exported / "config.yaml").read_text())
+    assert config["parts"]["vocoder"]["weight_norm"] is False
+    assert config["omniaudio_version"] == omniaudio.__version__
+
+
+def test_loads_without_training_libraries(exported):
+    code = (
+        "import sys, omniaudio\n"
+        f"omniaudio.load({str(exported)!r})\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'lightning', 'pytorch_lightning', 'deepspeed', 'hydra'}))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter(); import omniaudio\n"
+        "print(time.perf_counter() - start); print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, heavy = ran.stdout.splitlines()
+    assert float(seconds) < 0.5
+    assert heavy == "False False"
+
+
+def test_pretrained_sources_are_not_asked_again(exp_dir, tmp_path):
+    parts = parts_of(exp_dir)
+    copy = tmp_path / "tokenizer"
+    shutil.copytree(parts["tokenizer"], copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["encoder"]["pretrained"] = "somebody/not-there"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    write_model(tmp_path / "model", {**parts, "tokenizer": copy}, exp_dir / "text_lm/tokenizer.json", SETTINGS)
+    assert "not-there" not in (tmp_path / "model/config.yaml").read_text()
+    omniaudio.load(tmp_path / "model")
+
+
+def test_contradicting_fingerprints_are_an_error(exp_dir, tmp_path):
+    parts = parts_of(exp_dir)
+    copy = tmp_path / "lm"
+    shutil.copytree(parts["lm"], copy)
+    facts = json.loads((copy / "fingerprint.json").read_text())
+    (copy / "fingerprint.json").write_text(json.dumps({**facts, "tokenizer_weights": "another"}))
+    with pytest.raises(UserError, match="tokenizer_weights: 'another'") as error:
+        write_model(tmp_path / "model", {**parts, "lm": copy}, exp_dir / "text_lm/tokenizer.json", SETTINGS)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "model").exists()
+
+
+def damaged(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def test_changed_tokenizer_weights_are_noticed(exported, tmp_path):
+    folder = damaged(exported, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["tokenizer.bridge.down_proj.weight"] += 1
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match="tokenizer_weights"):
+        omniaudio.load(folder)
+
+
+def test_missing_tensor_is_named(exported, tmp_path):
+    folder = damaged(exported, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    del state["vocoder.conv_pre.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match="missing vocoder.conv_pre.weight"):
+        omniaudio.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "tokenizer.json", "fingerprint.json"])
+def test_missing_file_is_one_line(exported, tmp_path, name):
+    folder = damaged(exported, tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name) as error:
+        omniaudio.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_cut_weights_are_one_line(exported, tmp_path):
+    folder = damaged(exported, tmp_path)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="safetensors") as error:
+        omniaudio.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_targets_outside_the_project_are_refused(exported, tmp_path):
+    folder = damaged(exported, tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["parts"]["vocoder"] = {"_target_": "os.system", "command": "true"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="not allowed"):
+        omniaudio.load(folder)

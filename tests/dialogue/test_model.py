@@ -1,0 +1,97 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import omniaudio
+from omniaudio.dialogue.folder import write_model
+from omniaudio.dialogue.model import SpokenLanguageModel
+from omniaudio.errors import UserError
+from tests.dialogue.tiny_experiment import speech, write_experiment
+
+INSTRUCTIONS = {"transcribe": "write what you hear"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SpokenLanguageModel:
+    exp_dir, _ = write_experiment(tmp_path_factory.mktemp("run"))
+    names = {"tokenizer": "tokenizer", "lm": "sft", "flow": "flow", "vocoder": "vocoder"}
+    parts: dict[str, Path] = {part: exp_dir / stage / "final" / part for part, stage in names.items()}
+    settings: dict[str, Any] = {
+        "max_text_tokens": 5, "max_frames": 6, "flow_steps": 2, "instructions": INSTRUCTIONS,
+    }  # fmt: skip
+    write_model(exp_dir / "model", parts, exp_dir / "text_lm/tokenizer.json", settings)
+    return omniaudio.load(exp_dir / "model")
+
+
+def test_encode_takes_any_rate(model):
+    low, high = model.encode(speech(1.0, 16000, 0), 16000), model.encode(speech(1.0, 48000, 0), 48000)
+    assert low.codes_BSK.shape == high.codes_BSK.shape == (1, 12, 3)
+
+
+@pytest.mark.parametrize("path", ["flow", "refined", "coarse"])
+@pytest.mark.parametrize("num_books", [1, None])
+def test_every_path_and_depth_speaks_for_the_time_of_the_codes(model, path, num_books):
+    wav = model.decode(model.encode(speech(1.0, 16000, 0), 16000), num_books, path)
+    assert wav.dtype == np.float32 and np.isfinite(wav).all()
+    assert abs(len(wav) / 24000 - 12 / 12.5) < 0.05
+
+
+def test_number_of_books_and_path_matter(model):
+    codes = model.encode(speech(1.0, 16000, 0), 16000)
+    full = model.decode(codes, path="refined")
+    assert not np.array_equal(full, model.decode(codes, 1, "refined"))
+    assert not np.array_equal(full, model.decode(codes, path="coarse"))
+
+
+def test_unknown_path_is_refused(model):
+    with pytest.raises(UserError, match="flow, refined, coarse"):
+        model.decode(model.encode(speech(1.0, 16000, 0), 16000), path="magic")
+
+
+def test_copy_synthesis_keeps_the_time(model):
+    assert len(model.copy_synthesis(speech(1.0, 16000, 0), 16000)) == 24000
+
+
+def test_spoken_reply_is_complete_and_repeatable(model):
+    question = model.question(speech(1.0, 16000, 0), 16000)
+    first, again = model.reply([question], seed=3), model.reply([question], seed=3)
+    assert first["events"] == again["events"]
+    spoken = [event for event in first["events"] if "speech_sec" in event]
+    seconds = 0 if first["wav"] is None else len(first["wav"]) / first["sample_rate_hz"]
+    assert seconds == pytest.approx(sum(event["speech_sec"] for event in spoken), abs=0.01)
+
+
+def test_text_reply_has_no_speech(model):
+    reply = model.reply([{"role": "user", "content": "hello"}], speak=False)
+    assert reply["wav"] is None and not any("codes" in event for event in reply["events"])
+
+
+def test_speak_begins_with_speech(model):
+    reply = model.speak("hello there")
+    assert "codes" in reply["events"][0]
+    assert reply["wav"] is not None and len(reply["wav"]) > 0
+
+
+def test_transcribe_asks_as_in_training_and_is_the_likeliest(model):
+    wav = speech(1.0, 16000, 0)
+    question = model.question(wav, 16000, "transcribe")
+    assert question["content"][0] == INSTRUCTIONS["transcribe"]
+    assert model.transcribe(wav, 16000) == model.transcribe(wav, 16000)
+
+
+def test_several_channels_and_not_finite_are_refused(model):
+    for wav in (np.zeros((2, 16000), np.float32), np.full(16000, np.nan, np.float32)):
+        with pytest.raises(UserError, match="one channel of finite samples"):
+            model.encode(wav, 16000)
+
+
+def test_parts_that_do_not_fit_are_named(model):
+    class OtherTokenizer(torch.nn.Module):
+        codebook_sizes = (16, 8)
+        decoder = model.tokenizer.decoder
+
+    with pytest.raises(UserError, match="codebook_sizes is \\(16, 8, 8\\), tokenizer codebook_sizes is \\(16, 8\\)"):
+        SpokenLanguageModel(OtherTokenizer(), model.lm, model.flow, model.vocoder, model.text_tokenizer)

@@ -1,0 +1,104 @@
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import (
+    decode_audio,
+    encode_audio,
+    read_audio,
+    read_audio_at,
+    resample,
+    write_wav,
+)
+
+
+def sine(seconds=0.5, rate_hz=16_000, hz=440.0, amplitude=0.5):
+    return (amplitude * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate_hz)) / rate_hz)).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize(
+    "ending, subtype", [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", "PCM_16"), ("ogg", None)]
+)
+def test_reads_what_soundfile_reads(tmp_path, ending, subtype):
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, sine(), 16_000, subtype=subtype)
+    wav = read_audio(path, sample_rate_hz=16_000)
+    assert wav.dtype == np.float32 and wav.shape == (8_000,)
+    assert np.abs(wav - sine()).max() < (0.05 if ending == "ogg" else 1e-4)
+    assert np.array_equal(wav, read_audio(path.read_bytes()))
+
+
+def write_by_av(path, form, codec, wav, rate_hz):
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        pcm = np.round(wav * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+        frame.sample_rate = rate_hz
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def test_reads_raw_g722(tmp_path):
+    write_by_av(tmp_path / "a.g722", "g722", "g722", sine(1.0), 16_000)
+    assert (tmp_path / "a.g722").stat().st_size == 8_000
+    wav, rate_hz = decode_audio(tmp_path / "a.g722")
+    assert rate_hz == 16_000 and wav.shape == (1, 16_000)
+    # the codec delays by 22 samples
+    assert np.corrcoef(wav[0, 4022:12_022], sine(1.0)[4000:12_000])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("num_samples", [0, 1])
+def test_empty_audio_is_refused(tmp_path, num_samples):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(num_samples, np.float32), 16_000)
+    if num_samples:
+        assert read_audio(path).shape == (1,)
+    else:
+        with pytest.raises(UserError, match=r"a\.wav: empty audio \(0 samples\)"):
+            read_audio(path)
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    stereo, bad, nan = tmp_path / "stereo.wav", tmp_path / "bad.wav", tmp_path / "nan.wav"
+    soundfile.write(stereo, np.stack([sine(), -sine()], 1), 16_000)
+    soundfile.write(nan, np.array([0.1, np.nan, np.inf], np.float32), 16_000, subtype="FLOAT")
+    bad.write_bytes(b"RIFFxxxx this is no wav")
+    with pytest.raises(UserError, match=r"stereo\.wav: 2 channels, expected 1"):
+        read_audio(stereo)
+    with pytest.raises(UserError, match="16000 Hz, expected 24000 Hz"):
+        read_audio(stereo, sample_rate_hz=24_000, mono=False)
+    with pytest.raises(UserError, match=r"nan\.wav: 2 samples are not finite"):
+        read_audio(nan)
+    with pytest.raises(UserError, match=r"bad\.wav: cannot be read as audio") as raised:
+        read_audio(bad)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"none\.wav: no such audio file"):
+        read_audio(tmp_path / "none.wav")
+    assert np.abs(read_audio(stereo, mono=False)).max() < 1e-4  # the mean of two opposite channels
+
+
+def test_a_truncated_file_is_not_read_as_whole(tmp_path):
+    path = tmp_path / "a.flac"
+    path.write_bytes(encode_audio(sine(), 16_000)[:40])
+    with pytest.raises(UserError):
+        read_audio(path)
+
+
+def test_encode_is_exact_on_16_bit_and_clips(tmp_path):
+    pcm = np.array([-32768, -1, 0, 1, 32767], np.int16)
+    assert np.array_equal(read_audio(encode_audio(pcm / 32768, 16_000)) * 32768, pcm)
+    write_wav(tmp_path / "a.wav", np.array([2.0, -2.0]), 24_000)
+    assert np.array_equal(read_audio(tmp_path / "a.wav", sample_rate_hz=24_000) * 32768, [32767, -32768])
+
+
+def test_resample_keeps_a_tone(tmp_path):
+    wav = resample(sine(1.0), 16_000, 24_000)
+    assert wav.shape == (24_000,) and wav.dtype == np.float32
+    assert np.abs(wav[2000:-2000] - sine(1.0, 24_000)[2000:-2000]).max() < 1e-3
+    assert resample(wav, 24_000, 24_000) is wav
+    write_wav(tmp_path / "a.wav", sine(1.0), 16_000)
+    assert read_audio_at(tmp_path / "a.wav", 24_000).shape == (24_000,)

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omniaudio.errors import UserError
+from omniaudio.metrics.asr_judge import AsrJudge, load_judge
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete Whisper checkpoint of a few thousand random weights, English only."""
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
+
+    folder = tmp_path_factory.mktemp("whisper")
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", "<|startoftranscript|>", "a", "b", "c", "d"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_target_positions": 200}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    torch.manual_seed(1)
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(vocab_size=6, num_mel_bins=80, suppress_tokens=[], begin_suppress_tokens=[], **sizes, **heads, **ids)
+    )
+    model.generation_config.is_multilingual = False
+    model.generation_config.suppress_tokens = None
+    model.generation_config.begin_suppress_tokens = None
+    model.generation_config.no_timestamps_token_id = 5
+    model.save_pretrained(folder)
+    return folder
+
+
+def speech(num_samples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, num_samples).astype(np.float32)
+
+
+def test_one_text_a_waveform_alike_alone_and_in_a_batch(whisper_folder):
+    wavs = [speech(24000, 0), speech(12000, 1), speech(16000, 2)]
+    judge = AsrJudge(str(whisper_folder), batch_size=2)
+    texts = judge.transcribe(wavs, 24000, ["en", "en", "it"])
+    assert len(texts) == 3
+    assert texts == [judge.transcribe([wav], 24000, ["en"])[0] for wav in wavs]
+
+
+def test_no_judge_is_none():
+    assert load_judge(None) is None and load_judge("") is None
+
+
+def test_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="does not exist") as error:
+        load_judge(str(tmp_path / "nowhere"))
+    assert "\n" not in str(error.value)
+
+
+def test_folder_that_is_no_whisper_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        load_judge(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_dtype_is_refused(whisper_folder):
+    with pytest.raises(UserError, match="fp32, bf16"):
+        AsrJudge(str(whisper_folder), dtype="int4")

@@ -1,0 +1,161 @@
+"""Every run.sh passes shellcheck, and its dry run prints one command for each stage it is asked for."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*ROOT.glob("recipes/*/run.sh"), *ROOT.glob("egs/*/run.sh")])
+SHELL_FILES = [*SCRIPTS, *sorted(ROOT.glob("tools/*.sh")), ROOT / ".ci" / "run"]
+
+
+def run(script: Path, *options: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(script), *options], capture_output=True, text=True, cwd=cwd, timeout=60, check=False
+    )
+
+
+def commands(script: Path, *options: str, cwd: Path = ROOT) -> dict[int, list[str]]:
+    """Stage -> command lines of a dry run."""
+    done = run(script, "--dry_run", "true", *options, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found: dict[int, list[str]] = {}
+    for line in done.stdout.splitlines():
+        if title := re.match(r"# stage (-?\d+): ", line):
+            stage = int(title[1])
+            found[stage] = []
+        else:
+            found[stage].append(line)
+    return found
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_are_scripts() -> None:
+    assert {"recipes", "egs"} <= {relative(script).split("/")[0] for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SHELL_FILES, ids=relative)
+def test_shellcheck(script: Path) -> None:
+    tool = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    if tool is None:
+        pytest.skip("shellcheck is not installed (pip install -e .[dev])")
+    done = subprocess.run([tool, "-x", str(script)], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_dry_run_prints_one_command_for_each_stage(script: Path) -> None:
+    found = commands(script)
+    assert list(found) == list(range(min(found), max(found) + 1))
+    for stage, lines in found.items():
+        assert len(lines) == 1, f"stage {stage}"
+        assert lines[0].startswith("omniaudio "), f"stage {stage}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_stage_and_stop_stage_choose(script: Path) -> None:
+    everything = commands(script)
+    assert commands(script, "--stage", "2", "--stop_stage", "3") == {n: everything[n] for n in (2, 3)}
+    assert list(commands(script, "--stage=4", "--stop-stage=4")) == [4]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--stage", "99"], "--stage 99: there is no such stage; stages are -1 to 12"),
+        (["--stop_stage", "two"], "--stop_stage two: there is no such stage"),
+        (["--stage", "3", "--stop_stage", "1"], "nothing to do"),
+        (["--sclae", "mini"], "unknown option --sclae"),
+        (["mini"], "'mini' is not an option"),
+        (["--tag"], "needs a value"),
+        (["--dry_run", "maybe"], "must be true or false"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_words_are_one_line_and_exit_code_2(script: Path, options: list[str], said: str) -> None:
+    done = run(script, *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "omniaudio " not in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_help_is_the_header(script: Path) -> None:
+    done = run(script, "--help")
+    assert done.returncode == 0
+    assert "--audio_dir" in done.stdout
+    assert "#!" not in done.stdout and "set -e" not in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_own_folder_of_audio(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "my audio").mkdir()
+    found = commands(script, "--audio_dir", "my audio", cwd=tmp_path)
+    for stage in (-1, 0):
+        line = subprocess.run(
+            ["bash", "-c", f"printf '%s\\n' {found[stage][0]}"], capture_output=True, text=True, check=True
+        )
+        assert line.stdout.splitlines()[2:4] == ["corpus=folder", f"corpus.folder='{tmp_path}/my audio'"]
+    for stage in range(1, 13):
+        assert " data=folder " in f"{found[stage][0]} "
+        assert " tag=baichuan_audio_folder_mini" in found[stage][0]
+
+
+RECIPE = ROOT / "recipes" / "baichuan_audio" / "run.sh"
+
+
+def test_options_reach_the_commands() -> None:
+    found = commands(
+        RECIPE,
+        *("--data", "fotaq", "--scale", "tiny", "--trainer", "gpu", "--strategy", "zero2", "--devices", "2"),
+        *(
+            "--tag",
+            "try",
+            "--encoder",
+            "openai/whisper-tiny",
+            "--backbone",
+            "some/llm",
+            "--asr_judge",
+            "some/asr",
+        ),
+        *("--overrides", "seed=3 optim.lr=1e-4"),
+    )
+    assert found[-1] == ["omniaudio prepare corpus=fotaq step=fetch"]
+    assert found[2] == [
+        "omniaudio train experiment=baichuan_audio/tokenizer scale=tiny data=fotaq tag=try trainer=gpu "
+        "strategy=zero2 devices=2 encoder.pretrained=openai/whisper-tiny seed=3 optim.lr=1e-4"
+    ]
+    assert all("backbone.pretrained=some/llm" in found[stage][0] for stage in (1, 4, 5, 6))
+    assert found[11] == [
+        "omniaudio evaluate system=baichuan_audio scale=tiny data=fotaq tag=try asr_judge=some/asr "
+        "seed=3 optim.lr=1e-4"
+    ]
+
+
+def test_local_folders_become_absolute(tmp_path: Path) -> None:
+    (tmp_path / "llm").mkdir()
+    line = commands(RECIPE, "--backbone", "llm", "--stage", "1", "--stop_stage", "1", cwd=tmp_path)[1][0]
+    assert f"backbone.pretrained={tmp_path}/llm" in line
+
+
+def test_a_failing_command_ends_the_recipe(tmp_path: Path) -> None:
+    helpers = ROOT / "tools" / "recipe.sh"
+    script = tmp_path / "run.sh"
+    script.write_text(
+        f'set -euo pipefail\n. "{helpers}"\nstages 0 2\nparse_options "$@"\n'
+        "if stage 0 first; then run true; fi\nif stage 1 second; then run bash -c 'exit 7'; fi\n"
+        "if stage 2 third; then run touch reached; fi\n"
+    )
+    done = run(script, cwd=tmp_path)
+    assert done.returncode == 7
+    assert "--stage 1" in done.stderr
+    assert not (tmp_path / "reached").exists()

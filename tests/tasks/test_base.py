@@ -1,0 +1,127 @@
+"""The training layer on a toy task: global means, freezing, resume after a kill, non-finite steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+
+from omniaudio.data.datamodule import StepData
+from omniaudio.errors import UserError
+from omniaudio.tasks.base import LossTerm, Task, step_seed
+from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
+from omniaudio.training.loggers import JsonLinesLogger
+from omniaudio.training.schedule import warmup_cosine
+from omniaudio.types import Batch
+
+
+@dataclass(kw_only=True)
+class Points(Batch):
+    x_BD: Tensor
+
+
+class PointSteps:
+    """Step s holds s + 2 points; step ``bad`` holds a NaN."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.bad = bad
+
+    def batch(self, step: int, part: int, num_parts: int) -> Points:
+        x_BD = torch.randn(step % 3 + 2, 4, generator=torch.Generator().manual_seed(step))
+        if step == self.bad:
+            x_BD[0, 0] = float("nan")
+        return Points(keys=[f"point-{step}"], x_BD=x_BD[part::num_parts])
+
+
+class PointTask(Task):
+    def losses(self, batch: Points, split: str) -> dict[str, LossTerm]:
+        noisy = batch.x_BD + 0.1 * torch.randn_like(batch.x_BD)
+        error_BD = (self.net(noisy) - batch.x_BD) ** 2 + 0 * self.frozen(noisy)
+        return {"mse": LossTerm(error_BD.sum(), error_BD.numel())}
+
+
+def make_task(max_steps: int, **settings: object) -> PointTask:
+    arguments: dict[str, object] = dict(
+        modules={
+            "net": lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 4)),
+            "frozen": lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)),
+        },
+        loss_weights={"mse": 1.0},
+        optimizer=partial(torch.optim.AdamW, lr=0.01),
+        scheduler=partial(warmup_cosine, warmup_share=0.1, min_share=0.1),
+        trainable=["net.*"],
+        max_steps=max_steps,
+    )
+    return PointTask(**{**arguments, **settings})  # type: ignore[arg-type]
+
+
+def run(folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False) -> list[str]:
+    checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
+    logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen)
+    newest = checkpoints.newest() if resume else None
+    if newest:
+        logger.cut_after(int(newest.stem.split("-")[1]))
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, logger=[logger], callbacks=[checkpoints], plugins=[SafeCheckpointIO()],
+        val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False,
+        default_root_dir=folder, gradient_clip_val=1.0,
+    )  # fmt: skip
+    data = StepData(lambda: PointSteps(bad), lambda: PointSteps(), max_steps=stop, val_steps=2)
+    trainer.fit(task, data, ckpt_path=newest)
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
+    whole_task = make_task(9)
+    whole = run(tmp_path / "whole", whole_task, stop=9)
+    run(tmp_path / "broken", make_task(9), stop=5)  # the last checkpoint is of step 4: step 5 is lost
+    again_task = make_task(9)
+    again = run(tmp_path / "broken", again_task, stop=9, resume=True)
+    assert again == whole
+    assert any('"val/mse"' in line for line in whole)
+    for ours, theirs in zip(again_task.parameters(), whole_task.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_frozen_is_without_gradient_and_in_eval_mode() -> None:
+    task = make_task(1)
+    task.configure_model()
+    assert not any(p.requires_grad for p in task.frozen.parameters())
+    assert all(p.requires_grad for p in task.net.parameters())
+    assert task.net[1].training and not task.frozen[1].training
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(UserError, match="nett.*matches no parameter.*net.0"):
+        make_task(1, trainable=["nett.*"]).configure_model()
+
+
+def test_weights_must_name_every_loss(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no weight for \['mse'\]"):
+        run(tmp_path, make_task(1, loss_weights={"l1": 1.0}), stop=1)
+
+
+def test_a_non_finite_step_is_skipped_and_its_samples_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = make_task(3)
+    run(tmp_path, task, stop=3, bad=1)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    assert "point-1" in capsys.readouterr().out
+    assert task.total_bad_steps == 1
+
+
+def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bad steps in a row"):
+        run(tmp_path, make_task(3, max_bad_steps=1), stop=3, bad=1)
+
+
+def test_step_seeds_differ_by_every_argument() -> None:
+    seeds = {step_seed(*args) for args in [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b")]}
+    assert len(seeds) == 5

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from omniaudio.errors import UserError
+from omniaudio.stage import redacted, stage
+
+
+def run(folder: Path, config: dict, inputs: list[Path]) -> bool:
+    with stage(folder, config=config, inputs=inputs) as work:
+        if not work.done:
+            (folder / "out.txt").write_text("made")
+        return not work.done
+
+
+def test_done_once_and_again_when_config_or_inputs_change(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("1")
+    assert run(tmp_path / "s", {"a": 1, "exp_dir": "x"}, [source])
+    assert not run(tmp_path / "s", {"a": 1, "exp_dir": "y"}, [source])  # paths do not count
+    assert run(tmp_path / "s", {"a": 2, "exp_dir": "x"}, [source])
+    assert (tmp_path / "s.old" / "out.txt").exists()  # nothing is lost
+    source.write_text("2")
+    assert run(tmp_path / "s", {"a": 2, "exp_dir": "x"}, [source])
+
+
+def test_a_stage_depends_on_the_stamp_of_the_one_before(tmp_path):
+    assert run(tmp_path / "one", {"a": 1}, [])
+    assert run(tmp_path / "two", {}, [tmp_path / "one"])
+    assert not run(tmp_path / "two", {}, [tmp_path / "one"])
+    assert run(tmp_path / "one", {"a": 2}, [])
+    assert run(tmp_path / "two", {}, [tmp_path / "one"])
+
+
+def test_an_unfinished_stage_goes_on_in_its_folder(tmp_path):
+    with pytest.raises(RuntimeError), stage(tmp_path / "s", config={"a": 1}) as work:
+        (work.folder / "half.txt").write_text("half")
+        raise RuntimeError
+    with stage(tmp_path / "s", config={"a": 1}) as work:
+        assert not work.done and (work.folder / "half.txt").exists()
+    stamp = json.loads((tmp_path / "s" / "stamp.json").read_text())
+    assert {"key", "seconds", "date", "commit", "packages", "processor"} <= stamp.keys()
+
+
+def test_a_missing_input_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.*is missing; run the stage"):
+        run(tmp_path / "s", {}, [tmp_path / "gone"])
+    (tmp_path / "half").mkdir()
+    with pytest.raises(UserError, match="half.*is not finished"):
+        run(tmp_path / "s", {}, [tmp_path / "half"])
+
+
+def test_secrets_are_not_saved(tmp_path):
+    run(tmp_path / "s", {"tracker": {"api_key": "abc", "name": "n"}, "hub_token": "t", "tokens": 3}, [])
+    saved = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text())
+    assert saved == {"tracker": {"api_key": "***", "name": "n"}, "hub_token": "***", "tokens": 3}
+    assert redacted({"password": ""}) == {"password": ""}

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from omniaudio.errors import UserError
+from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
+
+
+def trainer(value: int) -> SimpleNamespace:
+    io = SafeCheckpointIO()
+    return SimpleNamespace(
+        save_checkpoint=lambda path: io.save_checkpoint({"value": torch.tensor(value)}, path),
+        strategy=SimpleNamespace(barrier=lambda: None),
+        is_global_zero=True,
+    )
+
+
+def test_the_newest_complete_one_is_found_and_old_ones_go(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=2)
+    assert checkpoints.newest() is None
+    for step in (1, 2, 10):
+        checkpoints.save(trainer(step), step)
+    (tmp_path / "step-00000011.partial").write_bytes(b"half")
+    newest = checkpoints.newest()
+    assert newest is not None and newest.name == "step-00000010.ckpt"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002.ckpt", "step-00000010.ckpt"]
+    assert SafeCheckpointIO().load_checkpoint(newest)["value"] == 10
+
+
+def test_pickled_code_is_not_loaded(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"x": Payload()}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        SafeCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path):
+    SafeCheckpointIO().save_checkpoint({"x": torch.zeros(4)}, tmp_path / "step-00000001.ckpt")
+    program = f"""
+        import resource, signal, torch
+        from pathlib import Path
+        from omniaudio.errors import UserError
+        from omniaudio.training.checkpoint import SafeCheckpointIO
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            SafeCheckpointIO().save_checkpoint({{"x": torch.zeros(1_000_000)}}, Path({str(tmp_path)!r}) / "step-00000002.partial")
+        except UserError as error:
+            print("said:", error)
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    assert "said:" in out.stdout and "free space" in out.stdout, out.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
+
+
+def test_unwritable_target_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((UserError, OSError)):
+        SafeCheckpointIO().save_checkpoint({}, tmp_path / "file" / "x.ckpt")

@@ -1,0 +1,31 @@
+"""HiFT: the excitation reaches the output at every stage. Parity: tests/parity/test_acoustic_parity.py."""
+
+import torch
+
+from omniaudio.vocoders.hift import AUDIO_LIMIT, _source_strides
+from tests.vocoders.vocoder_fixtures import new_hift
+
+
+def test_excitation_is_brought_to_the_rate_of_each_stage() -> None:
+    assert _source_strides([8, 5, 3]) == [15, 3, 1]
+    assert _source_strides([8, 15]) == [15, 1]
+
+
+def test_output_depends_on_mel_and_excitation() -> None:
+    torch.manual_seed(0)
+    hift = new_hift()
+    mel, source = torch.randn(1, 8, 5, requires_grad=True), torch.randn(1, 2400, requires_grad=True)
+    wav = hift.filter(mel, source)
+    assert wav.shape == (1, 2400)
+    assert wav.abs().max() <= AUDIO_LIMIT
+    wav.square().sum().backward()
+    assert mel.grad is not None and mel.grad.abs().sum() > 0
+    assert source.grad is not None and source.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_same_sound_twice_in_evaluation_but_not_in_training() -> None:
+    hift, mel = new_hift().eval(), torch.randn(1, 8, 5)
+    assert torch.equal(hift(mel), hift(mel))
+    hift.train()
+    assert not torch.equal(hift(mel), hift(mel))

@@ -1,0 +1,20 @@
+"""Inverse STFT: inverts an STFT of the same frames; loud bins are held."""
+
+import torch
+
+from omniaudio.vocoders.spectral import MAX_MAGNITUDE, SameISTFT, polar
+
+
+def test_inverts_the_transform() -> None:
+    n_fft, hop, num_frames = 32, 8, 20
+    wav = torch.randn(2, num_frames * hop)
+    pad = (n_fft - hop) // 2
+    frames = torch.nn.functional.pad(wav, (pad, pad)).unfold(1, n_fft, hop)
+    spec = torch.fft.rfft(frames * torch.hann_window(n_fft), dim=-1).transpose(1, 2)
+    assert spec.shape == (2, n_fft // 2 + 1, num_frames)
+    torch.testing.assert_close(SameISTFT(n_fft, hop)(spec), wav, atol=1e-4, rtol=1e-4)
+
+
+def test_polar() -> None:
+    value = polar(torch.tensor([0.0, 50.0]), torch.tensor([torch.pi / 2, 0.0]))
+    torch.testing.assert_close(value, torch.tensor([1j, MAX_MAGNITUDE + 0j]), atol=1e-6, rtol=1e-6)
