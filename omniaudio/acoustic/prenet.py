@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from omniaudio.acoustic.attention import attend
 from omniaudio.errors import UserError
 
 
@@ -27,13 +28,8 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D). Padding at the right is invisible to valid steps."""
-        split = "b t (h d) -> b h t d"
-        query, key, value = (
-            rearrange(proj(x_BTD), split, h=self.num_heads)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.out_proj(rearrange(mixed, "b h t d -> b t (h d)"))
+        query, key, value = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        return self.out_proj(attend(query, key, value, self.num_heads, visible=None))
 
 
 class PrenetLayer(nn.Module):
@@ -95,6 +91,7 @@ class Prenet(nn.Module):
             (B, M, T) with T = max(mel_len_B), zero beyond mel_len_B.
         """
         x_BTD = self.in_mlp(stretch(hidden_BTD, hidden_len_B, mel_len_B))
+        x_BTD = x_BTD.to(self.final_norm.weight.dtype)  # under autocast the sum of residuals stays float32
         for layer in self.layers:
             x_BTD = layer(x_BTD)
         mel_BTM = self.out_proj(self.final_norm(x_BTD))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from omniaudio.acoustic.attention import attend
+
 
 def chunk_visible(valid_BT: Tensor, chunk_frames: int) -> Tensor:
     """What each frame may attend to: its own chunk and everything before it, never padding.
@@ -62,7 +64,7 @@ class ConvBlock(nn.Module):
     def forward(self, x_BDT: Tensor, valid_B1T: Tensor) -> Tensor:
         """(B, D, T) -> (B, D', T), zero at padding."""
         normed = self.norm(self.conv(x_BDT * valid_B1T).transpose(1, 2)).transpose(1, 2)
-        return F.mish(normed) * valid_B1T
+        return F.mish(normed.contiguous()) * valid_B1T  # Mish is slow on strided tensors
 
 
 class ResnetBlock(nn.Module):
@@ -100,12 +102,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BTD: Tensor, visible_B1TT: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         normed = self.attention_norm(x_BTD)
-        split = "b t (h d) -> b h t d"
-        query, key, value = (
-            rearrange(proj(normed), split, h=self.num_heads) for proj in (self.to_q, self.to_k, self.to_v)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_B1TT)
-        x_BTD = x_BTD + self.to_out(rearrange(mixed, "b h t d -> b t (h d)"))
+        query, key, value = self.to_q(normed), self.to_k(normed), self.to_v(normed)
+        x_BTD = x_BTD + self.to_out(attend(query, key, value, self.num_heads, visible_B1TT))
         return x_BTD + self.fc2(F.gelu(self.fc1(self.ffn_norm(x_BTD))))
 
 
@@ -129,7 +127,7 @@ class UNetStage(nn.Module):
 
     def forward(self, x_BDT: Tensor, valid_B1T: Tensor, visible_B1TT: Tensor, time_BD: Tensor) -> Tensor:
         """(B, D, T) -> (B, D', T)."""
-        x_BTD = rearrange(self.resnet(x_BDT, valid_B1T, time_BD), "b d t -> b t d")
+        x_BTD = rearrange(self.resnet(x_BDT, valid_B1T, time_BD), "b d t -> b t d").contiguous()
         for block in self.transformers:
             x_BTD = block(x_BTD, visible_B1TT)
         return rearrange(x_BTD, "b t d -> b d t")

@@ -178,7 +178,7 @@ def llm_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[Cli
     section, rows = "Language model", []
     for name in config["loss_stages"]:
         record = read_stage(Path(config["exp_dir"]) / name)
-        for key in sorted(k for k in record.curves if k.startswith("val/") and k != "val/loss"):
+        for key in sorted(k for k in record.curves if k.startswith("val/ce/") and "/book" not in k):
             value, first = record.curves[key][-1][1], record.curves[key][0][1]
             command = command_of("train", config, f"experiment={config['system']}/{name}")
             text, note = f"{value:.3f}", f"nats; {first:.3f} at the stage's first look"

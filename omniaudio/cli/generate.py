@@ -48,13 +48,13 @@ def main(config: dict[str, Any]) -> None:
 def own(config: dict[str, Any]) -> None:
     """Answer ``text`` and ``input``."""
     from omniaudio.dialogue.evaluation import Clip
-    from omniaudio.frontend.audio import audio_rate_hz, read_audio
+    from omniaudio.frontend.audio import decode_audio, read_audio
 
     clip = None
     if config["input"] is not None:  # before the model is loaded: a bad file is told at once
         wav_N = read_audio(config["input"])
         name = Path(config["input"]).stem
-        clip = Clip(key=name, wav_N=wav_N, sample_rate_hz=audio_rate_hz(config["input"]), text="", language="")
+        clip = Clip(key=name, wav_N=wav_N, sample_rate_hz=decode_audio(config["input"])[1], text="", language=config["language"])
     if config["text"] is not None and not str(config["text"]).strip():
         raise UserError("config text: it is empty; give some words to read aloud")
     maker = SampleMaker(config, load(config), Path(config["own_dir"]))
@@ -96,27 +96,25 @@ class SampleMaker:
     """
 
     def __init__(self, config: dict[str, Any], model: SpokenLanguageModel, folder: Path) -> None:
-        self.seed, self.asks = config["seed"], config["asks"]
-        self.model, self.folder = model, folder
+        self.config, self.model, self.folder = config, model, folder
         self.samples: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def speak(self, text: str, source: str) -> None:
         """Text to speech."""
-        reply = self.model.speak(text, seed=self.seed)
+        reply = self.model.speak(text, seed=self.config["seed"])
         self._keep("speak", source, {"prompt_text": text}, reply)
 
     def transcribe(self, clip: Clip, source: str) -> None:
         """Speech to text."""
-        text = self.model.transcribe(clip.wav_N, clip.sample_rate_hz)
+        text = self.model.transcribe(clip.wav_N, clip.sample_rate_hz, clip.language)
         self._keep("transcribe", source, self._prompt(clip), {"text": text})
 
     def replies(self, clip: Clip, source: str) -> None:
         """Speech to spoken replies, one for each thing that is asked."""
-        known = self.model.settings.instructions
-        for ask in [ask for ask in self.asks if ask in known] or [""]:
-            reply = self.model.answer(clip.wav_N, clip.sample_rate_hz, ask, speak=True, seed=self.seed)
-            self._keep("reply", source, {**self._prompt(clip), "ask": known.get(ask, "")}, reply)
+        for task in self.config["asks"]:
+            reply = self.model.answer(clip.wav_N, clip.sample_rate_hz, task, clip.language, self.config["seed"])
+            self._keep("reply", source, {**self._prompt(clip), "ask": task}, reply)
 
     def _prompt(self, clip: Clip) -> dict[str, Any]:
         """The recording that was heard, written once."""
@@ -138,7 +136,7 @@ class SampleMaker:
             said["wav"] = f"{name}.wav"
             said["seconds"] = round(len(wav_N) / self.model.sample_rate_hz, 3)
             write_wav(self.folder / f"{name}.wav", wav_N, self.model.sample_rate_hz)
-        sample = {"kind": kind, "source": source, "seed": self.seed, **prompt, "json": f"{name}.json", **said}
+        sample = {"kind": kind, "source": source, "seed": self.config["seed"], **prompt, "json": f"{name}.json", **said}
         (self.folder / f"{name}.json").write_text(json.dumps(sample, indent=1, ensure_ascii=False), "utf-8")
         self.samples.append({key: value for key, value in sample.items() if key != "events"} | _brief(sample))
 

@@ -79,9 +79,13 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not CONF_DIR.is_dir():
         raise UserError(f"{CONF_DIR} is missing; install from a checkout with: pip install -e .")
+    # Only training composes the groups conf/system and conf/scale; to the other verbs they are names.
+    names = [word for word in overrides if verb != "train" and word.startswith(("system=", "scale="))]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            composed = hydra.compose(verb, overrides=list(overrides))
+            composed = hydra.compose(verb, overrides=[word for word in overrides if word not in names])
+        for word in names:
+            OmegaConf.update(composed, *word.split("=", 1))
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         parts = [str(e).strip() for e in (error, error.__cause__) if e is not None]

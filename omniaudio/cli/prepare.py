@@ -12,12 +12,12 @@ STEPS = ("all", "fetch", "shards")
 
 
 def main(cfg: dict[str, Any]) -> None:
-    """Fetch and prepare; what an earlier run with the same config finished is skipped.
+    """Fetch and prepare; what an earlier run made of the same files with the same config stays.
 
     Args:
         cfg: the resolved conf/prepare.yaml.
     """
-    from omniaudio.corpus.prepare import Plan, fetch, is_prepared, prepare
+    from omniaudio.corpus.prepare import Plan, fetch, inventory_key, is_prepared, prepare
     from omniaudio.fingerprint import digest
 
     if cfg["step"] not in STEPS:
@@ -25,23 +25,24 @@ def main(cfg: dict[str, Any]) -> None:
     folder = Path(cfg["data_dir"])
     corpus = build(cfg["corpus"], "corpus")
     makes = ("corpus", "text_source", "checks", "split", "text_dev_share", "max_shard_mb")
-    key = digest({name: cfg[name] for name in makes})
+    if cfg["step"] in ("all", "fetch"):
+        fetch(corpus, folder)
+    if cfg["step"] == "fetch":
+        return
+    key = digest([{name: cfg[name] for name in makes}, inventory_key(corpus.inventory(folder / "raw"))])
     if is_prepared(folder, key):
         print(f"{folder} is prepared already")
         return
-    if cfg["step"] in ("all", "fetch"):
-        fetch(corpus, folder)
-    if cfg["step"] in ("all", "shards"):
-        plan = Plan(
-            checks=build(cfg["checks"], "checks"),
-            split=cfg["split"],
-            text_source=build(cfg["text_source"], "text_source"),
-            text_dev_share=cfg["text_dev_share"],
-            max_shard_bytes=int(cfg["max_shard_mb"] * 2**20),
-            num_workers=cfg["num_workers"],
-            key=key,
-        )
-        print(summary(prepare(corpus, folder, plan)))
+    plan = Plan(
+        checks=build(cfg["checks"], "checks"),
+        split=cfg["split"],
+        text_source=build(cfg["text_source"], "text_source"),
+        text_dev_share=cfg["text_dev_share"],
+        max_shard_bytes=int(cfg["max_shard_mb"] * 2**20),
+        num_workers=cfg["num_workers"],
+        key=key,
+    )
+    print(summary(prepare(corpus, folder, plan)))
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -13,11 +13,13 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from omniaudio.config import build, factory
+from omniaudio.fingerprint import Fingerprint
 from omniaudio.stage import Stage, is_main_process, stage
 
 
@@ -42,6 +44,8 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.strategies import make_strategy
 
     set_threads(config["num_threads"])
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # after its import, which sets INFO
+    facts = build(config["before"], "before") or {}
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
     settings, task = config["trainer"], make_task(config)
     data = StepData(
@@ -83,7 +87,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         metrics.cut_after(step)
         run.log(f"going on from step {step} of {config['max_steps']}")
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if config["strategy"].startswith("zero") else True)
-    save_parts(config, trainer, task, run)
+    save_parts(config, trainer, task, run, facts)
 
 
 def make_task(config: dict[str, Any]) -> Any:
@@ -102,7 +106,7 @@ def make_task(config: dict[str, Any]) -> Any:
     )
 
 
-def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage) -> None:
+def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, facts: Fingerprint) -> None:
     """Write every part that ``config.parts`` names to ``final/<name>/`` (all ranks: ZeRO gathers the weights)."""
     from omniaudio.fingerprint import merge_fingerprints
     from omniaudio.training.artifacts import read_fingerprint, save_module
@@ -118,7 +122,7 @@ def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage) -> N
             node = node[key]
         known = [read_fingerprint(folder) for folder in config["fingerprint_of"]]
         own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
-        save_module(run.folder / "final" / name, state, node, merge_fingerprints([*known, *own], str(run.folder)))
+        save_module(run.folder / "final" / name, state, node, merge_fingerprints([facts, *known, *own], str(run.folder)))
         run.log(f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {run.folder / 'final' / name}")
 
 

@@ -180,7 +180,7 @@ class Problems:
     def check(self) -> None:
         parts = [f"not used: {listed(self.unused)}" if self.unused else ""]
         parts += [f"not found: {listed(self.missing)}" if self.missing else ""]
-        parts += self.wrong
+        parts += sorted(self.wrong)
         if any(parts):
             raise UserError(f"{self.where}: {'; '.join(part for part in parts if part)}")
 
@@ -227,7 +227,8 @@ class Converter:
                 problems.unused += names
                 continue
             self._apply_to_ours(rule, [theirs[name] for name in names], targets, expected, out, problems)
-        problems.missing += [self.their_name(name) for name in expected if name not in out]
+        for name in expected.keys() - out.keys():
+            problems.missing += [source for source in self.sources(name) if source not in theirs]
         problems.check()
         return {name: out[name] for name in expected}
 
@@ -246,13 +247,10 @@ class Converter:
         problems.check()
         return out
 
-    def their_name(self, ours: str) -> str:
-        """Where a tensor of ours comes from; itself if no rule says."""
-        for rule, patterns in enumerate(self._sides["ours"]):
-            for pattern in patterns:
-                if (bindings := pattern.match(ours)) is not None:
-                    return " + ".join(p.fill(bindings) for p in self._sides["theirs"][rule])
-        return ours
+    def sources(self, ours: str) -> list[str]:
+        """Their tensors that a tensor of ours comes from; itself if no rule says."""
+        found = self._find(ours, "ours")
+        return [ours] if found is None else [p.fill(found[1]) for p in self._sides["theirs"][found[0]]]
 
     def part(self, ours: str, theirs: str = "") -> Converter:
         """The rules of one module: names below ``ours`` here and ``theirs`` there, without these prefixes.
@@ -312,12 +310,12 @@ class Converter:
         try:
             made = self.rules[rule].transform.to_ours(tensors, [expected[name].shape for name in targets])
         except ValueError as error:
-            problems.wrong.append(f"{self.their_name(targets[0])}: {error}")
+            problems.wrong.append(f"{self.sources(targets[0])[0]}: {error}")
             return
         for name, tensor in zip(targets, made, strict=True):
             if tensor.shape != expected[name].shape:
                 shapes = f"{tuple(tensor.shape)} there, {tuple(expected[name].shape)} here ({name})"
-                problems.wrong.append(f"{self.their_name(name)}: shape {shapes}")
+                problems.wrong.append(f"{self.sources(name)[0]}: shape {shapes}")
             if name in out:
                 problems.wrong.append(f"two tensors for {name}")
             out[name] = tensor

@@ -32,6 +32,7 @@ from omniaudio.corpus.workers import Workers
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors, write_whole
+from omniaudio.fingerprint import digest
 from omniaudio.frontend.audio import encode_audio
 from omniaudio.types import Utterance
 
@@ -49,7 +50,7 @@ class Plan:
         text_dev_share: share of the text source's documents that are held out.
         max_shard_bytes: size at which a new tar begins.
         num_workers: processes that decode and encode; 0 does it in this one.
-        key: hash of the config, kept in the stamp; a folder made with the same key is not made again.
+        key: hash of config and inventory, kept in the stamp; what was made with the same key stays.
     """
 
     checks: Checks
@@ -70,7 +71,7 @@ def fetch(corpus: Corpus, folder: str | Path) -> None:
 
 
 def is_prepared(folder: str | Path, key: str) -> bool:
-    """Whether an earlier run with the same config finished and its shards are still whole."""
+    """Whether an earlier run with the same key finished and its shards are still whole."""
     folder = Path(folder)
     try:
         stamp = json.loads((folder / STAMP).read_text("utf-8"))
@@ -78,6 +79,16 @@ def is_prepared(folder: str | Path, key: str) -> bool:
     except (OSError, ValueError):  # UserError is a ValueError
         return False
     return bool(readers) and stamp == {"key": key}
+
+
+def inventory_key(inventory: Inventory) -> str:
+    """Hash of what there is to prepare: names, texts, and size and time of every file."""
+    state = []
+    for item in inventory.items:
+        stat = item.path.stat() if item.path.is_file() else None
+        size_time = [stat.st_size, stat.st_mtime_ns] if stat else None
+        state.append([item.key, item.text, item.language, item.speaker, item.fault, size_time])
+    return digest([state, [dataclasses.asdict(entry) for entry in inventory.left_out]])
 
 
 def prepare(corpus: Corpus, folder: str | Path, plan: Plan) -> dict[str, Any]:

@@ -90,8 +90,9 @@ class DocumentComposer:
         elif kind == "sft_continue":
             groups = [pair for voice in self._voices() for pair in self._chained(voice, rng)]
         else:
-            wanted = ANSWERS.get(kind, "text")
-            groups = [(i,) for i, entry in enumerate(self.reader.entries) if entry.facts.get(wanted)]
+            needed = None if kind == "audio" else ANSWERS.get(kind, "text")
+            entries = enumerate(self.reader.entries)
+            groups = [(i,) for i, entry in entries if needed is None or entry.facts.get(needed)]
         return [groups[i] for i in rng.permutation(len(groups))]
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
@@ -212,10 +213,10 @@ class DocumentComposer:
 def split_clip(
     text: str, num_frames: int, min_frames: int = 12, min_chars: int = 6
 ) -> tuple[str, str, int] | None:
-    """Cut a clip in two where its text pauses; the frame is guessed from the share of letters before the pause.
+    """Cut a clip in two where its text pauses; the frame is guessed from the share of letters before it.
 
-    Without an alignment this is off by some frames, which a pause forgives. A clip that has no clause end with
-    enough text and sound on both sides is not cut.
+    Without an alignment this is off by some frames, which a pause forgives. A clip that has no clause end
+    with enough text and sound on both sides is not cut.
 
     Returns:
         text before, text after, first frame after; or None.

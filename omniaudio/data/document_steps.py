@@ -49,8 +49,7 @@ class DocumentSteps:
         loss_on_intlv_audio: bool = False,
     ) -> None:
         reader = ShardReader(codes_dir, split)
-        theirs = {"codebook_sizes": reader.fingerprint["codebook_sizes"]} if reader.fingerprint else {}
-        check_fingerprints(token_space.fingerprint(), theirs, str(codes_dir))
+        check_fingerprints(token_space.fingerprint(), reader.fingerprint, str(codes_dir))
         texts = read_texts(texts_path) if texts_path is not None else []
         if weights.get("text", 0) > 0 and not texts:
             raise UserError(

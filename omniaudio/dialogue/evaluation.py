@@ -217,7 +217,7 @@ def text_perplexity(backbone: CausalBackbone, space: TokenSpace, ids: Sequence[S
 
 def recognise(model: SpokenLanguageModel, clips: Sequence[Clip], track: Track) -> list[str]:
     """The model's own transcripts."""
-    return [model.transcribe(clip.wav_N, clip.sample_rate_hz) for clip in track(clips, "own recognition")]
+    return [model.transcribe(clip.wav_N, clip.sample_rate_hz, clip.language) for clip in track(clips, "own recognition")]
 
 
 # -- speed

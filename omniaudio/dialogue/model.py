@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.data.prompts import prompt_for
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
@@ -30,6 +31,9 @@ from omniaudio.types import Codes, device_of
 
 PARTS = ("tokenizer", "lm", "flow", "vocoder")
 """Names of the parts; they begin the names of the exported tensors."""
+
+TASKS = ("transcribe", "repeat", "continue", "language")
+"""What may be asked of a recording."""
 
 DecodePath = Literal["flow", "refined", "coarse"]
 DECODE_PATHS: tuple[DecodePath, ...] = ("flow", "refined", "coarse")
@@ -54,7 +58,6 @@ class DialogueSettings:
         max_text_tokens, max_frames: limits of a reply.
         flow_steps: Euler steps of flow matching.
         flow_guidance: strength of its guidance.
-        instructions: task -> what the user asks for it, as in training ("transcribe", ...).
     """
 
     text: SamplingSettings = TEXT_SAMPLING
@@ -63,7 +66,6 @@ class DialogueSettings:
     max_frames: int = 200
     flow_steps: int = 10
     flow_guidance: float = 0.7
-    instructions: dict[str, str] = field(default_factory=dict)
 
 
 class SpokenLanguageModel(nn.Module):
@@ -193,23 +195,36 @@ class SpokenLanguageModel(nn.Module):
         form: Literal["free", "text"] = "free" if speak else "text"
         return self._told(self._generator().reply(prompt, form, seed), seed)
 
-    def transcribe(self, wav_N: np.ndarray, sample_rate_hz: int) -> str:
-        """What is said in a recording: the model's own recognition."""
-        prompt = self.chat.prompt([self.question(wav_N, sample_rate_hz, "transcribe")], "text")
+    def transcribe(self, wav_N: np.ndarray, sample_rate_hz: int, language: str = "en") -> str:
+        """What is said in a recording: the model's own recognition, its likeliest words.
+
+        Args:
+            language: ISO 639-1, in which the model is asked (as in its training: that of the speech).
+        """
+        prompt = self.chat.prompt([self.question(wav_N, sample_rate_hz, "transcribe", language)], "text")
         reply = self._generator(text=GREEDY).reply(prompt, "text")
         return self.text_tokenizer.decode(reply.text_ids).strip()
 
     def answer(
-        self, wav_N: np.ndarray, sample_rate_hz: int, task: str = "", speak: bool = True, seed: int = 0
+        self, wav_N: np.ndarray, sample_rate_hz: int, task: str = "repeat", language: str = "en", seed: int = 0
     ) -> SpokenReply:
-        """Answer a recording; ``task`` is one of ``settings.instructions``, or empty to ask nothing more."""
-        return self.reply([self.question(wav_N, sample_rate_hz, task)], speak, seed)
+        """A spoken reply to a recording. Arguments as in ``question`` and ``reply``."""
+        return self.reply([self.question(wav_N, sample_rate_hz, task, language)], seed=seed)
 
-    def question(self, wav_N: np.ndarray, sample_rate_hz: int, task: str = "") -> Message:
-        """The user's turn: an instruction, if the model learned one for the task, and a recording."""
-        instruction = self.settings.instructions.get(task, "")
+    def question(self, wav_N: np.ndarray, sample_rate_hz: int, task: str | None, language: str = "en") -> Message:
+        """The user's turn: a recording, and what is asked of it.
+
+        Args:
+            task: "transcribe", "repeat", "continue", "language": asked in the words of the training; None asks nothing.
+            language: of the words.
+        """
         codes = self.encode(wav_N, sample_rate_hz)
-        return {"role": "user", "content": [instruction, codes] if instruction else codes}
+        if task is None:
+            return {"role": "user", "content": codes}
+        if task not in TASKS:
+            raise UserError(f"task {task!r} is not one of {', '.join(TASKS)}")
+        words = prompt_for(f"sft_{task}", "en" if task == "language" else language)
+        return {"role": "user", "content": [codes, words]}
 
     def speak(self, text: str, seed: int = 0) -> SpokenReply:
         """Read a text aloud."""

@@ -5,6 +5,7 @@ Shapes: B batch, N samples, T mel frames, M mel bins, P padded samples, F freque
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +128,19 @@ class LogMel(nn.Module):
     def __init__(self, spec: MelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("window", torch.hann_window(spec.win), persistent=False)
-        self.register_buffer("filters", slaney_filters(spec), persistent=False)
+        self.register_buffer("window", None, persistent=False)
+        self.register_buffer("filters", None, persistent=False)
+        self._fill_buffers(None)
+
+    def _fill_buffers(self, device: torch.device | None) -> None:
+        self.window = torch.hann_window(self.spec.win, device=device)
+        self.filters = slaney_filters(self.spec).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogMel:
+        """Moves go through; the numbers stay fp32, also where weights become bf16 or come from ``meta``."""
+        super()._apply(fn, recurse)
+        self._fill_buffers(self.window.device)
+        return self
 
     def forward(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mels of a zero-padded batch.
@@ -138,10 +150,14 @@ class LogMel(nn.Module):
             num_samples_B: int64 true lengths.
 
         Returns:
-            mel_BMT (0 past an item's end) and mel_len_B = ``spec.num_frames(num_samples_B)``.
+            mel_BMT float32 (0 past an item's end) and mel_len_B = ``spec.num_frames(num_samples_B)``.
         """
-        spec = self.spec
         self._check(wav_BN, num_samples_B)
+        with torch.autocast(wav_BN.device.type, enabled=False):
+            return self._forward(wav_BN, num_samples_B)
+
+    def _forward(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self.spec
         mel_len_B = spec.num_frames(num_samples_B)
         padded_BP = self._pad(wav_BN.float(), num_samples_B)
         spectrum_BFT = torch.stft(

@@ -40,12 +40,13 @@ class AudioLM(nn.Module):
             )
         if audio_head.hidden_size != backbone.hidden_size:
             raise UserError(
-                f"audio_head.hidden_size {audio_head.hidden_size} is not backbone.hidden_size {backbone.hidden_size}"
+                f"audio_head.hidden_size {audio_head.hidden_size} is not "
+                f"backbone.hidden_size {backbone.hidden_size}"
             )
         if audio_head.codebook_sizes != token_space.codebook_sizes:
             raise UserError(
-                f"audio_head.codebook_sizes {list(audio_head.codebook_sizes)} are not those of the token space: "
-                f"{list(token_space.codebook_sizes)}"
+                f"audio_head.codebook_sizes {list(audio_head.codebook_sizes)} are not those of the "
+                f"token space: {list(token_space.codebook_sizes)}"
             )
         if not 0 < deep_frame_share <= 1:
             raise UserError(f"lm.deep_frame_share: {deep_frame_share} is not in (0, 1]")
@@ -53,12 +54,10 @@ class AudioLM(nn.Module):
         self.backbone = backbone
         self.audio_head = audio_head
         self.token_space = token_space
-        self.audio_embed = nn.ModuleList(
-            nn.Embedding(size, backbone.hidden_size) for size in token_space.audio_table_sizes
-        )
-        # A frame is a sum of K rows: give it the size of one text embedding.
-        for table in self.audio_embed:
+        tables = [nn.Embedding(size, backbone.hidden_size) for size in token_space.audio_table_sizes]
+        for table in tables:  # a frame is a sum of K rows: give it the size of one text embedding
             nn.init.normal_(table.weight, std=0.02 * token_space.num_books**-0.5)
+        self.audio_embed = nn.ModuleList(tables)
 
     def fingerprint(self) -> Fingerprint:
         """Facts that ids and codes must share with this model."""

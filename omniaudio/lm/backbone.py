@@ -114,7 +114,7 @@ class CausalBackbone(nn.Module):
         return DynamicCache()
 
     def step(self, embeds_LD: Tensor, cache: Cache) -> Tensor:
-        """Hidden states of the next positions of one document, whose past is in ``cache`` (extended in place)."""
+        """Hidden states of the next positions of one document; ``cache`` holds its past and is extended."""
         past = cache.get_seq_length()
         position_L = torch.arange(past, past + len(embeds_LD), device=embeds_LD.device)
         return self._run(embeds_LD[None], position_L[None], past_key_values=cache)[0]

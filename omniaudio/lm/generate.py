@@ -5,6 +5,7 @@ Every event is given out as soon as it is known, so that decoding to sound can s
 
 from __future__ import annotations
 
+import collections.abc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omniaudio.errors import UserError
+from omniaudio.lm.audio_head import KeyValue
 from omniaudio.lm.audio_lm import AudioLM
 from omniaudio.lm.sampling import SamplingSettings, draw
 from omniaudio.sequence.spans import Document
@@ -171,7 +173,8 @@ class _Run:
                 self.said.append(token_id)
                 yield TextToken(token_id)
 
-    def _speak(self) -> Iterator[Event]:  # returns whether the model itself came to an end
+    def _speak(self) -> collections.abc.Generator[Event, None, bool]:
+        """Frames of one stretch of speech; returns whether the model itself came to its end."""
         history: list[list[int]] = [[] for _ in self.space.codebook_sizes]
         while self.num_frames < self.owner.max_frames:
             frame = self._next_frame(history)
@@ -208,7 +211,7 @@ class _Run:
     @torch.inference_mode()
     def _next_frame(self, history: list[list[int]]) -> list[int] | None:
         """The codes of the next frame, or None for "end of audio"."""
-        x_1D, past, frame = self.hidden_D[None], [], []
+        x_1D, past, frame = self.hidden_D[None], list[KeyValue](), list[int]()
         for book, size in enumerate(self.space.codebook_sizes):
             logits_V = self.lm.audio_head.step(x_1D, past)[0].float().cpu()
             if book > 0 or not history[0]:

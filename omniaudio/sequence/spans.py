@@ -105,7 +105,8 @@ class DocumentBuilder:
         frames_SK = torch.as_tensor(np.asarray(codes_SK).astype(np.int64))
         if frames_SK.ndim != 2 or frames_SK.shape[1] != self.space.num_books or not len(frames_SK):
             raise UserError(
-                f"codes of shape {tuple(frames_SK.shape)}: expected (frames >= 1, books = {self.space.num_books})"
+                f"codes of shape {tuple(frames_SK.shape)}: expected at least one frame of "
+                f"{self.space.num_books} books"
             )
         sizes_K = torch.tensor(self.space.codebook_sizes)
         if ((frames_SK < 0) | (frames_SK >= sizes_K)).any():

@@ -136,6 +136,7 @@ class Task(LightningModule):
         return self.weigh(self.reduced(self.losses(batch, "train")), "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._current = batch
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank, "val"))
         self.weigh(self.reduced(self.losses(batch, "val")), "val")
 
@@ -170,17 +171,17 @@ class Task(LightningModule):
                 f"task.loss_weights has no weight for {sorted(unknown)}; it names {sorted(self.loss_weights)}"
             )
         total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
-        self.log_stats({**{name: loss.detach() for name, loss in losses.items()}, "loss": total.detach()}, split)
+        shown = {f"{split}/{name}": loss.detach().float() for name, loss in losses.items()}
+        self._log({**shown, f"{split}/loss": total.detach().float()}, sync=True)
         return total
 
     def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
-        """Log numbers under ``split/``, averaged over ranks (and over batches in validation)."""
+        """Log numbers of the first rank under ``split/``: ranks may know different ones, so none waits."""
+        self._log({f"{split}/{n}": torch.as_tensor(v, dtype=torch.float32) for n, v in stats.items()}, sync=False)
+
+    def _log(self, values: dict[str, Tensor], sync: bool) -> None:
         num_samples = len(self._current.keys) if self._current is not None else 1
-        self.log_dict(
-            {f"{split}/{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in stats.items()},
-            sync_dist=self.trainer.world_size > 1,
-            batch_size=num_samples,
-        )
+        self.log_dict(values, sync_dist=sync and self.trainer.world_size > 1, batch_size=num_samples)
 
     # -- the step is stopped before the optimizer moves
 

@@ -77,7 +77,7 @@ def normalised_book_weights(weights: Sequence[float] | None, num_books: int) -> 
 
 
 def loss_stats(batch: PackedBatch, text_L: Tensor, audio_LK: Tensor, weight_K: Tensor) -> dict[str, Tensor]:
-    """Mean losses of this batch by book and by kind of document, for those that it holds."""
+    """Mean losses of this rank's batch by book and by kind of document, for those that it holds."""
     stats: dict[str, Tensor] = {}
     has_text_L = batch.text_label_L != NO_LABEL
     has_audio_L = batch.audio_label_LK[:, 0] != NO_LABEL

@@ -78,9 +78,10 @@ class VocoderTask(Task):
 
     def configure_optimizers(self) -> Any:
         optimizers, schedules = [], []
-        for module in (self.vocoder, self.discriminator):
+        for module, share in ((self.vocoder, 1.0), (self.discriminator, 1 - self.adversarial_from)):
             optimizer = self._make_optimizer(self.parameter_groups(module))
-            schedule = self._make_scheduler(optimizer, num_training_steps=self.max_steps)
+            num_steps = max(1, round(share * self.max_steps))
+            schedule = self._make_scheduler(optimizer, num_training_steps=num_steps)
             optimizers.append(optimizer)
             schedules.append({"scheduler": schedule, "interval": "step"})
         return optimizers, schedules
@@ -94,17 +95,17 @@ class VocoderTask(Task):
         self.begin_step(batch)
         terms, wav_hat_BN, wav_BN = self.generate(batch)
         losses = self.reduced(terms)
+        generator_schedule, discriminator_schedule = self.lr_schedulers()  # type: ignore[misc]
         if self.judging:
-            wav_hat_BN, wav_BN = self._judged_crop(wav_hat_BN, wav_BN)
-            judge_losses = self.reduced(self.discriminator_terms(wav_hat_BN.detach(), wav_BN))
+            judged = self._judged_crop(wav_hat_BN, wav_BN)
+            judge_losses = self.reduced(self.discriminator_terms(judged[0].detach(), judged[1]))
             self._step_discriminator(self._weighted(judge_losses))
-            self._step_generator(
-                losses, {n: loss.detach() for n, loss in judge_losses.items()}, wav_hat_BN, wav_BN
-            )
+            discriminator_schedule.step()
+            losses.update({name: loss.detach() for name, loss in judge_losses.items()})
+            self._step_generator(losses, *judged)
         else:
-            self._step_generator(losses, {})
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()
+            self._step_generator(losses)
+        generator_schedule.step()
 
     def losses(self, batch: WaveBatch, split: str) -> dict[str, LossTerm]:
         """Losses that need no discriminator."""
@@ -168,14 +169,12 @@ class VocoderTask(Task):
         self.drop_bad_step(optimizer, bool(torch.isfinite(norm)))  # type: ignore[arg-type]
         optimizer.step()
 
-    def _step_generator(
-        self, losses: Mapping[str, Tensor], judge_losses: Mapping[str, Tensor], *judged: Tensor
-    ) -> None:
+    def _step_generator(self, losses: Mapping[str, Tensor], *judged: Tensor) -> None:
         """Step on ``losses`` and, if waveforms are judged, on what the discriminators say; log all."""
         optimizer = self.optimizers()[0]  # type: ignore[index]
         self.toggle_optimizer(optimizer)
         judgement = self.reduced(self.generator_terms(*judged)) if judged else {}
-        total = self.weigh({**losses, **judgement, **judge_losses}, "train")
+        total = self.weigh({**losses, **judgement}, "train")
         optimizer.zero_grad()
         self.manual_backward(total)
         nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.gradient_clip)

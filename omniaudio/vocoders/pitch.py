@@ -1,4 +1,4 @@
-"""F0 by autocorrelation: the target of a vocoder's F0 predictor. Fast, without parameters, not a fine tracker."""
+"""F0 by autocorrelation: the target of a vocoder's F0 predictor. Fast, not a fine tracker."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@
 #   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch
 #   --backbone NAME      pretrained text LLM: hub name or folder; default: small, from scratch
 #   --asr_judge NAME     recogniser that scores the speech: hub name or folder; default: no such rows
-#   --overrides "K=V .." more config words for the commands of stages 1 to 12
+#   --overrides "K=V .." more config words for the training stages (1, 2, 4 to 8)
 #   --dry_run true       print the commands only
 #
 # This script holds no hyperparameter: those are in conf/experiment/baichuan_audio and conf/scale.
@@ -48,6 +48,8 @@ parse_options "$@"
   tag=${tag:-baichuan_audio_${data}_$scale}
   where=("scale=$scale" "data=$data" "tag=$tag")
   how=("trainer=$trainer" "strategy=$strategy" "devices=$devices")
+  device=()
+  [[ $trainer == cpu ]] || device=(device=cuda)
   read -r -a more <<< "$overrides"
   encoder=${encoder:+$(word encoder.pretrained "$(absolute "$encoder")")}
   backbone=${backbone:+$(word backbone.pretrained "$(absolute "$backbone")")}
@@ -58,21 +60,21 @@ cd "$root"
 
 prepare() { run omniaudio prepare "${corpus[@]}" "step=$1"; }
 train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
-verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
+verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 
 if stage -1 "Fetch $data"; then prepare fetch; fi
 if stage 0 "Check, split, and write shards of $data"; then prepare shards; fi
 if stage 1 "Train the text LLM and its tokenizer"; then train text_lm ${backbone:+"$backbone"}; fi
 if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer ${encoder:+"$encoder"}; fi
-if stage 3 "Write the codes of all speech, once"; then verb extract; fi
+if stage 3 "Write the codes of all speech, once"; then verb extract ${device[@]+"${device[@]}"}; fi
 if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_stage1 ${backbone:+"$backbone"}; fi
 if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi
 if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
 if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
 if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder; fi
 if stage 9 "Export one folder that loads alone"; then verb export; fi
-if stage 10 "Let the export speak, listen, and answer"; then verb generate; fi
-if stage 11 "Measure on held-out speech"; then verb evaluate ${asr_judge:+"$asr_judge"}; fi
+if stage 10 "Let the export speak, listen, and answer"; then verb generate ${device[@]+"${device[@]}"}; fi
+if stage 11 "Measure on held-out speech"; then verb evaluate ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}; fi
 if stage 12 "Write the report"; then
   verb report
   [[ $dry_run == true ]] || log "open exp/$tag/report/index.html"

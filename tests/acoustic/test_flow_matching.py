@@ -19,7 +19,9 @@ SPEC = MelSpec(24000, 1920, 480, 1920, 4, 0.0, 8000.0, "ln", False)
 def new_flow(estimator: Any = None, **kwargs: Any) -> FlowMatchingDecoder:
     torch.manual_seed(0)
     prenet = Prenet(6, 16, 8, 1, 2, 16, num_mels=4)
-    return FlowMatchingDecoder(SPEC, prenet, estimator or ConditionalUNet(4, 8, 1, 1, 2, 4, 16), 50.0, **kwargs)
+    return FlowMatchingDecoder(
+        SPEC, prenet, estimator or ConditionalUNet(4, 8, 1, 1, 2, 4, 16), 50.0, **kwargs
+    )
 
 
 class Field(nn.Module):

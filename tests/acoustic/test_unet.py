@@ -15,7 +15,7 @@ def test_a_chunk_sees_itself_and_all_before() -> None:
     visible = chunk_visible(valid_BT, 2)
     first = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert visible[0, 0].int().tolist() == first
-    assert visible[1, 0].int().tolist() == [row[:3] + [0, 0] for row in first]
+    assert visible[1, 0].int().tolist() == [[*row[:3], 0, 0] for row in first]
 
 
 def test_convolution_is_causal() -> None:

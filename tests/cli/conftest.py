@@ -15,17 +15,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def composed(trained: tuple[Path, Path]) -> Any:
     """(verb, *overrides) -> the config of that verb for the tiny experiment."""
-    from omegaconf import OmegaConf
+    from omniaudio.cli.main import compose
 
     exp_dir, data_dir = trained
 
     def of(verb: str, *overrides: str) -> dict[str, Any]:
-        conf = Path(__file__).parents[2] / "conf"
-        both = OmegaConf.merge(OmegaConf.load(conf / "common.yaml"), OmegaConf.load(conf / f"{verb}.yaml"))
         where = ["system=made", "scale=tiny", "tag=tiny", f"exp_dir={exp_dir}", f"data_dir={data_dir}"]
-        both.merge_with_dotlist([*where, *overrides])
-        both.pop("defaults")
-        return OmegaConf.to_container(both, resolve=True, throw_on_missing=True)
+        quoted = [f"{word.split('=', 1)[0]}='{word.split('=', 1)[1]}'" if " " in word else word for word in overrides]
+        return compose(verb, [*where, *quoted])
 
     return of
 

@@ -21,7 +21,7 @@ def folder(exported, composed) -> Path:
 
 def test_all_three_directions_are_there(folder):
     samples = json.loads((folder / "samples.json").read_text())
-    assert [s["kind"] for s in samples] == ["speak", "speak", "transcribe", "reply"]
+    assert [s["kind"] for s in samples] == ["speak", "speak", "transcribe", "reply", "reply"]
     assert [s["source"] for s in samples[:2]] == ["training", "held out"]
     for sample in samples:
         assert (folder / sample["json"]).is_file()
@@ -42,7 +42,7 @@ def test_own_text_and_recording(exported, composed, tmp_path, capsys):
     soundfile.write(wav, speech(1.0, 22050, 3), 22050)
     generate.main(composed("generate", "text=hello there", f"input={wav}", f"own_dir={tmp_path}/own"))
     made = sorted(path.name for path in (tmp_path / "own").glob("*.json"))
-    assert made == ["000_speak.json", "001_transcribe.json", "002_reply.json"]
+    assert made == ["000_speak.json", "001_transcribe.json", "002_reply.json", "003_reply.json"]
     assert "speak (yours) 'hello there'" in capsys.readouterr().out
 
 

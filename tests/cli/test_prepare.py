@@ -52,8 +52,14 @@ def test_a_users_folder(tmp_path, capsys):
     (tmp_path / "my audio" / "transcripts.tsv").write_text("".join(f"{i}\tword {i}\n" for i in range(40)))
     words = ["corpus=folder", f"corpus.folder='{tmp_path}/my audio'", f"data_dir={tmp_path}/out"]
     shares = ["split.train=0.5", "split.dev=0.25", "split.test=0.25"]
-    main(compose(*words, *shares, "text_source=none", "num_workers=0"))
+    config = compose(*words, *shares, "text_source=none", "num_workers=0")
+    main(config)
     assert "40 of 40 recordings" in capsys.readouterr().out
+    main(config)
+    assert "prepared already" in capsys.readouterr().out
+    write_audio(tmp_path / "my audio" / "3.wav", tone(2.0))  # the user records it again
+    main(config)
+    assert "40 of 40 recordings are good, 0.7 min" in capsys.readouterr().out
 
 
 def test_the_data_folder_is_named_after_the_corpus():

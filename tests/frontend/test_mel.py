@@ -154,6 +154,19 @@ def test_buffers_are_not_in_the_state_dict_and_gradients_flow():
     assert np.isfinite(wav_BN.grad).all() and wav_BN.grad.abs().min() > 0
 
 
+def test_weights_in_bf16_and_autocast_do_not_touch_it():
+    spec = spec_of("vocoder24k")
+    wav_BN, num_samples_B = noise(4_800)[None], torch.tensor([4_800])
+    want = LogMel(spec)(wav_BN, num_samples_B)[0]
+    assert torch.equal(LogMel(spec).bfloat16()(wav_BN, num_samples_B)[0], want)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(LogMel(spec)(wav_BN, num_samples_B)[0], want)
+    with torch.device("meta"):
+        late = LogMel(spec)
+    assert late.window.is_meta
+    assert torch.equal(late.to_empty(device="cpu")(wav_BN, num_samples_B)[0], want)
+
+
 def test_digital_silence_is_finite():
     for name in NAMES:
         assert torch.isfinite(mel_of(spec_of(name), torch.zeros(4_000))).all()

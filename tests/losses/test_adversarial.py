@@ -31,7 +31,7 @@ def test_least_squares() -> None:
 def test_feature_matching_sums_layers_twice_and_spares_real() -> None:
     real, fake = torch.ones(4, requires_grad=True), torch.zeros(4, requires_grad=True)
     loss = feature_matching_loss([[real, real]], [[fake, fake]])
-    assert loss == pytest.approx(4.0)
+    assert loss.item() == pytest.approx(4.0)
     loss.backward()
     assert real.grad is None
     assert fake.grad is not None

@@ -27,7 +27,9 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 SPEC = MelSpec(24000, 1920, 480, 1920, 80, 0.0, 8000.0, "ln", False)
 
 
-def state_of(golden: dict[str, Tensor], prefix: str, rename: Callable[[str], str | None]) -> dict[str, Tensor]:
+def state_of(
+    golden: dict[str, Tensor], prefix: str, rename: Callable[[str], str | None]
+) -> dict[str, Tensor]:
     names = {key: rename(key.removeprefix(prefix)) for key in golden if key.startswith(prefix)}
     state = {name: golden[key] for key, name in names.items() if name is not None}
     assert len(state) == sum(name is not None for name in names.values())

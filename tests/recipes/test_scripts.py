@@ -1,12 +1,15 @@
 """Every run.sh passes shellcheck, and its dry run prints one command for each stage it is asked for."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from omniaudio.cli.main import VERBS, compose
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("recipes/*/run.sh"), *ROOT.glob("egs/*/run.sh")])
@@ -110,13 +113,29 @@ def test_own_folder_of_audio(script: Path, tmp_path: Path) -> None:
         assert " tag=baichuan_audio_folder_mini" in found[stage][0]
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scale", "tiny"],
+        ["--scale", "tiny", "--trainer", "gpu", "--audio_dir", "a b", "--asr_judge", "x/y"],
+    ],
+    ids=["cpu", "gpu"],
+)
+def test_every_printed_command_is_a_valid_config(script: Path, options: list[str]) -> None:
+    for stage, (line,) in commands(script, *options).items():
+        _, verb, *words = shlex.split(line)
+        assert verb in VERBS, f"stage {stage}"
+        assert compose(verb, words), f"stage {stage}"
+
+
 RECIPE = ROOT / "recipes" / "baichuan_audio" / "run.sh"
 
 
 def test_options_reach_the_commands() -> None:
     found = commands(
         RECIPE,
-        *("--data", "fotaq", "--scale", "tiny", "--trainer", "gpu", "--strategy", "zero2", "--devices", "2"),
+        *("--data", "cats", "--scale", "tiny", "--trainer", "gpu", "--strategy", "zero2", "--devices", "2"),
         *(
             "--tag",
             "try",
@@ -129,15 +148,14 @@ def test_options_reach_the_commands() -> None:
         ),
         *("--overrides", "seed=3 optim.lr=1e-4"),
     )
-    assert found[-1] == ["omniaudio prepare corpus=fotaq step=fetch"]
+    assert found[-1] == ["omniaudio prepare corpus=cats step=fetch"]
     assert found[2] == [
-        "omniaudio train experiment=baichuan_audio/tokenizer scale=tiny data=fotaq tag=try trainer=gpu "
+        "omniaudio train experiment=baichuan_audio/tokenizer scale=tiny data=cats tag=try trainer=gpu "
         "strategy=zero2 devices=2 encoder.pretrained=openai/whisper-tiny seed=3 optim.lr=1e-4"
     ]
     assert all("backbone.pretrained=some/llm" in found[stage][0] for stage in (1, 4, 5, 6))
     assert found[11] == [
-        "omniaudio evaluate system=baichuan_audio scale=tiny data=fotaq tag=try asr_judge=some/asr "
-        "seed=3 optim.lr=1e-4"
+        "omniaudio evaluate system=baichuan_audio scale=tiny data=cats tag=try device=cuda asr_judge=some/asr"
     ]
 
 

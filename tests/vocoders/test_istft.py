@@ -1,4 +1,4 @@
-"""Frame-rate vocoder: padding of the backbone, bounded output, errors. Shapes and batching: test_hifigan.py."""
+"""Frame-rate vocoder: reach of a frame, errors. Shapes and batching: test_hifigan.py."""
 
 import pytest
 import torch

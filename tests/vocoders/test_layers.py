@@ -16,7 +16,9 @@ def test_snake() -> None:
     torch.testing.assert_close(snake(x).flatten(), torch.stack(expected))
 
 
-@pytest.mark.parametrize("block", [ResBlock1(4, 5, [1, 3]), ResBlock1(4, 3, [1], Snake), ResBlock2(4, 3, [2])])
+@pytest.mark.parametrize(
+    "block", [ResBlock1(4, 5, [1, 3]), ResBlock1(4, 3, [1], Snake), ResBlock2(4, 3, [2])]
+)
 def test_residual_blocks_start_near_the_identity(block: nn.Module) -> None:
     x = torch.randn(1, 4, 30)
     y = block(x)

@@ -1,0 +1,78 @@
+"""The command line: help, one clear line for a mistake, no heavy import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from omniaudio.cli import main as cli
+from omniaudio.errors import UserError
+
+TEXT_LM = ["experiment=baichuan_audio/text_lm", "scale=tiny"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main(words)
+    except SystemExit as error:
+        code = int(error.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_names_every_verb(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(f"    {verb}" in out for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_each_verb_has_help_with_its_keys(capsys, verb):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0 and f"conf/{verb}.yaml" in out and len(out) > 300
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("fly",), "unknown verb 'fly'; verbs are prepare, train"),
+        (("train", *TEXT_LM, "encodre.width=3"), "encodre"),
+        (("train", "experiment=baichuan_audio/nothing", "scale=tiny"), "experiment/baichuan_audio/nothing"),
+        (("train", *TEXT_LM, "scale=giant"), "giant"),
+        (("train",), "experiment"),
+        (("extract", "system=baichuan_audio"), "scale"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, words, expected):
+    code, _, err = run(capsys, *words)
+    assert code == 2 and len(err.splitlines()) == 1 and expected in err
+
+
+def test_print_shows_the_resolved_config(capsys):
+    code, out, _ = run(capsys, "train", *TEXT_LM, "--print")
+    assert code == 0 and "tag: baichuan_audio_asterisk_tiny" in out and "${" not in out
+
+
+def test_missing_permission_and_full_disk_are_one_line(capsys, monkeypatch):
+    import omniaudio.cli.doctor as doctor
+
+    for number, word in ((13, "Permission denied"), (28, "No space left")):
+        monkeypatch.setattr(doctor, "main", lambda cfg, n=number: (_ for _ in ()).throw(OSError(n, word, "exp/x")))
+        code, _, err = run(capsys, "doctor")
+        assert code == 3 and word in err and "exp/x" in err and len(err.splitlines()) == 1
+
+
+def test_user_errors_come_without_traceback(capsys, monkeypatch):
+    import omniaudio.cli.doctor as doctor
+
+    monkeypatch.setattr(doctor, "main", lambda cfg: (_ for _ in ()).throw(UserError("a\nb")))
+    assert run(capsys, "doctor")[::2] == (2, "omniaudio: error: a b\n")
+
+
+def test_import_is_light():
+    program = "import sys, time; t = time.time(); import omniaudio; print(time.time() - t, *sys.modules)"
+    seconds, *modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.split()
+    assert float(seconds) < 0.5
+    assert not {"torch", "lightning", "hydra", "transformers", "deepspeed", "numpy"} & set(modules)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import torch
+
+from omniaudio.data.compose import KINDS, DocumentComposer, split_clip
+from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
+from omniaudio.errors import UserError
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import NO_LABEL
+
+SPACE = TokenSpace(256, [8, 4])
+CLIPS = [
+    ("en", "ann", "Hello there, how are you today?", 40),
+    ("en", "ann", "Goodbye", 10),
+    ("en", "ann", "One", 7),
+    ("en", "bob", "Two", 8),
+    ("it", "eva", "Buongiorno", 12),
+    ("it", "eva", "Ciao", 9),
+]
+
+
+def codes_of(i):
+    rng = np.random.default_rng(i)
+    return np.stack([rng.integers(8, size=CLIPS[i][3]), rng.integers(4, size=CLIPS[i][3])], 1).astype(
+        np.uint16
+    )
+
+
+@pytest.fixture(scope="module")
+def composer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codes")
+    with ShardWriter(folder, "train") as writer:
+        for i, (language, speaker, text, num_frames) in enumerate(CLIPS):
+            facts = {"language": language, "speaker": speaker, "text": text, "num_frames": num_frames}
+            facts |= {"response": "yes", "translation": "ja"}
+            writer.write(f"clip-{i}", {"codes.npy": dump_npy(codes_of(i))}, facts)
+    texts = ["a line", "another line"]
+    return DocumentComposer(ShardReader(folder, "train"), lambda t: list(t.encode()), SPACE, texts)
+
+
+def items(composer, kind, seed=0):
+    return composer.items(kind, np.random.default_rng(seed))
+
+
+def text_of(ids):
+    return bytes(i for i in ids.tolist() if i < 256).decode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_are_known_without_reading(composer, kind):
+    groups = items(composer, kind)
+    assert groups
+    for seed, group in enumerate(groups * 3):
+        assert composer.num_tokens(kind, group, seed) == len(composer.compose(kind, group, seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_clip_is_visited_once_an_epoch(composer, kind):
+    groups = items(composer, kind)
+    visited = [group[0] for group in groups] if kind == "sft_continue" else [i for g in groups for i in g]
+    assert sorted(visited) == list(range(2 if kind == "text" else len(CLIPS)))
+    assert items(composer, kind, 0) == groups
+    assert kind == "text" or items(composer, kind, 1) != groups
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_document(composer, kind):
+    group = items(composer, kind)[0]
+    first, again = (composer.compose(kind, group, 3) for _ in range(2))
+    assert torch.equal(first.ids_L, again.ids_L)
+    assert first.kind == kind
+
+
+@pytest.mark.parametrize("kind", ["intlv", "itts", "sft_repeat", "sft_continue"])
+def test_joined_clips_are_of_one_voice(composer, kind):
+    groups = [group for seed in range(5) for group in items(composer, kind, seed)]
+    assert all(len({CLIPS[i][1] for i in group}) == 1 for group in groups)
+    assert max(map(len, groups)) > 1
+
+
+def test_asr_holds_prompt_codes_and_transcript(composer):
+    document = composer.compose("asr", (4,), 0)
+    assert text_of(document.ids_L) == "Scrivi quello che viene detto: Buongiorno"
+    pads = document.ids_L == SPACE.audio_pad
+    assert document.codes_LK[pads].tolist() == codes_of(4).tolist()
+    assert text_of(document.text_label_L[document.text_label_L != NO_LABEL]) == "Buongiorno"
+
+
+def test_repeat_speaks_what_was_heard(composer):
+    document = composer.compose("sft_repeat", (1, 2), 0)
+    pads = document.codes_LK[document.ids_L == SPACE.audio_pad]
+    frames = np.concatenate([codes_of(1), codes_of(2)]).tolist()
+    assert pads.tolist() == frames + frames
+    labelled = document.audio_label_LK[document.audio_label_LK[:, 0] != NO_LABEL].tolist()
+    assert [frame for frame in labelled if frame != [8, 4]] == frames
+    assert text_of(document.ids_L).endswith("Goodbye One")
+    assert SPACE.audiotext_start in document.ids_L
+
+
+def test_continue_cuts_where_the_text_pauses(composer):
+    spoken = 0
+    for seed in range(8):
+        document = composer.compose("sft_continue", (0, 1), seed)
+        text = text_of(document.text_label_L[document.text_label_L != NO_LABEL])
+        assert text == "how are you today?"
+        start = int((document.ids_L == SPACE.audio_start).nonzero()[0])
+        stop = int((document.ids_L == SPACE.audio_end).nonzero()[0])
+        heard = document.codes_LK[start + 1 : stop].tolist()
+        assert heard == codes_of(0)[: len(heard)].tolist()
+        if SPACE.audiogen_start in document.ids_L:
+            spoken += 1
+            pads = document.codes_LK[document.ids_L == SPACE.audio_pad]
+            assert pads.tolist() == codes_of(0).tolist()
+    assert 0 < spoken < 8, "replies in text and in speech"
+
+
+def test_continue_goes_on_with_the_next_clip_otherwise(composer):
+    document = composer.compose("sft_continue", (1, 2), 0)
+    assert text_of(document.text_label_L[document.text_label_L != NO_LABEL]) == "One"
+
+
+def test_language_is_named(composer):
+    document = composer.compose("sft_language", (5,), 0)
+    assert text_of(document.text_label_L[document.text_label_L != NO_LABEL]) == "Italian"
+
+
+def test_split_clip_by_hand():
+    assert split_clip("Hello there, how are you?", 48) == ("Hello there,", "how are you?", 24)
+    assert split_clip("Hello there how are you?", 48) is None
+    assert split_clip("Hello there, how are you?", 20) is None, "too little sound on a side"
+    assert split_clip("It costs 1,000,000 dollars", 48) is None
+
+
+def test_unknown_kind_is_named(composer):
+    with pytest.raises(UserError, match="unknown kind 'ars'"):
+        items(composer, "ars")

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from omniaudio.data.document_steps import DocumentSteps, TextSteps
+from omniaudio.data.shards import ShardWriter, dump_npy
+from omniaudio.errors import UserError
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.sequence.vocab import TokenSpace
+
+LINES = ["one two three four five six seven", "eight nine", "ten eleven twelve"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    with ShardWriter(folder, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
+        for i, line in enumerate(LINES * 4):
+            facts = {"language": "en", "speaker": f"s{i % 2}", "text": line, "num_frames": 5}
+            writer.write(f"c-{i}", {"codes.npy": dump_npy(np.full((5, 2), i % 4, np.uint16))}, facts)
+    TextTokenizer.train(LINES, 270, folder / "tokenizer.json")
+    (folder / "texts.txt").write_text("\n".join(LINES) + "\n\n")
+    return folder
+
+
+def steps(folder, space=None, **changes):
+    arguments = {"weights": {"asr": 1, "itts": 1, "text": 1}, "tokens_per_step": 200, **changes}
+    space = space or TokenSpace(270, [8, 4])
+    texts = folder / "texts.txt"
+    return DocumentSteps(
+        space, folder / "tokenizer.json", codes_dir=folder, split="train", texts_path=texts, **arguments
+    )
+
+
+def test_parts_of_a_step_are_the_whole(folder):
+    source = steps(folder)
+    whole = source.batch(2, 0, 1)
+    parts = [source.batch(2, part, 2) for part in range(2)]
+    assert sorted(whole.keys) == sorted(parts[0].keys + parts[1].keys)
+    assert len(whole.ids_L) == sum(len(part.ids_L) for part in parts) <= 200
+    assert {kind for step in range(6) for kind in source.batch(step, 0, 1).kinds} == {"asr", "itts", "text"}
+    assert source.plan[2] == steps(folder).plan[2]
+
+
+def test_texts_are_cut_not_lost(folder):
+    space = TokenSpace(270)
+    source = TextSteps(
+        space, folder / "tokenizer.json", folder / "texts.txt", tokens_per_step=12, max_positions=5
+    )
+    assert max(map(len, source.pieces)) == 4
+    encode = TextTokenizer.from_file(folder / "tokenizer.json").encode
+    assert [i for piece in source.pieces for i in piece] == [i for line in LINES for i in encode(line)]
+    batch = source.batch(0, 0, 1)
+    assert batch.codes_LK.shape == (len(batch.ids_L), 0)
+    assert len(batch.ids_L) <= 12
+
+
+def test_what_does_not_fit_is_refused(folder):
+    with pytest.raises(UserError, match=r"codebook_sizes: \[8, 4\] there, \[4, 8\] here"):
+        steps(folder, space=TokenSpace(270, [4, 8]))
+    with pytest.raises(UserError, match="text tokenizer has"):
+        steps(folder, space=TokenSpace(100, [8, 4]))
+    empty = folder / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(UserError, match="has no texts"):
+        DocumentSteps(TokenSpace(270, [8, 4]), folder, {"text": 1}, 200, folder, "train", empty)

@@ -1,0 +1,59 @@
+import torch
+from torch.testing import assert_close
+
+from omniaudio.lm.audio_head import AudioHead, DepthLinear
+from omniaudio.types import NO_LABEL
+
+
+def make(sizes=(6, 4, 3)):
+    torch.manual_seed(0)
+    return AudioHead(16, sizes, num_layers=2, head_dim=8).eval()
+
+
+def test_depth_linear_uses_the_weights_of_its_depth():
+    linear = DepthLinear(2, 3, num_depths=4)
+    x = torch.randn(5, 4, 2)
+    wanted = torch.stack([x[:, k] @ linear.weight[:, 2 * k : 2 * k + 2].T for k in range(4)], dim=1)
+    assert_close(linear(x), wanted)
+    assert_close(linear(x[:, 2:3], first_depth=2), wanted[:, 2:3])
+
+
+def test_steps_with_cache_equal_the_teacher_forced_pass():
+    head = make()
+    hidden, prefix = torch.randn(5, 16), torch.randn(5, 2, 16)
+    past = []
+    inputs = [hidden, prefix[:, 0], prefix[:, 1]]
+    for x, wanted in zip(inputs, head.logits(hidden, prefix), strict=True):
+        assert_close(head.step(x, past), wanted)
+
+
+def test_a_book_does_not_see_later_books():
+    head = make()
+    prefix = torch.randn(1, 2, 16, requires_grad=True)
+    head(torch.randn(1, 16), prefix)[0, 1].sum().backward()
+    assert prefix.grad[0, 0].any()
+    assert not prefix.grad[0, 1].any()
+
+
+def test_fewer_books_give_the_same_first_depths():
+    head = make()
+    hidden, prefix = torch.randn(5, 16), torch.randn(5, 2, 16)
+    assert_close(head(hidden, prefix[:, :0]), head(hidden, prefix)[:, :1])
+
+
+def test_loss_is_cross_entropy_by_book():
+    head = make()
+    hidden, prefix = torch.randn(2, 16), torch.randn(2, 2, 16)
+    label = torch.tensor([[6, 4, 3], [0, NO_LABEL, 2]])
+    loss = head.loss(hidden, prefix, label)
+    logits = head.logits(hidden, prefix)
+    assert_close(loss[0, 1], -logits[1].log_softmax(1)[0, 4])
+    assert_close(loss[1, 2], -logits[2].log_softmax(1)[1, 2])
+    assert loss[1, 1] == 0
+
+
+def test_no_frames_at_all():
+    head = make()
+    loss = head.loss(torch.randn(0, 16), torch.randn(0, 2, 16), torch.zeros(0, 3, dtype=torch.int64))
+    assert loss.shape == (0, 3)
+    loss.sum().backward()

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from omniaudio.errors import UserError
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.types import NO_LABEL
+
+SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24}
+
+
+@pytest.fixture
+def backbone():
+    torch.manual_seed(0)
+    return CausalBackbone(50, **SIZES).eval()
+
+
+def test_packed_documents_equal_documents_alone(backbone):
+    ids = torch.randint(50, (12,))
+    together = backbone(backbone.embed_text(ids), torch.tensor([5, 1, 6]))
+    alone = torch.cat([backbone(backbone.embed_text(part), [len(part)]) for part in ids.split([5, 1, 6])])
+    assert_close(together, alone)
+
+
+def test_equals_transformers_own_model(backbone):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**{**backbone.config.to_dict(), "attn_implementation": "sdpa"})
+    model = Qwen2ForCausalLM(config).eval()
+    named = {k: v for k, v in backbone.state_dict().items() if not k.startswith("lm_head")}
+    model.model.load_state_dict(named)
+    model.lm_head.load_state_dict(backbone.lm_head.state_dict())
+    ids = torch.randint(50, (7,))
+    with torch.no_grad():
+        ours = backbone.lm_head(backbone(backbone.embed_text(ids), [7]))
+        assert_close(ours, model(ids[None]).logits[0])
+
+
+def test_steps_with_a_cache_equal_the_whole(backbone):
+    embeds = backbone.embed_text(torch.randint(50, (9,)))
+    cache = backbone.new_cache()
+    parts = [backbone.step(part, cache) for part in embeds.split([4, 1, 3, 1])]
+    assert_close(torch.cat(parts), backbone(embeds, [9]))
+
+
+def test_later_positions_do_not_reach_earlier_ones(backbone):
+    embeds = torch.randn(6, 16, requires_grad=True)
+    backbone(embeds, [6])[2].sum().backward()
+    reached = embeds.grad.abs().sum(1) > 0
+    assert reached.tolist() == [True, True, True, False, False, False]
+
+
+def test_recompute_changes_memory_only(backbone):
+    embeds, label = torch.randn(6, 16), torch.tensor([1, 2, NO_LABEL, 3, 4, NO_LABEL])
+    grads = []
+    for backbone.recompute in (False, True):
+        backbone.zero_grad()
+        backbone.text_loss(backbone(embeds, [2, 4]), label).sum().backward()
+        grads.append([p.grad.clone() for p in backbone.layers.parameters()])
+    assert_close(grads[0], grads[1])
+
+
+def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=40, intermediate_size=24, **sizes)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
+    model = Qwen2ForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    ours = CausalBackbone(50, **SIZES, pretrained=str(tmp_path))
+    assert "extended from 40 to 50" in capsys.readouterr().out
+    assert_close(ours.embed_tokens.weight[:40], model.model.embed_tokens.weight)
+    assert_close(ours.lm_head.weight[:40], model.lm_head.weight)
+    assert ours.lm_head.weight.shape == (50, 16)
+    with pytest.raises(UserError, match="vocab_size 40 there, 30 here"):
+        CausalBackbone(30, **SIZES, pretrained=str(tmp_path))
+    with pytest.raises(UserError, match="num_hidden_layers 2 there, 3 here"):
+        CausalBackbone(50, **{**SIZES, "num_layers": 3}, pretrained=str(tmp_path))
+    with pytest.raises(UserError, match=r"backbone\.pretrained: cannot read"):
+        CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "nothing"))
+
+
+def test_tied_head_shares_its_weight():
+    backbone = CausalBackbone(50, **SIZES, tie_embeddings=True)
+    assert backbone.lm_head.weight is backbone.embed_tokens.weight

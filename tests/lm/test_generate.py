@@ -1,0 +1,146 @@
+import pytest
+import torch
+
+from omniaudio.errors import UserError
+from omniaudio.lm.audio_head import AudioHead
+from omniaudio.lm.audio_lm import AudioLM
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.lm.generate import GREEDY, Frame, Generator, SpeechEnd, TextToken, collect
+from omniaudio.sequence.spans import DocumentBuilder
+from omniaudio.sequence.vocab import TokenSpace
+
+SIZES = (6, 4, 3)
+SPACE = TokenSpace(40, SIZES)
+
+
+@pytest.fixture
+def lm():
+    torch.manual_seed(0)
+    backbone = CausalBackbone(SPACE.vocab_size, 16, 2, 2, 1, 24)
+    lm = AudioLM(backbone, AudioHead(16, SIZES, num_layers=2, head_dim=8), SPACE).eval()
+    for parameter in lm.parameters():  # lively: small random models repeat themselves
+        torch.nn.init.normal_(parameter, std=0.5)
+    return lm
+
+
+def prompt(*ids):
+    return DocumentBuilder(SPACE).text(ids, loss=False).heard(torch.tensor([[1, 2, 0]])).build("prompt", "k")
+
+
+@torch.no_grad()
+def replay(lm, start, events, may_speak=True):
+    """Check greedy events one by one, running the whole document anew for every one."""
+    ids, codes = start.ids_L.tolist(), start.codes_LK.tolist()
+    speaking, spoken = False, 0
+
+    def hidden():
+        embeds = lm.embed(torch.tensor(ids), torch.tensor(codes))
+        return lm.backbone(embeds, [len(ids)])[-1:]
+
+    def next_text():
+        logits = lm.backbone.lm_head(hidden())[0]
+        allowed = [*range(40), SPACE.eos] + [SPACE.audiogen_start] * may_speak
+        return max(allowed, key=lambda i: float(logits[i]))
+
+    def next_frame():
+        frame = []
+        for book in range(3):
+            forced = torch.tensor([frame + [0] * (3 - book)])
+            logits = lm.audio_head.logits(hidden(), lm.embed_prefix(forced))[book][0]
+            if book or not spoken:
+                logits = logits[:-1]
+            frame.append(int(logits.argmax()))
+        return frame
+
+    for event in events:
+        if isinstance(event, TextToken):
+            assert next_text() == event.token_id
+            ids.append(event.token_id)
+            codes.append([0, 0, 0])
+        elif isinstance(event, Frame):
+            if not speaking:
+                assert next_text() == SPACE.audiogen_start
+                ids.append(SPACE.audiogen_start)
+                codes.append([0, 0, 0])
+                speaking, spoken = True, 0
+            assert next_frame() == event.codes_K.tolist()
+            ids.append(SPACE.audio_pad)
+            codes.append(event.codes_K.tolist())
+            spoken += 1
+        elif event.complete:
+            assert next_frame()[0] == SIZES[0]
+            ids.append(SPACE.audiogen_end)
+            codes.append([0, 0, 0])
+            speaking = False
+    return ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cached_loop_equals_recomputation(lm, seed):
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(lm.backbone.lm_head.weight, std=1.0)
+    lm.backbone.lm_head.weight.data[SPACE.audiogen_start] *= 3
+    start = prompt(seed, 5)
+    generator = Generator(lm, GREEDY, GREEDY, max_text_tokens=8, max_frames=8)
+    events = list(generator.stream(start))
+    assert events
+    replay(lm, start, events)
+
+
+def test_speech_form_begins_with_speech_and_text_form_has_none(lm):
+    generator = Generator(lm, max_text_tokens=4, max_frames=5)
+    assert isinstance(next(iter(generator.stream(prompt(1), "speech"))), Frame)
+    for seed in range(5):
+        assert generator.reply(prompt(1), "text", seed).codes == []
+
+
+def test_same_seed_same_reply(lm):
+    generator = Generator(lm, max_text_tokens=6, max_frames=6)
+    first, again, other = (generator.reply(prompt(1), "speech", seed) for seed in (1, 1, 2))
+    assert torch.equal(first.codes[0], again.codes[0])
+    assert first.text_ids == again.text_ids
+    assert first.codes[0].tolist() != other.codes[0].tolist()
+
+
+def test_end_comes_from_book_0_only_and_after_a_frame(lm):
+    for head, size in zip(lm.audio_head.heads, SIZES, strict=True):
+        head.bias.data[size] = 100.0  # every book wants to end
+    reply = Generator(lm, max_text_tokens=0).reply(prompt(1), "speech")
+    assert [len(codes) for codes in reply.codes] == [1]
+    assert (reply.codes[0] < torch.tensor(SIZES)).all()
+    assert reply.complete
+
+
+def test_limits(lm):
+    lm.audio_head.heads[0].bias.data[SIZES[0]] = -100.0  # never ends
+    reply = Generator(lm, max_text_tokens=3, max_frames=7).reply(prompt(1), "speech")
+    assert len(reply.codes[0]) == 7
+    assert not reply.complete
+    lm.backbone.lm_head.weight.data[SPACE.eos] = 0
+    assert len(Generator(lm, GREEDY, max_text_tokens=3).reply(prompt(1), "text").text_ids) <= 3
+
+
+def test_a_prompt_can_go_on_from_a_cache(lm):
+    whole, cache = prompt(1, 2, 3), lm.backbone.new_cache()
+    generator = Generator(lm, GREEDY, GREEDY, max_text_tokens=5, max_frames=5)
+    lm.backbone.step(lm.embed(whole.ids_L[:2], whole.codes_LK[:2]), cache)
+    rest = DocumentBuilder(SPACE).text([3], loss=False).heard(torch.tensor([[1, 2, 0]])).build("prompt", "k")
+    events = list(generator.stream(rest, cache=cache))
+    assert repr(events) == repr(list(generator.stream(whole)))
+
+
+def test_collect_keeps_order():
+    a, b = torch.tensor([1, 2, 0]), torch.tensor([3, 0, 1])
+    events = [TextToken(4), TextToken(5), Frame(a), Frame(b), SpeechEnd(True), TextToken(6)]
+    reply = collect(events)
+    assert reply.segments[0] == [4, 5]
+    assert torch.equal(reply.segments[1], torch.stack([a, b]))
+    assert reply.segments[2] == [6]
+    assert reply.text_ids == [4, 5, 6]
+
+
+def test_wrong_prompts_are_refused(lm):
+    with pytest.raises(UserError, match="empty"):
+        Generator(lm).reply(DocumentBuilder(SPACE).build("prompt", "k"))
+    with pytest.raises(UserError, match="outside the token space"):
+        Generator(lm).reply(DocumentBuilder(SPACE).text([999], loss=False).build("prompt", "k"))

@@ -1,0 +1,46 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from omniaudio.errors import UserError
+from omniaudio.lm.sampling import SamplingSettings, draw
+
+
+def drawn(logits, num=300, said=(), **settings):
+    rng = torch.Generator().manual_seed(0)
+    return Counter(draw(torch.tensor(logits), SamplingSettings(**settings), said, rng) for _ in range(num))
+
+
+def test_zero_temperature_is_greedy():
+    assert drawn([1.0, 3.0, 2.0], temperature=0.0).keys() == {1}
+
+
+def test_top_k_and_top_p():
+    logits = [0.5, 0.25, 0.15, 0.1]
+    logits = torch.tensor(logits).log().tolist()
+    assert drawn(logits, temperature=1.0).keys() == {0, 1, 2, 3}
+    assert drawn(logits, temperature=1.0, top_k=2).keys() == {0, 1}
+    assert drawn(logits, temperature=1.0, top_p=0.6).keys() == {0, 1}
+    assert drawn(logits, temperature=1.0, top_p=0.5).keys() == {0}
+
+
+def test_probabilities_are_kept():
+    counts = drawn(torch.tensor([0.75, 0.25]).log().tolist(), num=2000, temperature=1.0)
+    assert abs(counts[0] / 2000 - 0.75) < 0.03
+
+
+def test_repetition_penalty_by_hand():
+    greedy = {"temperature": 0.0, "repetition": 2.0}
+    assert drawn([3.0, 2.0, -1.0], said=[0], **greedy).keys() == {1}  # 3 / 2 < 2
+    assert drawn([-1.0, -1.5, -9.0], said=[0], **greedy).keys() == {1}  # -1 * 2 < -1.5
+    assert drawn([3.0, 1.0, -1.0], said=[0, 0], **greedy).keys() == {0}  # once only: 1.5 > 1
+
+
+def test_forbidden_symbols_never_come():
+    assert drawn([0.0, -torch.inf, 0.0], said=[1], temperature=5.0, repetition=1.3).keys() == {0, 2}
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(UserError, match="top_p"):
+        SamplingSettings(temperature=1.0, top_p=0.0)

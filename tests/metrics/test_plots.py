@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from omniaudio.metrics.codes import BookUse
+from omniaudio.metrics.plots import book_bars, loss_curves, mae_by_books, smoothed, spectrograms
+
+CURVES = {"train/loss": [(0.0, 2.0), (1.0, 1.0)], "val/loss": [(1.0, 1.5)], "train/ce/text": [(0.0, 1.0)]}
+BOOKS = [BookUse(size=16, num_frames=100, usage=0.5, perplexity=4.0)] * 3
+
+
+def draw(path, what: str) -> None:
+    if what == "curves":
+        loss_curves(path, CURVES, ["loss", "ce/text", "ce/audio", "a", "b"])
+    elif what == "spectrograms":
+        spectrograms(path, {"original": np.random.randn(20, 30), "flow": np.zeros((20, 25), np.float16)}, 0.02)
+    elif what == "books":
+        book_bars(path, BOOKS)
+    else:
+        mae_by_books(path, {"refined": [3.0, 2.0, 1.0], "coarse": [3.0, 2.5, 2.0]})
+
+
+@pytest.mark.parametrize("what", ["curves", "spectrograms", "books", "mae"])
+def test_picture_is_drawn_and_the_same_every_time(tmp_path, what):
+    np.random.seed(0)
+    draw(tmp_path / "deep" / "one.png", what)
+    np.random.seed(0)
+    draw(tmp_path / "two.png", what)
+    picture = np.asarray(Image.open(tmp_path / "two.png").convert("RGB"))
+    assert picture.std() > 5, "an empty picture"
+    assert (tmp_path / "deep" / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_drawing_leaves_no_global_figure(tmp_path):
+    import matplotlib.pyplot
+
+    draw(tmp_path / "a.png", "books")
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_running_mean_by_hand():
+    np.testing.assert_allclose(smoothed(np.array([3.0, 0.0, 3.0, 6.0]), window=3), [1.5, 2.0, 3.0, 4.5])
+    np.testing.assert_allclose(smoothed(np.ones(200)), 1.0)

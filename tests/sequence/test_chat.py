@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from omniaudio.errors import UserError
+from omniaudio.sequence.chat import ChatLayout
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import NO_LABEL, Codes
+
+SPACE = TokenSpace(128, [8, 4])
+CHAT = ChatLayout(SPACE, lambda text: list(text.encode()))
+A = np.array([[1, 2], [3, 0]])
+S = SPACE
+
+
+def test_text_reply_example():
+    document = CHAT.document(
+        [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": "ab"},
+        ],
+        "sft",
+        "k",
+    )
+    assert document.ids_L.tolist() == [S.bos_sys, ord("s"), S.c_q, ord("u"), S.c_a, ord("a"), ord("b"), S.eos]
+    assert document.text_label_L.tolist() == [NO_LABEL] * 4 + [ord("a"), ord("b"), S.eos, NO_LABEL]
+
+
+def test_spoken_reply_to_heard_audio_example():
+    codes = Codes(codes_BSK=torch.tensor([[[7, 3], [-1, -1]]]), num_frames_B=torch.tensor([1]))
+    document = CHAT.document(
+        [{"role": "user", "content": [codes, "u"]}, {"role": "assistant", "content": ["a", A, "b"]}],
+        "sft",
+        "k",
+    )
+    assert document.ids_L.tolist() == [
+        S.bos_sys, S.c_q, S.audio_start, S.audio_pad, S.audio_end, ord("u"), S.audiotext_start, S.c_a,
+        ord("a"), S.audiogen_start, S.audio_pad, S.audio_pad, S.audiogen_end, ord("b"), S.eos,
+    ]  # fmt: skip
+    no = NO_LABEL
+    assert document.text_label_L.tolist() == [
+        no, no, no, no, no, no, no, ord("a"), S.audiogen_start, no, no, no, ord("b"), S.eos, no
+    ]  # fmt: skip
+    assert document.codes_LK[3].tolist() == [7, 3]
+    assert document.audio_label_LK[9:12].tolist() == [[1, 2], [3, 0], [8, 4]]
+
+
+@pytest.mark.parametrize("content", ["ab", ["a", A]])
+def test_prompt_is_the_head_of_the_document(content):
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": content}]
+    document = CHAT.document(turns, "sft", "k")
+    prompt = CHAT.prompt(turns[:1], "text" if isinstance(content, str) else "speech")
+    assert prompt.ids_L.tolist() == document.ids_L[: len(prompt)].tolist()
+    assert document.text_label_L[len(prompt) - 1] == ord("a")
+
+
+def test_second_turn_follows_the_first():
+    turns = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "v"},
+    ]
+    assert CHAT.prompt(turns, "text").ids_L.tolist() == [
+        S.bos_sys, S.c_q, ord("u"), S.c_a, ord("a"), S.eos, S.c_q, ord("v"), S.c_a
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([{"role": "user", "content": "u"}], "must be the assistant's"),
+        ([{"role": "usr", "content": "u"}, {"role": "assistant", "content": "a"}], "role 'usr'"),
+        ([], "must be the assistant's"),
+    ],
+)
+def test_wrong_chats_are_refused(turns, message):
+    with pytest.raises(UserError, match=message):
+        CHAT.document(turns, "sft", "k")

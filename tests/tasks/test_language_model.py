@@ -1,0 +1,118 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from omniaudio.errors import UserError
+from omniaudio.lm.audio_head import AudioHead
+from omniaudio.lm.audio_lm import AudioLM
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.sequence.spans import DocumentLayouts, pack
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.tasks.language_model import AudioLMTask, TextLMTask, normalised_book_weights
+from omniaudio.types import NO_LABEL
+
+SPACE = TokenSpace(40, [6, 4, 3])
+COMMON = {"optimizer": torch.optim.AdamW, "scheduler": None, "trainable": ["*"]}
+
+
+def make_backbone():
+    return CausalBackbone(SPACE.vocab_size, 16, 1, 2, 1, 24)
+
+
+def make_lm():
+    return AudioLM(make_backbone(), AudioHead(16, [6, 4, 3], num_layers=1, head_dim=8), SPACE)
+
+
+def documents():
+    layouts, codes = DocumentLayouts(SPACE), np.array([[1, 2, 0], [5, 3, 2]])
+    return [
+        layouts.tts("a", [1, 2], codes),
+        layouts.asr("b", [3], codes, [4, 5]),
+        layouts.text("c", [6, 7, 8]),
+    ]
+
+
+def audio_task(**changes):
+    arguments = {**COMMON, "loss_weights": {"ce/text": 1.0, "ce/audio": 1.0}, **changes}
+    task = AudioLMTask(modules={"lm": make_lm}, **arguments)
+    task.configure_model()
+    task.logged = {}
+    task.log_stats = lambda stats, split="train": task.logged.update(stats)
+    return task.eval()
+
+
+def test_text_task_is_the_mean_over_labels():
+    task = TextLMTask(modules={"backbone": make_backbone}, loss_weights={"ce/text": 1.0}, **COMMON)
+    task.configure_model()
+    batch = pack(documents()[2:])
+    term = task.losses(batch, "train")["ce/text"]
+    logits = task.backbone.lm_head(task.backbone(task.backbone.embed_text(batch.ids_L), [4]))
+    assert_close(term.total / term.count, torch.nn.functional.cross_entropy(logits[:3], batch.ids_L[1:]))
+
+
+def test_audio_loss_weighs_books():
+    task, batch = audio_task(book_weights=[2.0, 1.0, 1.0]), pack(documents())
+    output = task.lm(batch)
+    terms = task.losses(batch, "train")
+    wanted = (output.audio_loss_LK * torch.tensor([0.5, 0.25, 0.25])).sum()
+    assert_close(terms["ce/audio"].total, wanted)
+    assert terms["ce/audio"].count == 3
+    assert terms["ce/text"].count == (batch.text_label_L != NO_LABEL).sum()
+
+
+def test_default_book_weights_halve():
+    assert_close(normalised_book_weights(None, 3), torch.tensor([4.0, 2.0, 1.0]) / 7)
+    with pytest.raises(UserError, match="2 weights for 3 books"):
+        normalised_book_weights([1, 1], 3)
+
+
+def test_sums_and_counts_of_parts_add_up():
+    task = audio_task()
+    whole = task.losses(pack(documents()), "train")
+    parts = [task.losses(pack([document]), "train") for document in documents()]
+    for name in ("ce/text", "ce/audio"):
+        assert_close(whole[name].total, sum(part[name].total for part in parts))
+        assert whole[name].count == sum(part[name].count for part in parts)
+
+
+def test_kinds_and_books_are_logged():
+    task = audio_task()
+    task.losses(pack(documents()), "train")
+    books = {f"ce/audio/book{book}" for book in range(3)}
+    assert task.logged.keys() == books | {"ce/text/tts", "ce/audio/tts", "ce/text/asr", "ce/text/text"}
+    alone = task.losses(pack(documents()[1:2]), "train")["ce/text"]
+    task.losses(pack(documents()), "train")
+    assert_close(task.logged["ce/text/asr"], alone.total.detach() / alone.count)
+
+
+@functools.cache
+def one_batch():
+    return pack(documents())
+
+
+def test_first_stage_moves_only_embeddings_and_head():
+    task = audio_task(trainable=["lm.audio_embed.*", "lm.audio_head.*"])
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(term.total / term.count for term in task.losses(one_batch(), "train").values()).backward()
+        optimizer.step()
+    moved = {name for name, p in task.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {n for n in before if n.startswith(("lm.audio_embed", "lm.audio_head"))}
+
+
+def test_it_learns_one_batch():
+    task = audio_task()
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.01)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = sum(term.total / term.count for term in task.losses(one_batch(), "train").values())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]

@@ -1,0 +1,155 @@
+"""Tokenizer task: what two steps move, the schedules, and the alignment loss by hand."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+
+from omniaudio.data.datamodule import StepData
+from omniaudio.encoders.whisper import WhisperEncoder
+from omniaudio.errors import UserError
+from omniaudio.frontend.mel import MelSpec
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.quantizers.bridge import ConvBridge
+from omniaudio.quantizers.mel_decoder import MelDecoder
+from omniaudio.quantizers.rvq import ResidualVQ
+from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.tasks.tokenizer import Ramp, TokenizerTask
+from omniaudio.training.schedule import warmup_cosine
+from omniaudio.types import WaveBatch
+
+LOSSES = {
+    "recon/coarse_fine": 1.0,
+    "recon/coarse_wide": 0.5,
+    "recon/refined_fine": 1.0,
+    "recon/refined_wide": 0.5,
+    "vq/commit": 1.0,
+    "ce/align": 0.5,
+}
+TEXTS = TextTokenizer.train(["hello world", "good bye"], vocab_size=260)
+SPACE = TokenSpace(TEXTS.vocab_size)
+
+
+def make_tokenizer() -> SpeechTokenizer:
+    return SpeechTokenizer(
+        mel_spec=MelSpec(16000, 400, 160, 400, 16, 0.0, 8000.0, "whisper", True),
+        decoder_mel_spec=MelSpec(16000, 1024, 256, 1024, 20, 0.0, 8000.0, "ln", True),
+        encoder=WhisperEncoder(16, 8, 1, 2, 16, max_frames=100),
+        bridge=ConvBridge(8),
+        quantizer=ResidualVQ(32, [16, 8, 4]),
+        decoder=MelDecoder(8, 20, 1, 2, 16, refine_width=8, max_frames=400),
+    )
+
+
+def make_task(**settings: Any) -> TokenizerTask:
+    arguments: dict[str, Any] = {
+        "text_tokenizer": TEXTS,
+        "token_space": SPACE,
+        "modules": {
+            "tokenizer": make_tokenizer,
+            "judge": lambda: CausalBackbone(SPACE.vocab_size, 16, 1, 2, 1, 32),
+            "align": lambda: nn.Linear(8, 16),
+        },
+        "loss_weights": LOSSES,
+        "optimizer": partial(torch.optim.AdamW, lr=0.01),
+        "scheduler": partial(warmup_cosine, warmup_share=0.1, min_share=0.1),
+        "trainable": ["*", "!judge.*"],
+        "max_steps": 2,
+    }
+    return TokenizerTask(**{**arguments, **settings})
+
+
+class Waves:
+    """Two clips a step; the second is a crop without text."""
+
+    def __init__(self, texts: tuple[str, str] = ("hello", "")) -> None:
+        self.texts = list(texts)
+
+    def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
+        wav_BN = torch.randn(2, 16000, generator=torch.Generator().manual_seed(step)) * 0.1
+        wav_BN[1, 9000:] = 0
+        num_samples_B = torch.tensor([16000, 9000])
+        return WaveBatch(
+            keys=["a", "b"], wav_BN=wav_BN, num_samples_B=num_samples_B, sample_rate_hz=16000,
+            texts=self.texts, languages=["en", "en"],
+        )  # fmt: skip
+
+
+def fit(folder: Path, task: TokenizerTask, waves: Waves, steps: int = 2) -> None:
+    trainer = Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, default_root_dir=folder, val_check_interval=steps,
+        check_val_every_n_epoch=None, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(task, StepData(lambda: waves, lambda: waves, max_steps=steps, val_steps=1))
+    task.seen = dict(trainer.callback_metrics)  # type: ignore[assignment]
+
+
+def test_two_steps_move_all_but_the_judge(tmp_path: Path) -> None:
+    task = make_task()
+    task.configure_model()
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    fit(tmp_path, task, Waves())
+    still = {name for name, p in task.named_parameters() if torch.equal(p, before[name])}
+    assert still == {name for name in before if name.startswith("judge.")}
+    assert all(p.grad is None for p in task.judge.parameters())
+    assert not task.judge.training
+    seen: dict[str, Tensor] = task.seen  # type: ignore[assignment]
+    for split in ("train", "val"):
+        assert {
+            f"{split}/{name}" for name in [*LOSSES, "vq/usage/book0", "vq/perplexity/book2"]
+        } <= seen.keys()
+    assert seen["val/vq/replaced_share"] == 1
+    assert float(seen["train/vq/replaced_share"]) == pytest.approx(1.0)  # after step 2 of 2
+
+
+def test_a_batch_without_text_trains_too(tmp_path: Path) -> None:
+    task = make_task()
+    fit(tmp_path, task, Waves(("", " ")), steps=1)
+    assert task.seen["train/ce/align"] == 0  # type: ignore[index]
+
+
+def test_alignment_is_the_judges_cross_entropy_after_the_embeddings() -> None:
+    task = make_task()
+    task.configure_model()
+    emb_BSD = torch.randn(2, 5, 8, requires_grad=True)
+    term = task._alignment(emb_BSD, torch.tensor([5, 3]), ["hello world", "good bye"])
+    total, count = 0.0, 0
+    for row, (num_frames, text) in enumerate([(5, "hello world"), (3, "good bye")]):
+        ids = [*TEXTS.encode(text), SPACE.eos]
+        embeds = [task.align(emb_BSD[row, :num_frames]), task.judge.embed_text(torch.tensor(ids[:-1]))]
+        hidden_LD = task.judge(torch.cat(embeds), [num_frames + len(ids) - 1])
+        log_LV = task.judge.lm_head(hidden_LD).log_softmax(-1)
+        for i, token in enumerate(ids):
+            total -= float(log_LV[num_frames - 1 + i, token].detach())
+            count += 1
+    assert float(term.total) == pytest.approx(total, rel=1e-5)
+    assert int(term.count) == count
+    term.total.backward()
+    assert emb_BSD.grad is not None
+    assert (emb_BSD.grad.abs().sum(-1) > 0).tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+
+
+def test_ramps_by_hand() -> None:
+    ramp = Ramp(0.1, 1.0, begins=0.2, ends=0.6)
+    assert [round(ramp.at(p), 4) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == [0.1, 0.1, 0.55, 1.0, 1.0]
+    with pytest.raises(UserError, match="ramp"):
+        Ramp(0.1, 1.0, begins=0.5, ends=0.5)
+
+
+def test_another_sample_rate_is_refused() -> None:
+    task = make_task()
+    task.configure_model()
+    batch = Waves().batch(0, 0, 1)
+    batch.sample_rate_hz = 24000
+    with pytest.raises(UserError, match="24000 Hz"):
+        task.losses(batch, "train")

@@ -1,0 +1,170 @@
+"""Vocoder task: who learns when, one step a batch, resume, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+
+from omniaudio.data.datamodule import StepData
+from omniaudio.errors import UserError
+from omniaudio.frontend.mel import MelSpec
+from omniaudio.tasks.vocoder import VocoderTask
+from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
+from omniaudio.training.loggers import JsonLinesLogger
+from omniaudio.training.schedule import warmup_cosine
+from omniaudio.types import WaveBatch
+from omniaudio.vocoders.discriminators import WaveDiscriminator
+from omniaudio.vocoders.hift import HiFT
+from omniaudio.vocoders.istft import ISTFTVocoder
+
+SPEC = MelSpec(24000, 1920, 480, 1920, 8, 0.0, 8000.0, "ln", False)
+WIDE = MelSpec(24000, 512, 128, 512, 10, 0.0, 12000.0, "ln", False)
+WEIGHTS = dict.fromkeys(("mel/l1", "adv/gen", "fm/disc", "tpr/gen", "adv/disc", "tpr/disc"), 1.0)
+SOURCE = {"num_harmonics": 2, "sine_amplitude": 0.1, "noise_std": 0.003, "voiced_threshold_hz": 10.0}
+
+
+class WaveSource:
+    def __init__(self, rate_hz: int = 24000, bad: int = -1) -> None:
+        self.rate_hz, self.bad = rate_hz, bad
+
+    def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
+        wav = 0.1 * torch.randn(2, 12 * 480 + 100, generator=torch.Generator().manual_seed(step))
+        if step == self.bad:
+            wav[0, 0] = float("inf")
+        return WaveBatch(
+            keys=[f"wave-{step}"] * 2,
+            wav_BN=wav,
+            num_samples_B=torch.tensor([wav.shape[1]] * 2),
+            sample_rate_hz=self.rate_hz,
+            texts=["", ""],
+            languages=["en", "en"],
+        )
+
+
+def new_istft() -> nn.Module:
+    return ISTFTVocoder(SPEC, 8, 16, 1, 1920)
+
+
+def new_hift() -> nn.Module:
+    return HiFT(SPEC, 8, [8, 15], [16, 31], [3], [[1]], [3, 3], 8, 16, 4, SOURCE)
+
+
+def new_task(vocoder: Callable[[], nn.Module] = new_istft, **settings: Any) -> VocoderTask:
+    arguments: dict[str, Any] = {
+        "modules": {"vocoder": vocoder, "discriminator": lambda: WaveDiscriminator([2], [512], 0.125)},
+        "mel_loss_specs": [WIDE],
+        "judged_frames": 6,
+        "loss_weights": WEIGHTS,
+        "optimizer": partial(torch.optim.AdamW, lr=0.001),
+        "scheduler": partial(warmup_cosine, warmup_share=0.1, min_share=0.1),
+        "trainable": ["*"],
+        "max_steps": 4,
+    }
+    return VocoderTask(**{**arguments, **settings})
+
+
+def run(folder: Path, task: VocoderTask, stop: int, resume: bool = False, **source: Any) -> list[str]:
+    checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
+    logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen)
+    newest = checkpoints.newest() if resume else None
+    if newest:
+        logger.cut_after(int(newest.stem.split("-")[1]))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=[logger],
+        callbacks=[checkpoints],
+        plugins=[SafeCheckpointIO()],
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        precision="bf16-mixed",
+    )
+    data = StepData(lambda: WaveSource(**source), WaveSource, max_steps=stop, val_steps=1)
+    trainer.fit(task, data, ckpt_path=newest, weights_only=True if newest else None)
+    assert trainer.global_step == stop
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def moved(task: VocoderTask) -> dict[str, bool]:
+    fresh = new_task()
+    fresh.configure_model()
+    before = fresh.state_dict()
+    changed = [name for name, value in task.state_dict().items() if not torch.equal(value, before[name])]
+    return {part: any(n.startswith(part) for n in changed) for part in ("vocoder", "discriminator")}
+
+
+def test_both_learn(tmp_path: Path) -> None:
+    task = new_task()
+    lines = run(tmp_path, task, stop=2)
+    assert moved(task) == {"vocoder": True, "discriminator": True}
+    assert all(any(f'"train/{name}"' in line for line in lines) for name in WEIGHTS)
+    assert any('"val/mel/l1"' in line for line in lines)
+    assert all(p.requires_grad for p in task.parameters())
+
+
+def test_discriminators_join_late(tmp_path: Path) -> None:
+    task = new_task(adversarial_from=0.5)
+    run(tmp_path / "early", task, stop=2)
+    assert moved(task) == {"vocoder": True, "discriminator": False}
+    task = new_task(adversarial_from=0.5)
+    run(tmp_path / "late", task, stop=4)  # the first of their steps has rate 0: warm-up
+    assert moved(task) == {"vocoder": True, "discriminator": True}
+
+
+def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
+    whole_task, again_task = new_task(), new_task()
+    whole = run(tmp_path / "whole", whole_task, stop=4)
+    run(tmp_path / "broken", new_task(), stop=3)
+    again = run(tmp_path / "broken", again_task, stop=4, resume=True)
+    assert again == whole
+    for ours, theirs in zip(again_task.parameters(), whole_task.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_f0_predictor_learns_from_pitch(tmp_path: Path) -> None:
+    task = new_task(new_hift, loss_weights={**WEIGHTS, "f0/l1": 1.0})
+    lines = run(tmp_path, task, stop=2)
+    assert any('"train/f0/l1"' in line for line in lines)
+    with pytest.raises(UserError, match="f0/l1"):
+        new_task(new_hift).configure_model()
+
+
+def test_a_non_finite_step_is_skipped(tmp_path: Path) -> None:
+    task = new_task()
+    run(tmp_path, task, stop=3, bad=1)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    assert task.total_bad_steps > 0
+
+
+def test_crops_match() -> None:
+    task = new_task()
+    task.configure_model()
+    wav = torch.arange(20 * 480.0)[None]
+    one, two = task._judged_crop(wav, wav + 0.5)
+    assert one.shape == (1, 6 * 480)
+    assert torch.equal(one + 0.5, two)
+    assert one[0, 0] % 480 == 0
+
+
+def test_user_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="accumulate=2"):
+        new_task(accumulate=2)
+    with pytest.raises(UserError, match="audio of 16000 Hz; the vocoder makes 24000 Hz"):
+        run(tmp_path, new_task(), stop=1, rate_hz=16000)
+    with pytest.raises(UserError, match=r"no weight for .*tpr/disc"):
+        new_task(loss_weights={"mel/l1": 1.0}).configure_model()
