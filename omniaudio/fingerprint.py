@@ -43,7 +43,9 @@ def check_fingerprints(ours: Fingerprint, theirs: Fingerprint, where: str) -> No
     differing = [fact for fact in sorted(ours.keys() & theirs.keys()) if ours[fact] != theirs[fact]]
     if differing:
         facts = "; ".join(f"{fact}: {theirs[fact]!r} there, {ours[fact]!r} here" for fact in differing)
-        raise UserError(f"{where} was made for another token layout: {facts}. Make it again with this tokenizer.")
+        raise UserError(
+            f"{where} was made for another token layout: {facts}. Make it again with this tokenizer."
+        )
 
 
 def merge_fingerprints(parts: Iterable[Fingerprint], where: str) -> Fingerprint:

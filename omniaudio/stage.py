@@ -90,17 +90,24 @@ class Stage:
         return {"key": self.key, "inputs": self.inputs, "seconds": round(self.seconds, 1)}
 
     def _set_aside(self, record: Mapping[str, Any]) -> None:
-        changed = [p for p, key in self.inputs.items() if key not in record["inputs"].values()] or ["the config"]
+        changed = [p for p, key in self.inputs.items() if key not in record["inputs"].values()] or [
+            "the config"
+        ]
         old = self.folder.with_name(self.folder.name + ".old")
         if old.exists():
             shutil.rmtree(old)
         self.folder.rename(old)
         self._before = 0.0
-        print(f"{self.folder}: {', '.join(changed)} changed since it was made; kept as {old.name}, made anew", flush=True)
+        print(
+            f"{self.folder}: {', '.join(changed)} changed since it was made; kept as {old.name}, made anew",
+            flush=True,
+        )
 
 
 @contextmanager
-def stage(folder: str | Path, *, config: Mapping[str, Any], inputs: Sequence[str | Path] = ()) -> Iterator[Stage]:
+def stage(
+    folder: str | Path, *, config: Mapping[str, Any], inputs: Sequence[str | Path] = ()
+) -> Iterator[Stage]:
     """Run a stage: ``with stage(...) as run: if not run.done: ...``; the stamp is written on success.
 
     Raises:
@@ -154,7 +161,8 @@ def redacted(config: Any) -> Any:
     """The config with secrets blanked out."""
     if isinstance(config, Mapping):
         return {
-            k: "***" if v and isinstance(v, str) and any(w == k or k.endswith("_" + w) for w in SECRET_WORDS)
+            k: "***"
+            if v and isinstance(v, str) and any(w == k or k.endswith("_" + w) for w in SECRET_WORDS)
             else redacted(v)
             for k, v in config.items()
         }
@@ -183,7 +191,11 @@ def _commit() -> str:
     root = Path(__file__).resolve().parent.parent
     try:
         head = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=root, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=10"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

@@ -109,7 +109,9 @@ class QuantizerOutput:
     quantized_BSD: Tensor  # sum of the chosen entries; straight-through in training
     codes_BSK: Tensor  # int64, -1 at padding
     commit_loss: Tensor  # scalar: sum over valid frames / their count, mean over width
-    stats: dict[str, Tensor] = field(default_factory=dict)  # 'usage/book0', 'perplexity/book0', 'error/book0', ...
+    stats: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # 'usage/book0', 'perplexity/book0', 'error/book0', ...
 
 
 @dataclass(kw_only=True)

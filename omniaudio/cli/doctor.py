@@ -58,7 +58,9 @@ def main(config: dict[str, Any]) -> None:
             findings.append(finding)
     wrong = [finding.what for finding in findings if finding.level == "WRONG"]
     if wrong:
-        raise UserError(f"doctor: {len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}; see the lines above")
+        raise UserError(
+            f"doctor: {len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}; see the lines above"
+        )
     print(f"all {len(findings)} checks passed", flush=True)
 
 
@@ -66,7 +68,9 @@ def check_python(config: dict[str, Any]) -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     good = sys.version_info >= MIN_PYTHON
     wanted = ".".join(map(str, MIN_PYTHON))
-    yield Finding("OK" if good else "WRONG", "python", version if good else f"{version}; {wanted} or newer is needed")
+    yield Finding(
+        "OK" if good else "WRONG", "python", version if good else f"{version}; {wanted} or newer is needed"
+    )
 
 
 def check_packages(config: dict[str, Any]) -> Iterator[Finding]:
@@ -83,7 +87,11 @@ def check_packages(config: dict[str, Any]) -> Iterator[Finding]:
             problems.append(f"{name} {version} must not be used")
             continue
         num_good += 1
-    told = "; ".join(problems) + f"; {mend}" if problems else f"{num_good} load, torch {metadata.version('torch')}"
+    told = (
+        "; ".join(problems) + f"; {mend}"
+        if problems
+        else f"{num_good} load, torch {metadata.version('torch')}"
+    )
     yield Finding("WRONG" if problems else "OK", "packages", told)
     for name, use in OPTIONAL.items():
         try:
@@ -101,7 +109,11 @@ def check_memory(config: dict[str, Any]) -> Iterator[Finding]:
     needed = config["min_memory_gb"]
     told = f"{total_gb:.1f} GB, {os.cpu_count()} cores"
     good = total_gb >= needed
-    yield Finding("OK" if good else "note", "memory", told if good else f"{told}; the mini recipe was sized for {needed} GB")
+    yield Finding(
+        "OK" if good else "note",
+        "memory",
+        told if good else f"{told}; the mini recipe was sized for {needed} GB",
+    )
 
 
 def check_disk(config: dict[str, Any]) -> Iterator[Finding]:
@@ -134,7 +146,11 @@ def check_device(config: dict[str, Any]) -> Iterator[Finding]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("OK", "device", f"{len(names)} GPU: {', '.join(names)}; use trainer=gpu")
     elif config["device"] != "cpu":
-        yield Finding("WRONG", "device", f"device={config['device']} but torch {torch.__version__} sees no GPU; use device=cpu")
+        yield Finding(
+            "WRONG",
+            "device",
+            f"device={config['device']} but torch {torch.__version__} sees no GPU; use device=cpu",
+        )
     else:
         yield Finding("OK", "device", f"cpu with {torch.get_num_threads()} threads; no GPU seen")
 
@@ -145,7 +161,9 @@ def check_port(config: dict[str, Any]) -> Iterator[Finding]:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
     except OSError as error:
-        yield Finding("note", "port", f"no local port can be opened ({error.strerror}); devices=2 and more need one")
+        yield Finding(
+            "note", "port", f"no local port can be opened ({error.strerror}); devices=2 and more need one"
+        )
         return
     yield Finding("OK", "port", f"local processes can meet (tried {port})")
 
@@ -159,7 +177,9 @@ def check_audio(config: dict[str, Any]) -> Iterator[Finding]:
     try:
         back_N = resample(read_audio(encode_audio(wav_N, 16000), sample_rate_hz=16000), 16000, 24000)
     except (UserError, OSError, RuntimeError) as error:
-        yield Finding("WRONG", "audio", f"flac cannot be written and read ({error}); run: bash tools/setup_env.sh")
+        yield Finding(
+            "WRONG", "audio", f"flac cannot be written and read ({error}); run: bash tools/setup_env.sh"
+        )
         return
     yield Finding("OK", "audio", f"flac and resampling work ({len(wav_N)} -> {len(back_N)} samples)")
 

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniaudio.cli.export import made_by
 from omniaudio.stage import stage
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ RESULTS = "results.json"
 def main(config: dict[str, Any]) -> None:
     """Measure everything, unless it is done."""
     model_dir, texts = Path(config["model_dir"]), Path(config["texts"])
-    inputs = [model_dir.parent, config["shards_dir"], texts]
+    inputs = [made_by(model_dir), config["shards_dir"], texts]
     with stage(Path(config["exp_dir"]) / "evaluate", config=config, inputs=inputs) as run:
         if run.done:
             return
@@ -56,7 +57,9 @@ def main(config: dict[str, Any]) -> None:
         rows = [dataclasses.replace(row, command=row.command or command) for row in rows]
         record = {**details, "rows": [dataclasses.asdict(row) for row in rows]}
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
-        run.metrics({"step": 0, **{f"{row.section}/{row.name}": row.value for row in rows if row.value is not None}})
+        run.metrics(
+            {"step": 0, **{f"{row.section}/{row.name}": row.value for row in rows if row.value is not None}}
+        )
         write_card(
             model_dir,
             model,
@@ -67,7 +70,9 @@ def main(config: dict[str, Any]) -> None:
         print_table(rows)
 
 
-def measure(config: dict[str, Any], model: SpokenLanguageModel, folder: Path) -> tuple[list[Row], dict[str, Any]]:
+def measure(
+    config: dict[str, Any], model: SpokenLanguageModel, folder: Path
+) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and what the report needs besides."""
     from omniaudio.dialogue.evaluation import choose_clips, recognise, score_tokenizer
     from omniaudio.metrics.asr_judge import load_judge
@@ -101,7 +106,11 @@ def measure(config: dict[str, Any], model: SpokenLanguageModel, folder: Path) ->
 
 
 def make_speech(
-    config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip], scores: TokenizerScores, folder: Path
+    config: dict[str, Any],
+    model: SpokenLanguageModel,
+    clips: list[Clip],
+    scores: TokenizerScores,
+    folder: Path,
 ) -> tuple[dict[str, list[np.ndarray]], list[dict[str, Any]]]:
     """Every variant of the clips that someone will hear: the judge all of them, a person the samples."""
     from omniaudio.dialogue.evaluation import VARIANTS, save_sample, synthesize
@@ -131,7 +140,9 @@ def tokenizer_rows(model: SpokenLanguageModel, scores: TokenizerScores) -> list[
             text=f"{refined:.3f}",
             note=f"refined mel; coarse {coarse:.3f}",
         )
-        for num, (refined, coarse) in enumerate(zip(scores.mae["refined"], scores.mae["coarse"], strict=True), 1)
+        for num, (refined, coarse) in enumerate(
+            zip(scores.mae["refined"], scores.mae["coarse"], strict=True), 1
+        )
     ]
     rows += [
         Row(
@@ -157,9 +168,10 @@ def judge_rows(
 
     section = "Intelligibility (character error rate of an independent recogniser)"
     if judge is None:
-        note = "give one with asr_judge=<Whisper by hub name or folder>"
+        note = "asr_judge=NAME gives one"
         return [
-            Row(section=section, name=f"CER, {VARIANT_NAMES[v]}", value=None, text=NO_JUDGE, note=note) for v in wavs
+            Row(section=section, name=f"CER, {VARIANT_NAMES[v]}", value=None, text=NO_JUDGE, note=note)
+            for v in wavs
         ], {}
     heard = judge_variants(judge, clips, wavs, rate_hz, track)
     rates = {variant: cer_of(clips, texts) for variant, texts in heard.items()}
@@ -170,24 +182,40 @@ def judge_rows(
     ], heard
 
 
-def llm_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip], own: list[str]) -> list[Row]:
+def llm_rows(
+    config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip], own: list[str]
+) -> list[Row]:
     """Held-out losses, own recognition, text before and after."""
     from omniaudio.dialogue.evaluation import cer_of
     from omniaudio.metrics.records import Row, read_stage
 
-    section, rows = "Language model", []
+    rows = []
     for name in config["loss_stages"]:
         record = read_stage(Path(config["exp_dir"]) / name)
         for key in sorted(k for k in record.curves if k.startswith("val/ce/") and "/book" not in k):
             value, first = record.curves[key][-1][1], record.curves[key][0][1]
             command = command_of("train", config, f"experiment={config['system']}/{name}")
-            text, note = f"{value:.3f}", f"nats; {first:.3f} at the stage's first look"
+            text, note = f"{value:.3f}", f"nats; at first {first:.3f}"
             rows.append(
-                Row(section=section, name=f"{name}: {key[4:]}", value=value, text=text, note=note, command=command)
+                Row(
+                    section=f"Language model: held-out losses of {name}",
+                    name=f"{name}: {key[4:]}",
+                    value=value,
+                    text=text,
+                    note=note,
+                    command=command,
+                )
             )
     rate = cer_of(clips, own)
-    note = f"speech → text by the model itself, {len(clips)} clips"
-    rows.append(Row(section=section, name="CER of its own recognition", value=rate, text=f"{rate:.1%}", note=note))
+    rows.append(
+        Row(
+            section="Speech → text by the model itself",
+            name="CER of its own recognition",
+            value=rate,
+            text=f"{rate:.1%}",
+            note=f"{len(clips)} clips, likeliest words",
+        )
+    )
     return rows + perplexity_rows(config, model)
 
 
@@ -202,7 +230,9 @@ def perplexity_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[
     note = f"per piece, {sum(map(len, ids))} pieces of {Path(config['texts']).name}"
     for name, folder in (("before", config["text_before"]), ("after", config["text_after"])):
         if not Path(folder).is_dir():
-            rows.append(Row(section=section, name=f"text perplexity {name}", value=None, text="not trained here"))
+            rows.append(
+                Row(section=section, name=f"text perplexity {name}", value=None, text="not trained here")
+            )
             continue
         part: Any = load_module(folder, config["device"])
         backbone = getattr(part, "backbone", part)
@@ -212,7 +242,11 @@ def perplexity_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[
         )
     if len(measured) == 2:
         change = measured["after"] / measured["before"] - 1
-        rows.append(Row(section=section, name="change", value=change, text=f"{change:+.1%}", note="after / before - 1"))
+        rows.append(
+            Row(
+                section=section, name="change", value=change, text=f"{change:+.1%}", note="after / before - 1"
+            )
+        )
     return rows
 
 
@@ -237,7 +271,7 @@ def speed_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[C
         "generate": "language model → codes",
     }
     factors = real_time_factors(model, clips[: config["num_speed_clips"]])
-    note = f"seconds of work for a second of speech, one clip at a time, {torch.get_num_threads()} threads"
+    note = f"work / speech, one clip at a time, threads: {torch.get_num_threads()}"
     return [
         Row(
             section="Speed",

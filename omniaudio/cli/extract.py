@@ -43,7 +43,9 @@ def extract_split(config: dict[str, Any], split: str, folder: Path) -> tuple[int
     tokenizer: Any = load_module(config["tokenizer"], config["device"])
     reader = ShardReader(config["shards_dir"], split)
     if max(tokenizer.codebook_sizes) > np.iinfo(np.uint16).max + 1:
-        raise UserError(f"{config['tokenizer']}: a book of {max(tokenizer.codebook_sizes)} codes; shards hold 65536")
+        raise UserError(
+            f"{config['tokenizer']}: a book of {max(tokenizer.codebook_sizes)} codes; shards hold 65536"
+        )
     # Similar lengths side by side, written in the order of the audio shards.
     order = sorted(range(len(reader)), key=lambda i: reader.entries[i].facts["num_samples"])
     groups = [order[i : i + config["batch_size"]] for i in range(0, len(order), config["batch_size"])]
@@ -59,5 +61,7 @@ def extract_split(config: dict[str, Any], split: str, folder: Path) -> tuple[int
             codes[i] = codes_SK[:num].numpy().astype(np.uint16)
     with ShardWriter(folder, split, fingerprint=tokenizer.fingerprint()) as writer:
         for i, entry in enumerate(reader.entries):
-            writer.write(entry.key, {"codes.npy": dump_npy(codes[i])}, {**entry.facts, "num_frames": len(codes[i])})
+            writer.write(
+                entry.key, {"codes.npy": dump_npy(codes[i])}, {**entry.facts, "num_frames": len(codes[i])}
+            )
     return len(codes), sum(map(len, codes.values()))

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniaudio.cli.export import made_by
 from omniaudio.errors import UserError
 from omniaudio.stage import stage
 
@@ -34,7 +35,9 @@ def main(config: dict[str, Any]) -> None:
     if config["text"] is not None or config["input"] is not None:
         own(config)
         return
-    with stage(Path(config["exp_dir"]) / "generate", config=config, inputs=[Path(config["model_dir"]).parent]) as run:
+    with stage(
+        Path(config["exp_dir"]) / "generate", config=config, inputs=[made_by(Path(config["model_dir"]))]
+    ) as run:
         if run.done:
             return
         from omniaudio.files import write_whole
@@ -54,7 +57,13 @@ def own(config: dict[str, Any]) -> None:
     if config["input"] is not None:  # before the model is loaded: a bad file is told at once
         wav_N = read_audio(config["input"])
         name = Path(config["input"]).stem
-        clip = Clip(key=name, wav_N=wav_N, sample_rate_hz=decode_audio(config["input"])[1], text="", language=config["language"])
+        clip = Clip(
+            key=name,
+            wav_N=wav_N,
+            sample_rate_hz=decode_audio(config["input"])[1],
+            text="",
+            language=config["language"],
+        )
     if config["text"] is not None and not str(config["text"]).strip():
         raise UserError("config text: it is empty; give some words to read aloud")
     maker = SampleMaker(config, load(config), Path(config["own_dir"]))
@@ -67,14 +76,16 @@ def own(config: dict[str, Any]) -> None:
         print(told(sample), f"-> {maker.folder / sample['json']}")
 
 
-def generate_samples(config: dict[str, Any], model: SpokenLanguageModel, folder: Path) -> list[dict[str, Any]]:
+def generate_samples(
+    config: dict[str, Any], model: SpokenLanguageModel, folder: Path
+) -> list[dict[str, Any]]:
     """All samples of the report."""
     from omniaudio.dialogue.evaluation import choose_clips
     from omniaudio.progress import track
 
-    shards, words = config["shards_dir"], config["min_words"]
-    seen = choose_clips(shards, "train", config["num_seen"], words) if config["num_seen"] else []
-    unseen = choose_clips(shards, "test", max(config["num_unseen"], config["num_clips"], 1), words)
+    shards, words = config["shards_dir"], (config["min_words"], config["max_words"])
+    seen = choose_clips(shards, "train", config["num_seen"], *words) if config["num_seen"] else []
+    unseen = choose_clips(shards, "test", max(config["num_unseen"], config["num_clips"], 1), *words)
     maker = SampleMaker(config, model, folder)
     jobs: list[Any] = [(maker.speak, clip.text, "training") for clip in seen]
     jobs += [(maker.speak, clip.text, "held out") for clip in unseen[: config["num_unseen"]]]
@@ -113,7 +124,9 @@ class SampleMaker:
     def replies(self, clip: Clip, source: str) -> None:
         """Speech to spoken replies, one for each thing that is asked."""
         for task in self.config["asks"]:
-            reply = self.model.answer(clip.wav_N, clip.sample_rate_hz, task, clip.language, self.config["seed"])
+            reply = self.model.answer(
+                clip.wav_N, clip.sample_rate_hz, task, clip.language, self.config["seed"]
+            )
             self._keep("reply", source, {**self._prompt(clip), "ask": task}, reply)
 
     def _prompt(self, clip: Clip) -> dict[str, Any]:
@@ -125,7 +138,9 @@ class SampleMaker:
             write_wav(self.folder / name, clip.wav_N, clip.sample_rate_hz)
         return {"prompt_wav": name, "prompt_text": clip.text, "language": clip.language}
 
-    def _keep(self, kind: str, source: str, prompt: dict[str, Any], reply: SpokenReply | dict[str, Any]) -> None:
+    def _keep(
+        self, kind: str, source: str, prompt: dict[str, Any], reply: SpokenReply | dict[str, Any]
+    ) -> None:
         from omniaudio.frontend.audio import write_wav
 
         name = f"{len(self.samples):03d}_{kind}"
@@ -136,7 +151,14 @@ class SampleMaker:
             said["wav"] = f"{name}.wav"
             said["seconds"] = round(len(wav_N) / self.model.sample_rate_hz, 3)
             write_wav(self.folder / f"{name}.wav", wav_N, self.model.sample_rate_hz)
-        sample = {"kind": kind, "source": source, "seed": self.config["seed"], **prompt, "json": f"{name}.json", **said}
+        sample = {
+            "kind": kind,
+            "source": source,
+            "seed": self.config["seed"],
+            **prompt,
+            "json": f"{name}.json",
+            **said,
+        }
         (self.folder / f"{name}.json").write_text(json.dumps(sample, indent=1, ensure_ascii=False), "utf-8")
         self.samples.append({key: value for key, value in sample.items() if key != "events"} | _brief(sample))
 
@@ -152,9 +174,16 @@ def load(config: dict[str, Any]) -> SpokenLanguageModel:
 
 def told(sample: dict[str, Any]) -> str:
     """One line for the screen."""
-    said = [f"said {sample['seconds']:.1f} s" if sample.get("wav") else "", f"wrote {sample['text']!r}" if sample["text"] else ""]
-    prompt = f"{sample.get('prompt_text', '')!r}" if sample.get("prompt_text") else sample.get("prompt_wav", "")
-    return f"{sample['kind']} ({sample['source']}) {prompt}: {', '.join(filter(None, said)) or 'said nothing'}"
+    prompt = _short(sample["prompt_text"]) if sample.get("prompt_text") else sample.get("prompt_wav", "")
+    said = f"said {sample['seconds']:.1f} s" if sample.get("wav") else ""
+    wrote = f"wrote {_short(sample['text'])}" if sample["text"] else ""
+    answer = ", ".join(filter(None, (wrote, said))) or "said nothing"
+    asked = f", asked to {sample['ask']}" if sample.get("ask") else ""
+    return f"{sample['kind']} ({sample['source']}{asked}) {prompt}: {answer}"
+
+
+def _short(text: str, most: int = 70) -> str:
+    return repr(text if len(text) <= most else text[:most] + "…")
 
 
 def _brief(sample: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        fail(f"{error.filename or 'disk'}: {error.strerror}; free space or choose another exp_dir=/data_dir=", 3)
+        fail(
+            f"{error.filename or 'disk'}: {error.strerror}; free space or choose another exp_dir=/data_dir=",
+            3,
+        )
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from here", 130)
 

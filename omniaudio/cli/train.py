@@ -7,8 +7,8 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
     stamp.json       hash of config and inputs, time, versions
 
-    omniaudio train experiment=baichuan_audio/tokenizer data=asterisk scale=mini
-    omniaudio train experiment=baichuan_audio/pretrain_stage2 scale=mini strategy=zero2 devices=2
+    omniaudio train experiment=<system>/tokenizer data=asterisk scale=mini
+    omniaudio train experiment=<system>/pretrain_stage2 scale=mini strategy=zero2 devices=2
 """
 
 from __future__ import annotations
@@ -34,20 +34,18 @@ def main(config: dict[str, Any]) -> None:
 def fit(config: dict[str, Any], run: Stage) -> None:
     """Build everything, train from the newest checkpoint, prove the freezing, leave the parts in ``final/``."""
     import torch
-    from lightning import Trainer
 
     from omniaudio.data.datamodule import StepData
     from omniaudio.training.callbacks import ProgressBar, Proof
-    from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
+    from omniaudio.training.checkpoint import Checkpoints
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
-    from omniaudio.training.strategies import make_strategy
 
     set_threads(config["num_threads"])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # after its import, which sets INFO
     facts = build(config["before"], "before") or {}
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
-    settings, task = config["trainer"], make_task(config)
+    task = make_task(config)
     data = StepData(
         factory(config["train_steps"], "train_steps"),
         factory(config["val_steps"], "val_steps"),
@@ -56,38 +54,54 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         num_workers=config["num_workers"],
     )
     checkpoints = Checkpoints(run.folder / "checkpoints", config["checkpoint_every_steps"])
-    newest = checkpoints.newest() if is_main_process() else max(checkpoints.folder.glob("step-*.ckpt"), default=None)
+    newest = checkpoints.newest(clean=is_main_process())
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
-    strategy = make_strategy(config["strategy"], config["offload"])
-    trainer = Trainer(
+    callbacks = [proof, checkpoints, ProgressBar(config["stage"], config["max_steps"])]
+    loggers = [metrics, *make_trackers(config["tracker"], run.folder, config["tag"])]
+    trainer = make_trainer(config, run, callbacks, loggers, task.automatic_optimization)
+    if is_main_process():
+        step = int(newest.stem.split("-")[1]) if newest is not None else 0
+        metrics.cut_after(step)
+        if step:
+            run.log(f"going on from step {step} of {config['max_steps']}")
+    zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
+    trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
+    save_parts(config, trainer, task, run, facts)
+
+
+def make_trainer(
+    config: dict[str, Any], run: Stage, callbacks: list[Any], loggers: list[Any], automatic: bool
+) -> Any:
+    """Lightning's trainer: one pass over the planned batches; stages, checkpoints and order are ours."""
+    from lightning import Trainer
+
+    from omniaudio.training.checkpoint import SafeCheckpointIO
+    from omniaudio.training.strategies import make_strategy
+
+    settings = config["trainer"]
+    return Trainer(
         accelerator=settings["accelerator"],
         devices=config["devices"],
         num_nodes=config["num_nodes"],
-        strategy=strategy,
+        strategy=make_strategy(config["strategy"], config["offload"]),
         precision=settings["precision"],
-        plugins=[SafeCheckpointIO()] if not config["strategy"].startswith("zero") else None,
+        plugins=None if config["strategy"].startswith("zero") else [SafeCheckpointIO()],
         accumulate_grad_batches=config["accumulate"],
-        gradient_clip_val=config["gradient_clip"] if task.automatic_optimization else None,
+        gradient_clip_val=config["gradient_clip"] if automatic else None,
         max_epochs=1,
         val_check_interval=config["val_every_steps"] * config["accumulate"],
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config["log_every_steps"],
-        callbacks=[proof, checkpoints, ProgressBar(config["stage"], config["max_steps"])],
-        logger=[metrics, *make_trackers(config["tracker"], run.folder, config["tag"])],
+        callbacks=callbacks,
+        logger=loggers,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         use_distributed_sampler=False,
         default_root_dir=run.folder,
     )
-    if newest is not None and is_main_process():
-        step = int(newest.stem.split("-")[1])
-        metrics.cut_after(step)
-        run.log(f"going on from step {step} of {config['max_steps']}")
-    trainer.fit(task, data, ckpt_path=newest, weights_only=None if config["strategy"].startswith("zero") else True)
-    save_parts(config, trainer, task, run, facts)
 
 
 def make_task(config: dict[str, Any]) -> Any:
@@ -122,8 +136,15 @@ def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, fact
             node = node[key]
         known = [read_fingerprint(folder) for folder in config["fingerprint_of"]]
         own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
-        save_module(run.folder / "final" / name, state, node, merge_fingerprints([facts, *known, *own], str(run.folder)))
-        run.log(f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {run.folder / 'final' / name}")
+        save_module(
+            run.folder / "final" / name,
+            state,
+            node,
+            merge_fingerprints([facts, *known, *own], str(run.folder)),
+        )
+        run.log(
+            f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {run.folder / 'final' / name}"
+        )
 
 
 def set_threads(num_threads: int | None) -> None:

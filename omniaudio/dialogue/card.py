@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import omniaudio
 from omniaudio.dialogue.folder import CARD, num_parameters
@@ -52,8 +51,8 @@ def model_card(
     lines = [
         f"# {title}",
         "",
-        f"A spoken language model, trained with OmniAudio {omniaudio.__version__}: it hears speech at {listen} Hz, writes "
-        f"and reads text, and speaks at {speak} Hz.",
+        f"A spoken language model, trained with OmniAudio {omniaudio.__version__}: it hears speech at {listen} Hz, "
+        f"writes and reads text, and speaks at {speak} Hz.",
         "",
         "## Load",
         "```python",

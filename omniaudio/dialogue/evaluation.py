@@ -54,10 +54,13 @@ class Clip:
         return self.key.replace("/", "_")
 
 
-def choose_clips(shards_dir: str | Path, split: str, num_clips: int, min_words: int = 4) -> list[Clip]:
-    """Clips of a split, the same every time: languages in turn, in each those of ``min_words`` words and more first.
+def choose_clips(
+    shards_dir: str | Path, split: str, num_clips: int, min_words: int = 4, max_words: int | None = None
+) -> list[Clip]:
+    """Clips of a split, the same every time: languages in turn, and first those of a fit number of words.
 
-    Inside a language the order is that of a hash of the key, so that neighbours in the corpus do not stand together.
+    Fit is ``min_words`` to ``max_words`` (None: no limit). Inside a language the order is that of a hash of
+    the key, so that neighbours in the corpus do not stand together.
     """
     reader = ShardReader(shards_dir, split)
     by_language: dict[str, list[tuple[bool, str, int]]] = {}
@@ -65,7 +68,9 @@ def choose_clips(shards_dir: str | Path, split: str, num_clips: int, min_words: 
         text, language = entry.facts["text"], entry.facts["language"]
         if normalise_text(text, language):
             order = hashlib.sha256(entry.key.encode()).hexdigest()
-            by_language.setdefault(language, []).append((len(text.split()) < min_words, order, i))
+            num_words = len(text.split())
+            other = num_words < min_words or (max_words is not None and num_words > max_words)
+            by_language.setdefault(language, []).append((other, order, i))
     queues = [[i for *_, i in sorted(found)] for _, found in sorted(by_language.items())]
     longest = max(map(len, queues), default=0)
     chosen = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)][:num_clips]
@@ -129,7 +134,9 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
 # -- speech
 
 
-def synthesize(model: SpokenLanguageModel, clip: Clip, codes: Codes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def synthesize(
+    model: SpokenLanguageModel, clip: Clip, codes: Codes
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """All variants of a clip.
 
     Returns:
@@ -149,7 +156,12 @@ def synthesize(model: SpokenLanguageModel, clip: Clip, codes: Codes) -> tuple[di
     return wavs, mels
 
 
-def save_sample(folder: Path, model: SpokenLanguageModel, clip: Clip, made: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> dict[str, Any]:
+def save_sample(
+    folder: Path,
+    model: SpokenLanguageModel,
+    clip: Clip,
+    made: tuple[dict[str, np.ndarray], dict[str, np.ndarray]],
+) -> dict[str, Any]:
     """Write the variants and mels of one clip for the report; returns its record with paths below ``folder``."""
     wavs, mels = made
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -187,7 +199,9 @@ def cer_of(clips: Sequence[Clip], heard: Sequence[str]) -> float:
 # -- language model
 
 
-def text_perplexity(backbone: CausalBackbone, space: TokenSpace, ids: Sequence[Sequence[int]], max_positions: int = 2048) -> float:
+def text_perplexity(
+    backbone: CausalBackbone, space: TokenSpace, ids: Sequence[Sequence[int]], max_positions: int = 2048
+) -> float:
     """Perplexity of texts by piece; documents are read each for itself, every piece but the first is scored.
 
     Args:
@@ -197,7 +211,9 @@ def text_perplexity(backbone: CausalBackbone, space: TokenSpace, ids: Sequence[S
         max_positions: packed into one forward pass.
     """
     layouts = DocumentLayouts(space)
-    documents = [layouts.text(str(i), text[: max_positions - 1]) for i, text in enumerate(ids) if len(text) > 0]
+    documents = [
+        layouts.text(str(i), text[: max_positions - 1]) for i, text in enumerate(ids) if len(text) > 0
+    ]
     total, count, start = 0.0, 0, 0
     while start < len(documents):
         stop, length = start, 0
@@ -217,13 +233,18 @@ def text_perplexity(backbone: CausalBackbone, space: TokenSpace, ids: Sequence[S
 
 def recognise(model: SpokenLanguageModel, clips: Sequence[Clip], track: Track) -> list[str]:
     """The model's own transcripts."""
-    return [model.transcribe(clip.wav_N, clip.sample_rate_hz, clip.language) for clip in track(clips, "own recognition")]
+    return [
+        model.transcribe(clip.wav_N, clip.sample_rate_hz, clip.language)
+        for clip in track(clips, "own recognition")
+    ]
 
 
 # -- speed
 
 
-def real_time_factors(model: SpokenLanguageModel, clips: Sequence[Clip], num_frames: int = 50) -> dict[str, float | None]:
+def real_time_factors(
+    model: SpokenLanguageModel, clips: Sequence[Clip], num_frames: int = 50
+) -> dict[str, float | None]:
     """Seconds of work for one second of speech, one clip at a time.
 
     Returns:
@@ -237,7 +258,9 @@ def real_time_factors(model: SpokenLanguageModel, clips: Sequence[Clip], num_fra
         with watches["decode"].running(int(codes.num_frames_B[0]) / model.tokenizer.code_rate_hz):
             model.decode(codes)
         settings = model.settings
-        generator = Generator(model.lm, settings.text, settings.audio, max_text_tokens=0, max_frames=num_frames)
+        generator = Generator(
+            model.lm, settings.text, settings.audio, max_text_tokens=0, max_frames=num_frames
+        )
         with watches["generate"].running():
             reply = generator.reply(model.text_prompt(clip.text), "speech")
         watches["generate"].speech_sec += sum(map(len, reply.codes)) / model.tokenizer.code_rate_hz

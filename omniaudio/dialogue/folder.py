@@ -1,10 +1,10 @@
 """The exported folder: everything that the model needs, and nothing of the training.
 
-    model.safetensors   weights of all parts; names begin with the part's name; weight norm is folded
-    config.yaml         version, the config that builds each part, defaults of generation
-    tokenizer.json      of the LLM's text
-    fingerprint.json    the token layout that all parts share
-    README.md           model card
+model.safetensors   weights of all parts; names begin with the part's name; weight norm is folded
+config.yaml         version, the config that builds each part, defaults of generation
+tokenizer.json      of the LLM's text
+fingerprint.json    the token layout that all parts share
+README.md           model card
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
     try:
         state = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); export again") from error
+        raise UserError(
+            f"{folder / WEIGHTS}: not a whole safetensors file ({error}); export again"
+        ) from error
     load_state(nn.ModuleDict(parts), state, str(folder / WEIGHTS))
     model = SpokenLanguageModel(
         **parts, text_tokenizer=TextTokenizer.from_file(folder / TOKENIZER), settings=settings
@@ -64,7 +66,9 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
 
 def layout_of(model: SpokenLanguageModel) -> Fingerprint:
     """The token layout that the loaded parts really have: weights are hashed again."""
-    return merge_fingerprints([model.tokenizer.fingerprint(), model.lm.fingerprint()], "the model's own parts")
+    return merge_fingerprints(
+        [model.tokenizer.fingerprint(), model.lm.fingerprint()], "the model's own parts"
+    )
 
 
 def write_model(
@@ -95,7 +99,10 @@ def write_model(
     config = {
         "omniaudio_version": omniaudio.__version__,
         "parts": configs,
-        "dialogue": {"_target_": f"{DialogueSettings.__module__}.{DialogueSettings.__name__}", **plain(dialogue)},
+        "dialogue": {
+            "_target_": f"{DialogueSettings.__module__}.{DialogueSettings.__name__}",
+            **plain(dialogue),
+        },
     }
     model = SpokenLanguageModel(
         **cast(dict[str, Any], modules),

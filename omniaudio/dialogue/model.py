@@ -1,6 +1,6 @@
 """The whole chain as one object: speech in, speech out. What ``omniaudio.load`` returns.
 
-    speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> mel -> vocoder -> speech
+speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> mel -> vocoder -> speech
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class SpokenReply(TypedDict):
     text: str  # all text of the reply
     wav: np.ndarray | None  # (N,) float32 at sample_rate_hz, all speech of the reply; None without speech
     sample_rate_hz: int
-    events: list[dict[str, Any]]  # in order: {"text": ...} or {"speech_sec": ..., "frames": ..., "codes": [[...]]}
+    events: list[
+        dict[str, Any]
+    ]  # in order: {"text": ...} or {"speech_sec": ..., "frames": ..., "codes": [[...]]}
     complete: bool  # False when a limit of length cut the reply off
 
 
@@ -161,7 +163,9 @@ class SpokenLanguageModel(nn.Module):
     @torch.inference_mode()
     def vocode(self, mel_BMT: Tensor, mel_len_B: Tensor) -> list[np.ndarray]:
         """Mels to waveforms at ``sample_rate_hz``, one item at a time: nothing depends on the batch."""
-        wavs = [self.vocoder(mel_MT[None, :, : int(n)])[0] for mel_MT, n in zip(mel_BMT, mel_len_B, strict=True)]
+        wavs = [
+            self.vocoder(mel_MT[None, :, : int(n)])[0] for mel_MT, n in zip(mel_BMT, mel_len_B, strict=True)
+        ]
         return [wav.float().cpu().numpy() for wav in wavs]
 
     def decode(
@@ -175,7 +179,9 @@ class SpokenLanguageModel(nn.Module):
     def true_mel(self, wav_N: np.ndarray, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
         """The vocoder's mel of recorded speech: mel_BMT, mel_len_B."""
         wav_N = resample(np.asarray(wav_N, np.float32), sample_rate_hz, self.sample_rate_hz)
-        return self.vocoder_mel(torch.from_numpy(wav_N)[None].to(self.device), torch.tensor([len(wav_N)]).to(self.device))
+        return self.vocoder_mel(
+            torch.from_numpy(wav_N)[None].to(self.device), torch.tensor([len(wav_N)]).to(self.device)
+        )
 
     def copy_synthesis(self, wav_N: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Speech through mel and vocoder only: the best that the vocoder can do. (N,) at ``sample_rate_hz``."""
@@ -206,12 +212,19 @@ class SpokenLanguageModel(nn.Module):
         return self.text_tokenizer.decode(reply.text_ids).strip()
 
     def answer(
-        self, wav_N: np.ndarray, sample_rate_hz: int, task: str = "repeat", language: str = "en", seed: int = 0
+        self,
+        wav_N: np.ndarray,
+        sample_rate_hz: int,
+        task: str = "repeat",
+        language: str = "en",
+        seed: int = 0,
     ) -> SpokenReply:
         """A spoken reply to a recording. Arguments as in ``question`` and ``reply``."""
         return self.reply([self.question(wav_N, sample_rate_hz, task, language)], seed=seed)
 
-    def question(self, wav_N: np.ndarray, sample_rate_hz: int, task: str | None, language: str = "en") -> Message:
+    def question(
+        self, wav_N: np.ndarray, sample_rate_hz: int, task: str | None, language: str = "en"
+    ) -> Message:
         """The user's turn: a recording, and what is asked of it.
 
         Args:
@@ -227,21 +240,24 @@ class SpokenLanguageModel(nn.Module):
         return {"role": "user", "content": [codes, words]}
 
     def speak(self, text: str, seed: int = 0) -> SpokenReply:
-        """Read a text aloud."""
-        return self._told(self._generator().reply(self.text_prompt(text), "speech", seed), seed)
+        """Read a text aloud: one stretch of speech."""
+        generator = self._generator(max_text_tokens=0)
+        return self._told(generator.reply(self.text_prompt(text), "speech", seed), seed)
 
     def text_prompt(self, text: str) -> Document:
         """A text as in the <text, audio> pairs of pretraining: speech follows it."""
         ids = self.text_tokenizer.encode(text)
         return DocumentBuilder(self.lm.token_space).text(ids, loss=False).build("prompt", "speak")
 
-    def _generator(self, text: SamplingSettings | None = None) -> Generator:
+    def _generator(
+        self, text: SamplingSettings | None = None, max_text_tokens: int | None = None
+    ) -> Generator:
         settings = self.settings
         return Generator(
             self.lm,
             text or settings.text,
             settings.audio,
-            max_text_tokens=settings.max_text_tokens,
+            max_text_tokens=settings.max_text_tokens if max_text_tokens is None else max_text_tokens,
             max_frames=settings.max_frames,
         )
 
@@ -268,13 +284,25 @@ class SpokenLanguageModel(nn.Module):
     def _check_parts(self) -> None:
         tokenizer, space = self.tokenizer, self.lm.token_space
         facts = [
-            ("lm codebook_sizes", tuple(space.codebook_sizes), "tokenizer codebook_sizes", tuple(tokenizer.codebook_sizes)),
+            (
+                "lm codebook_sizes",
+                tuple(space.codebook_sizes),
+                "tokenizer codebook_sizes",
+                tuple(tokenizer.codebook_sizes),
+            ),
             ("flow mel_spec", self.flow.mel_spec, "vocoder mel_spec", self.mel_spec),
-            ("flow hidden width", self.flow.prenet.hidden_width, "tokenizer decoder width", tokenizer.decoder.width),
+            (
+                "flow hidden width",
+                self.flow.prenet.hidden_width,
+                "tokenizer decoder width",
+                tokenizer.decoder.width,
+            ),
         ]
         for name, value, owner, expected in facts:
             if value != expected:
-                raise UserError(f"model: {name} is {value}, {owner} is {expected}; these parts were not made together")
+                raise UserError(
+                    f"model: {name} is {value}, {owner} is {expected}; these parts were not made together"
+                )
         if self.text_tokenizer.vocab_size > space.text_vocab_size:
             raise UserError(
                 f"model: the text tokenizer has {self.text_tokenizer.vocab_size} ids, "

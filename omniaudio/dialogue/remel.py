@@ -31,7 +31,9 @@ def remel(mel_BMT: Tensor, mel_len_B: Tensor, source: MelSpec, target: MelSpec) 
         mel_BMT at ``target`` (0 past an item's end), mel_len_B: as many whole frames as the items' time holds.
     """
     if (source.log, target.log) != ("ln", "ln"):
-        raise UserError(f"mels of {source.log!r} and {target.log!r} do not convert; both must be natural logarithms")
+        raise UserError(
+            f"mels of {source.log!r} and {target.log!r} do not convert; both must be natural logarithms"
+        )
     power_BMT = _mel_axis((2 * mel_BMT.double()).exp(), source, target)
     num_samples_B = (mel_len_B - (1 if source.center else 0)) * source.hop * target.sample_rate_hz
     out_len_B = target.num_frames(torch.div(num_samples_B, source.sample_rate_hz, rounding_mode="floor"))
@@ -39,7 +41,9 @@ def remel(mel_BMT: Tensor, mel_len_B: Tensor, source: MelSpec, target: MelSpec) 
         _time_axis(power_MT[:, : int(length)], int(out_length), source, target)
         for power_MT, length, out_length in zip(power_BMT, mel_len_B, out_len_B, strict=True)
     ]
-    rows = [(0.5 * item.log() + math.log(_gain(source, target))).clamp(min=FLOOR).to(mel_BMT) for item in items]
+    rows = [
+        (0.5 * item.log() + math.log(_gain(source, target))).clamp(min=FLOOR).to(mel_BMT) for item in items
+    ]
     padded_BTM = torch.nn.utils.rnn.pad_sequence([row.T for row in rows], batch_first=True)
     return padded_BTM.transpose(1, 2).contiguous(), out_len_B
 
@@ -77,8 +81,10 @@ def _mel_axis(power_BMT: Tensor, source: MelSpec, target: MelSpec) -> Tensor:
 
 def _centres_mel(spec: MelSpec) -> Tensor:
     """Centres of the triangles on the slaney scale, evenly spaced."""
-    low, high = (hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4) for hz in
-                 (spec.fmin_hz, spec.fmax_hz))
+    low, high = (
+        hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+        for hz in (spec.fmin_hz, spec.fmax_hz)
+    )
     return torch.linspace(low, high, spec.num_mels + 2, dtype=torch.float64)[1:-1]
 
 

@@ -138,8 +138,9 @@ def _listen_lead(experiment: Experiment) -> str:
     note = RATE_NOTE.format(corpus=", ".join(map(str, corpus)), model=model, half=max(corpus) // 2)
     languages = ", ".join(results["languages"])
     return (
-        f"Held-out clips ({results['split']} split: {languages}) that no stage was trained on. Copy synthesis is the recording's mel "
-        "through the vocoder: what the vocoder can do at best. Coarse and refined are the tokenizer's own mels, "
+        f"Held-out clips ({results['split']} split: {languages}) that no stage was trained on. "
+        "Copy synthesis is the recording's mel through the vocoder: what the vocoder can do at best. "
+        "Coarse and refined are the tokenizer's own mels, "
         f"flow is what matching adds. {note if max(corpus) < model else ''}"
     )
 
@@ -197,7 +198,9 @@ def _says(experiment: Experiment) -> list[str]:
     for kind, title in titles.items():
         cards = [_sample_card(experiment, sample) for sample in experiment.samples if sample["kind"] == kind]
         if cards:
-            parts.append(f'<h3 style="margin:18px 0 8px">{title}</h3><div class="samples">{"".join(cards)}</div>')
+            parts.append(
+                f'<h3 style="margin:18px 0 8px">{title}</h3><div class="samples">{"".join(cards)}</div>'
+            )
     return parts
 
 
@@ -205,16 +208,22 @@ def _sample_card(experiment: Experiment, sample: dict[str, Any]) -> str:
     source = experiment.exp_dir / "generate"
     kind = "training" if sample["source"] == "training" else "held"
     asked = f"asked to {sample['ask']}" if sample.get("ask") else ""
-    tags = " ".join(html.tag(text, k) for text, k in ((sample["source"], kind), (sample.get("language", ""), ""), (asked, "")) if text)
+    tags = " ".join(
+        html.tag(text, k)
+        for text, k in ((sample["source"], kind), (sample.get("language", ""), ""), (asked, ""))
+        if text
+    )
     parts = [f"<div>{tags}</div>"]
     if sample.get("prompt_wav"):
         prompt = _copied(source / sample["prompt_wav"], experiment.folder)
-        parts.append(html.player("it hears", prompt, f"“{sample['prompt_text']}”" if sample.get("prompt_text") else ""))
+        parts.append(
+            html.player("it hears", prompt, f"“{sample['prompt_text']}”" if sample.get("prompt_text") else "")
+        )
     elif sample.get("prompt_text"):
         parts.append(f'<div class="said">{html.escape(sample["prompt_text"])}</div>')
     if sample["kind"] != "speak":
-        words = html.escape(sample["text"]) or '<span class="note">nothing</span>'
-        parts.append(f'<div style="margin-top:8px"><b style="font-size:12.5px">it writes</b><div>{words}</div></div>')
+        parts.append('<div style="margin-top:8px"><b style="font-size:12.5px">it writes</b></div>')
+        parts.append(html.words(sample["text"]))
     if sample.get("wav"):
         cut = "" if sample.get("complete", True) else ", cut off at the limit of length"
         wav = _copied(source / sample["wav"], experiment.folder)
@@ -226,7 +235,11 @@ def _sample_card(experiment: Experiment, sample: dict[str, Any]) -> str:
 
 def _copied(wav: Path, folder: Path) -> str:
     """Copy a sound beside the page, so that the folder can be carried away; returns its relative path."""
-    target = folder / "audio" / f"{wav.parent.parent.name if wav.parent.name == 'samples' else wav.parent.name}_{wav.name}"
+    target = (
+        folder
+        / "audio"
+        / f"{wav.parent.parent.name if wav.parent.name == 'samples' else wav.parent.name}_{wav.name}"
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(wav, target)
     return f"audio/{target.name}"

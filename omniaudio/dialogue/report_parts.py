@@ -38,10 +38,12 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
     book_bars(folder / "images/books.png", [BookUse(**book) for book in results["books"]])
     mae_by_books(folder / "images/mae.png", results["mel_mae"])
     pictures = [
-        html.card("<h3>Mel error by number of books</h3>", html.image("images/mae.png", "mel error by books")),
+        html.card(
+            "<h3>Mel error by number of books</h3>", html.image("images/mae.png", "mel error by books")
+        ),
         html.card("<h3>Use of the books</h3>", html.image("images/books.png", "use of the books")),
     ]
-    parts = [f'<div class="two">{"".join(pictures)}</div>']
+    tables = []
     for section in dict.fromkeys(row["section"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["section"] == section]
         commands = list(dict.fromkeys(row["command"] for row in rows))
@@ -52,14 +54,18 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
             + ([] if one else [html.code(r["command"])])
             for r in rows
         ]
-        parts.append(html.card(f"<h3>{html.escape(section)}</h3>", one, html.table(columns, cells)))
+        tables.append(html.card(f"<h3>{html.escape(section)}</h3>", one, html.table(columns, cells)))
     lead = (
-        f"Measured on {results['num_clips']} clips ({results['clip_seconds']:.0f} s) of the {results['split']} split, with the "
-        "command above each table or beside each number. "
+        f"Measured on {results['num_clips']} clips ({results['clip_seconds']:.0f} s) of the {results['split']} split, "
+        "with the command above each table or beside each number. "
         + ("" if results["asr_judge"] else "No judge was given, so intelligibility has no numbers. ")
         + "A judge of the Whisper family is not independent of a tokenizer whose encoder began as a Whisper checkpoint."
     )
-    page.add("numbers", "Numbers", lead, *parts)
+    shown = [
+        f'<div class="{kind}">{"".join(cards)}</div>'
+        for kind, cards in (("two", pictures), ("columns", tables))
+    ]
+    page.add("numbers", "Numbers", lead, *shown)
 
 
 def stage_section(page: Page, config: Mapping[str, Any], stages: Mapping[str, StageRecord]) -> None:
@@ -73,14 +79,25 @@ def stage_section(page: Page, config: Mapping[str, Any], stages: Mapping[str, St
     checks = read_json(Path(config["data_dir"]) / "checks.json")
     if checks.get("clips"):
         parts.append(html.card("<h3>Data</h3>", _data_table(checks)))
-    page.add("stages", "Stages", "In the order of the recipe; each restarts where it stopped and skips what is done.", *parts)
+    page.add(
+        "stages",
+        "Stages",
+        "In the order of the recipe; each restarts where it stopped and skips what is done.",
+        *parts,
+    )
 
 
 def _stage_row(record: StageRecord, what: str) -> list[str]:
     seconds = record.stamp.get("seconds")
     first, last = _fall(record)
-    loss = f"{first:.3f} → {last:.3f} <span class='note'>({last / first - 1:+.0%})</span>" if first and last else ""
-    finished = html.escape(str(record.stamp.get("date", ""))) if record.done else '<span class="bad">missing</span>'
+    loss = (
+        f"{first:.3f} → {last:.3f} <span class='note'>({last / first - 1:+.0%})</span>"
+        if first and last
+        else ""
+    )
+    finished = (
+        html.escape(str(record.stamp.get("date", ""))) if record.done else '<span class="bad">missing</span>'
+    )
     steps = f"{record.num_steps:,}" if record.num_steps else ""
     minutes = f"{seconds / 60:.1f}" if seconds is not None else ""
     return [html.code(record.name), html.escape(what), steps, minutes, loss, finished]
@@ -96,11 +113,18 @@ def _data_table(checks: Mapping[str, Any]) -> str:
     splits = ("train", "dev", "test")
     rows = [
         [html.escape(language)]
-        + [f"{checks['clips'][language].get(s, 0):,} ({60 * checks['hours'][language].get(s, 0):.1f} min)" for s in splits]
+        + [
+            f"{checks['clips'][language].get(s, 0):,} ({60 * checks['hours'][language].get(s, 0):.1f} min)"
+            for s in splits
+        ]
         for language in sorted(checks["clips"])
     ]
-    refused = ", ".join(f"{html.escape(reason)} {count}" for reason, count in checks.get("bad", {}).items()) or "none"
-    told = f"{checks.get('num_good', '?')} of {checks.get('num_items', '?')} recordings passed the checks; refused: {refused}."
+    refused = (
+        ", ".join(f"{html.escape(reason)} {count}" for reason, count in checks.get("bad", {}).items())
+        or "none"
+    )
+    good, items = checks.get("num_good", "?"), checks.get("num_items", "?")
+    told = f"{good} of {items} recordings passed the checks; refused: {refused}."
     columns = ["language", *(f"#{split}" for split in splits)]
     return html.table(columns, rows) + f'<p class="note">{told} A text stands in one split only.</p>'
 
@@ -116,7 +140,10 @@ def curve_section(page: Page, stages: Mapping[str, StageRecord], folder: Path) -
             parts.append(html.card(f"<h3>{html.escape(name)}</h3>", html.image(picture, f"losses of {name}")))
     if not parts:
         parts = [html.missing("No losses yet: no stage has been trained.")]
-    lead = "Blue: training, raw and smoothed. Orange: held out. ce/text/asr is the loss on the text of recognition documents, and so on."
+    lead = (
+        "Blue: training, raw and smoothed. Orange: held out. "
+        "ce/text/asr is the loss on the text of recognition documents, and so on."
+    )
     page.add("curves", "Losses", lead, *parts)
 
 
@@ -158,7 +185,13 @@ def freeze_section(page: Page, stages: Mapping[str, StageRecord]) -> None:
     if not rows:
         page.add("frozen", "Proof of freezing", "", html.missing("No stage has left a freeze.json yet."))
         return
-    columns = ["stage", "#trained parameters", "#frozen parameters", "#frozen tensors", "hashes before and after"]
+    columns = [
+        "stage",
+        "#trained parameters",
+        "#frozen parameters",
+        "#frozen tensors",
+        "hashes before and after",
+    ]
     details = html.more(f"all {len(listed)} hashes", "\n".join(listed)) if listed else ""
     lead = "Every frozen tensor was hashed before the first step and after the last."
     page.add("frozen", "Proof of freezing", lead, html.card(html.table(columns, rows), details))
@@ -172,7 +205,8 @@ def environment_section(page: Page, config: Mapping[str, Any], stamp: Mapping[st
     facts += [("python", stamp.get("python", "unknown")), *sorted(stamp.get("packages", {}).items())]
     facts += [("processor", stamp.get("processor", "unknown")), ("cores", stamp.get("cores", "unknown"))]
     rows = [[html.escape(str(name)), html.escape(str(value))] for name, value in facts]
-    made = f"omniaudio report system={config['system']} scale={config['scale']} data={config['data']} tag={config['tag']}"
+    words = [f"{key}={config[key]}" for key in ("system", "scale", "data", "tag")]
+    made = " ".join(["omniaudio report", *words])
     attribution = read_attribution(Path(config["data_dir"])).strip() or "no ATTRIBUTION beside the data"
     page.add(
         "environment",

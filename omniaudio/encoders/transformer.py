@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniaudio.sdpa import sdpa
+
 Norm = Literal["layer", "rms"]
 Activation = Literal["gelu", "silu", "relu"]
 
@@ -76,7 +78,7 @@ class SelfAttention(nn.Module):
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         mask = None if self.causal else visible_B11T
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        y = sdpa(q, k, v, mask, is_causal=self.causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 

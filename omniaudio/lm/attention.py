@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from omniaudio.sdpa import sdpa
 
 PACKED = "packed_documents"
 """Name under which transformers' layers find ``packed_attention``."""
@@ -75,12 +76,5 @@ def _one_document(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     visible = None
     if 1 < new < total:  # some keys come from a cache: the causal diagonal starts at their number
         visible = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
-    return functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=visible,
-        dropout_p=dropout,
-        is_causal=new == total and new > 1,
-        scale=scaling,
-    )
+    is_causal = new == total and new > 1
+    return sdpa(query, key, value, visible, is_causal=is_causal, scale=scaling, dropout=dropout)

@@ -102,12 +102,16 @@ def _load(source: str, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
     logging.set_verbosity_error()  # a judge's own remarks do not belong between our progress bars
     logging.disable_progress_bar()
     if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-        raise UserError(f"config asr_judge: folder {source} does not exist; give a Whisper folder or hub name")
+        raise UserError(
+            f"config asr_judge: folder {source} does not exist; give a Whisper folder or hub name"
+        )
     where = str(Path(source).expanduser()) if source.startswith("~") else source
     try:
         processor = WhisperProcessor.from_pretrained(where)
         model = WhisperForConditionalGeneration.from_pretrained(where, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"config asr_judge: {source} cannot be loaded as a Whisper checkpoint ({reason})") from error
+        raise UserError(
+            f"config asr_judge: {source} cannot be loaded as a Whisper checkpoint ({reason})"
+        ) from error
     return model.to(device).eval(), processor

@@ -29,7 +29,8 @@ class Page:
         facts = "".join(f"<div><b>{escape(label)}</b>{escape(value)}</div>" for label, value in self.facts)
         links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in self.sections)
         body = "".join(
-            f'<section id="{anchor}"><h2>{escape(title)}</h2>{html}</section>\n' for anchor, title, html in self.sections
+            f'<section id="{anchor}"><h2>{escape(title)}</h2>{html}</section>\n'
+            for anchor, title, html in self.sections
         )
         tiles = f'<div class="tiles">{"".join(self.tiles)}</div>' if self.tiles else ""
         return f"""<!doctype html>
@@ -42,7 +43,8 @@ class Page:
 {css}</style>
 </head>
 <body>
-<header><div class="wrap"><h1>{escape(self.title)}</h1><p>{escape(self.lead)}</p><div class="facts">{facts}</div></div></header>
+<header><div class="wrap"><h1>{escape(self.title)}</h1><p>{escape(self.lead)}</p>
+<div class="facts">{facts}</div></div></header>
 <nav><div class="wrap">{links}</div></nav>
 <div class="wrap"><div style="height:34px"></div>
 {tiles}
@@ -59,16 +61,21 @@ def card(*parts: str) -> str:
 
 def tile(value: str | None, label: str) -> str:
     """A number to see first; None says that there is none yet."""
-    shown = f'<div class="value">{escape(value)}</div>' if value else '<div class="value none">not measured</div>'
+    shown = (
+        f'<div class="value">{escape(value)}</div>' if value else '<div class="value none">not measured</div>'
+    )
     return f'<div class="tile">{shown}<div class="label">{escape(label)}</div></div>'
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of html cells. A column named ``#x`` is right-aligned and shown as ``x``."""
     kinds = [' class="num"' if name.startswith("#") else "" for name in columns]
-    head = "".join(f"<th{kind}>{escape(name.lstrip('#'))}</th>" for name, kind in zip(columns, kinds, strict=True))
+    head = "".join(
+        f"<th{kind}>{escape(name.lstrip('#'))}</th>" for name, kind in zip(columns, kinds, strict=True)
+    )
     lines = (
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
@@ -102,14 +109,21 @@ def image(src: str, alt: str) -> str:
 def player(title: str, src: str, remark: str = "") -> str:
     """An audio player with its title above and a remark below."""
     below = note(remark) if remark else ""
-    sound = f'<audio controls preload="metadata" src="{escape(src)}"></audio>'
+    sound = f'<audio controls controlslist="nodownload noplaybackrate" preload="metadata" src="{escape(src)}"></audio>'
     return f'<div class="player"><b>{escape(title)}</b>{sound}{below}</div>'
 
 
 def chain(steps: Sequence[str]) -> str:
     """A line of boxes with arrows between them; names that begin with ``*`` are models."""
-    boxes = (f'<span class="{"model" * step.startswith("*")}">{escape(step.lstrip("*"))}</span>' for step in steps)
+    boxes = (
+        f'<span class="{"model" * step.startswith("*")}">{escape(step.lstrip("*"))}</span>' for step in steps
+    )
     return f'<div class="chain">{"<i>→</i>".join(boxes)}</div>'
+
+
+def words(text: str) -> str:
+    """What a model wrote, however long it is."""
+    return f'<div class="words">{escape(text)}</div>' if text else note("nothing")
 
 
 def more(summary: str, text: str) -> str:

@@ -39,7 +39,9 @@ def loss_curves(path: Path, curves: Mapping[str, Curve], names: Sequence[str]) -
             axes.plot(steps, smoothed(values), color=BLUE, linewidth=1.5, label="training")
         if val:
             steps, values = np.array(val).T
-            axes.plot(steps, values, color=ORANGE, linewidth=1.4, marker="o", markersize=2.8, label="held out")
+            axes.plot(
+                steps, values, color=ORANGE, linewidth=1.4, marker="o", markersize=2.8, label="held out"
+            )
         _tidy(axes)
         axes.set_title(name, loc="left", fontsize=8.5, color=INK, fontweight="bold")
         axes.set_xlabel("step", fontsize=7, color=SOFT)
@@ -56,6 +58,8 @@ def spectrograms(path: Path, mels: Mapping[str, np.ndarray], seconds_a_frame: fl
         mels: title -> log-mel.
         seconds_a_frame: of all of them.
     """
+    from matplotlib.ticker import MaxNLocator
+
     loud = float(max(np.quantile(mel.astype(np.float32), 0.999) for mel in mels.values()))
     longest = max(mel.shape[1] for mel in mels.values()) * seconds_a_frame
     figure = _figure(2.9 * len(mels), 2.0)
@@ -72,6 +76,7 @@ def spectrograms(path: Path, mels: Mapping[str, np.ndarray], seconds_a_frame: fl
         axes.set_title(title, loc="left", fontsize=9, color=INK, fontweight="bold")
         axes.set_xlabel("seconds", fontsize=7, color=SOFT)
         axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper"))
         if i == 0:
             axes.set_ylabel("mel bin", fontsize=7, color=SOFT)
     _save(figure, path)

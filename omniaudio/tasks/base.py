@@ -154,7 +154,9 @@ class Task(LightningModule):
         if not terms:
             return {}
         device = next(iter(terms.values())).total.device
-        counts = torch.stack([torch.as_tensor(t.count, dtype=torch.float64, device=device) for t in terms.values()])
+        counts = torch.stack(
+            [torch.as_tensor(t.count, dtype=torch.float64, device=device) for t in terms.values()]
+        )
         world_size = self.trainer.world_size
         if world_size > 1:
             torch.distributed.all_reduce(counts)
@@ -177,7 +179,9 @@ class Task(LightningModule):
 
     def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
         """Log numbers of the first rank under ``split/``: ranks may know different ones, so none waits."""
-        self._log({f"{split}/{n}": torch.as_tensor(v, dtype=torch.float32) for n, v in stats.items()}, sync=False)
+        self._log(
+            {f"{split}/{n}": torch.as_tensor(v, dtype=torch.float32) for n, v in stats.items()}, sync=False
+        )
 
     def _log(self, values: dict[str, Tensor], sync: bool) -> None:
         num_samples = len(self._current.keys) if self._current is not None else 1
@@ -186,7 +190,9 @@ class Task(LightningModule):
     # -- the step is stopped before the optimizer moves
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         if not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -202,10 +208,14 @@ class Task(LightningModule):
         self.bad_steps += 1
         self.total_bad_steps += 1
         keys = ", ".join(self._current.keys[:16]) if self._current is not None else "?"
-        message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; samples: {keys}"
+        message = (
+            f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; samples: {keys}"
+        )
         print(message, flush=True)
         if self.bad_steps >= self.max_bad_steps:
-            raise UserError(f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples")
+            raise UserError(
+                f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples"
+            )
 
     # -- checkpoints
 

@@ -57,7 +57,7 @@ class AudioLMTask(Task):
         assert output.text_loss_L is not None and output.audio_loss_LK is not None
         weight_K = normalised_book_weights(self.book_weights, self.lm.token_space.num_books)
         text_L, audio_LK = output.text_loss_L, output.audio_loss_LK
-        audio_L = audio_LK @ weight_K.to(audio_LK)
+        audio_L = (audio_LK * weight_K.to(audio_LK)).sum(-1)
         terms = {
             "ce/text": LossTerm(text_L.sum(), (batch.text_label_L != NO_LABEL).sum()),
             "ce/audio": LossTerm(audio_L.sum(), (batch.audio_label_LK[:, 0] != NO_LABEL).sum()),
@@ -87,7 +87,7 @@ def loss_stats(batch: PackedBatch, text_L: Tensor, audio_LK: Tensor, weight_K: T
     names = sorted(set(batch.kinds))
     kind_G = torch.tensor([names.index(kind) for kind in batch.kinds], device=text_L.device)
     kind_L = kind_G.repeat_interleave(batch.doc_len_G.to(text_L.device))
-    audio_L = audio_LK @ weight_K.to(audio_LK)
+    audio_L = (audio_LK * weight_K.to(audio_LK)).sum(-1)
     for i, name in enumerate(names):
         here_L = kind_L == i
         for what, loss_L, has_L in (("text", text_L, has_text_L), ("audio", audio_L, has_audio_L)):

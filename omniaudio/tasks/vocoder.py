@@ -33,6 +33,8 @@ class VocoderTask(Task):
         mel_loss_specs: mels of ``mel/l1``, averaged; let one reach half the sample rate.
         adversarial_from: share of the training after which the discriminators join; the mel loss leads.
         judged_frames: the discriminators see a random crop of so many frames; None is all.
+        discriminator_rate: learning rate of the discriminators for one of the generator. Their schedule begins
+            when they join.
         tau: of TPR.
         gradient_clip: largest gradient norm of each of the two.
         kwargs: see Task.
@@ -48,6 +50,7 @@ class VocoderTask(Task):
         mel_loss_specs: Sequence[MelSpec],
         adversarial_from: float = 0.0,
         judged_frames: int | None = None,
+        discriminator_rate: float = 1.0,
         tau: float = 0.04,
         gradient_clip: float = 10.0,
         **kwargs: Any,
@@ -59,6 +62,7 @@ class VocoderTask(Task):
         self.mel_loss_specs = tuple(mel_loss_specs)
         self.adversarial_from = adversarial_from
         self.judged_frames = judged_frames
+        self.discriminator_rate = discriminator_rate
         self.tau = tau
         self.gradient_clip = gradient_clip
 
@@ -78,8 +82,12 @@ class VocoderTask(Task):
 
     def configure_optimizers(self) -> Any:
         optimizers, schedules = [], []
-        for module, share in ((self.vocoder, 1.0), (self.discriminator, 1 - self.adversarial_from)):
+        generator = (self.vocoder, 1.0, 1.0)
+        discriminator = (self.discriminator, self.discriminator_rate, 1 - self.adversarial_from)
+        for module, rate, share in (generator, discriminator):
             optimizer = self._make_optimizer(self.parameter_groups(module))
+            for group in optimizer.param_groups:
+                group["lr"] *= rate
             num_steps = max(1, round(share * self.max_steps))
             schedule = self._make_scheduler(optimizer, num_training_steps=num_steps)
             optimizers.append(optimizer)

@@ -55,7 +55,9 @@ class Proof(Callback):
         if trainer.is_global_zero:
             self.proof.before(pl_module, self.resumed)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if trainer.is_global_zero:
             self.run.save_progress()
 

@@ -29,9 +29,13 @@ class SafeCheckpointIO(CheckpointIO):
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             target.unlink(missing_ok=True)
-            raise UserError(f"{target}: cannot write the checkpoint ({error}); free space, then run again") from error
+            raise UserError(
+                f"{target}: cannot write the checkpoint ({error}); free space, then run again"
+            ) from error
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         loaded: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return loaded
 
@@ -50,9 +54,9 @@ class Checkpoints(Callback):
         self.folder, self.every_steps, self.keep = folder, every_steps, keep
         self.last_step = -1
 
-    def newest(self) -> Path | None:
-        """The newest complete checkpoint; half-written ones are removed."""
-        for partial in self.folder.glob("*" + PARTIAL):
+    def newest(self, clean: bool = True) -> Path | None:
+        """The newest complete checkpoint; ``clean`` removes half-written ones (one process does)."""
+        for partial in self.folder.glob("*" + PARTIAL) if clean else ():
             _remove(partial)
         return max(self.folder.glob("step-*" + SUFFIX), default=None)
 

@@ -51,7 +51,7 @@ def set_training_mode(module: nn.Module, mode: bool) -> None:
 
 def frozen_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """All frozen parameters, and the buffers of submodules that are frozen whole, by name."""
-    state = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    state: dict[str, torch.Tensor] = {n: p for n, p in module.named_parameters() if not p.requires_grad}
     for path, child in module.named_modules():
         parameters = list(child.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
@@ -88,7 +88,9 @@ class FreezeProof:
         self._write(proof, module)
         moved = [name for name, (before, after) in proof.items() if before != after]
         if moved:
-            raise RuntimeError(f"frozen tensors moved during training: {', '.join(moved[:8])} ({len(moved)} in all)")
+            raise RuntimeError(
+                f"frozen tensors moved during training: {', '.join(moved[:8])} ({len(moved)} in all)"
+            )
 
     def _write(self, proof: dict[str, Any], module: nn.Module) -> None:
         trained = [name for name, p in module.named_parameters() if p.requires_grad]

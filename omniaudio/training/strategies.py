@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import nn
 
 from omniaudio.errors import UserError
 

@@ -1,5 +1,4 @@
 import importlib
-import os
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,13 @@ def test_no_disk_space_says_what_to_do(tmp_path, capsys):
     assert "choose another data_dir=" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_write_permission_is_found(tmp_path):
-    tmp_path.chmod(0o500)
-    (finding, *_) = doctor.check_disk(config(tmp_path))
-    tmp_path.chmod(0o700)
-    assert finding.level == "WRONG" and "cannot write" in finding.told
+def test_no_write_permission_is_found(tmp_path, monkeypatch):
+    def refused(path: Path, content: bytes) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    (finding, _) = doctor.check_disk(config(tmp_path))
+    assert finding.level == "WRONG" and "cannot write (Permission denied)" in finding.told
 
 
 def test_file_in_the_way_is_found(tmp_path):
@@ -43,7 +43,12 @@ def test_file_in_the_way_is_found(tmp_path):
 
 def test_package_that_does_not_load_is_named(tmp_path, monkeypatch):
     real = importlib.import_module
-    broken = lambda name: (_ for _ in ()).throw(ImportError("libcudart.so is missing")) if name == "soxr" else real(name)  # noqa: E731
+
+    def broken(name: str) -> object:
+        if name == "soxr":
+            raise ImportError("libcudart.so is missing")
+        return real(name)
+
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     finding = next(iter(doctor.check_packages(config(tmp_path))))
     assert finding.level == "WRONG" and "soxr does not load (libcudart.so" in finding.told

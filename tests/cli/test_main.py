@@ -59,7 +59,11 @@ def test_missing_permission_and_full_disk_are_one_line(capsys, monkeypatch):
     import omniaudio.cli.doctor as doctor
 
     for number, word in ((13, "Permission denied"), (28, "No space left")):
-        monkeypatch.setattr(doctor, "main", lambda cfg, n=number: (_ for _ in ()).throw(OSError(n, word, "exp/x")))
+
+        def broken(config: object, error: OSError = OSError(number, word, "exp/x")) -> None:
+            raise error
+
+        monkeypatch.setattr(doctor, "main", broken)
         code, _, err = run(capsys, "doctor")
         assert code == 3 and word in err and "exp/x" in err and len(err.splitlines()) == 1
 
@@ -73,6 +77,8 @@ def test_user_errors_come_without_traceback(capsys, monkeypatch):
 
 def test_import_is_light():
     program = "import sys, time; t = time.time(); import omniaudio; print(time.time() - t, *sys.modules)"
-    seconds, *modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.split()
+    seconds, *modules = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    ).stdout.split()
     assert float(seconds) < 0.5
     assert not {"torch", "lightning", "hydra", "transformers", "deepspeed", "numpy"} & set(modules)

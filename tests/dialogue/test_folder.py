@@ -13,36 +13,13 @@ import omniaudio
 from omniaudio.dialogue.folder import write_model
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_module
-from tests.dialogue.tiny_experiment import write_experiment
-
-SETTINGS = {"max_text_tokens": 5, "max_frames": 6, "flow_steps": 2}
+from tests.dialogue.conftest import SETTINGS
 
 
-def parts_of(exp_dir: Path) -> dict[str, Path]:
-    return {
-        "tokenizer": exp_dir / "tokenizer/final/tokenizer",
-        "lm": exp_dir / "sft/final/lm",
-        "flow": exp_dir / "flow/final/flow",
-        "vocoder": exp_dir / "vocoder/final/vocoder",
-    }
-
-
-@pytest.fixture(scope="module")
-def exp_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_experiment(tmp_path_factory.mktemp("run"))[0]
-
-
-@pytest.fixture(scope="module")
-def exported(exp_dir: Path) -> Path:
-    folder = exp_dir / "export" / "model"
-    write_model(folder, parts_of(exp_dir), exp_dir / "text_lm/tokenizer.json", SETTINGS)
-    return folder
-
-
-def test_parts_are_those_that_were_trained(exported, exp_dir):
+def test_parts_are_those_that_were_trained(exported, parts):
     model = omniaudio.load(exported)
     assert not model.training
-    for name, folder in parts_of(exp_dir).items():
+    for name, folder in parts.items():
         part = load_module(folder)
         if name == "vocoder":
             mel_BMT = torch.randn(1, 20, 5)
@@ -65,7 +42,8 @@ def test_loads_without_training_libraries(exported):
     code = (
         "import sys, omniaudio\n"
         f"omniaudio.load({str(exported)!r})\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'lightning', 'pytorch_lightning', 'deepspeed', 'hydra'}))"
+        "heavy = {'lightning', 'pytorch_lightning', 'deepspeed', 'hydra'}\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & heavy))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
@@ -82,26 +60,28 @@ def test_import_is_light():
     assert heavy == "False False"
 
 
-def test_pretrained_sources_are_not_asked_again(exp_dir, tmp_path):
-    parts = parts_of(exp_dir)
+def test_pretrained_sources_are_not_asked_again(trained, parts, tmp_path):
     copy = tmp_path / "tokenizer"
     shutil.copytree(parts["tokenizer"], copy)
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["encoder"]["pretrained"] = "somebody/not-there"
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    write_model(tmp_path / "model", {**parts, "tokenizer": copy}, exp_dir / "text_lm/tokenizer.json", SETTINGS)
+    write_model(
+        tmp_path / "model", {**parts, "tokenizer": copy}, trained[0] / "text_lm/tokenizer.json", SETTINGS
+    )
     assert "not-there" not in (tmp_path / "model/config.yaml").read_text()
     omniaudio.load(tmp_path / "model")
 
 
-def test_contradicting_fingerprints_are_an_error(exp_dir, tmp_path):
-    parts = parts_of(exp_dir)
+def test_contradicting_fingerprints_are_an_error(trained, parts, tmp_path):
     copy = tmp_path / "lm"
     shutil.copytree(parts["lm"], copy)
     facts = json.loads((copy / "fingerprint.json").read_text())
     (copy / "fingerprint.json").write_text(json.dumps({**facts, "tokenizer_weights": "another"}))
     with pytest.raises(UserError, match="tokenizer_weights: 'another'") as error:
-        write_model(tmp_path / "model", {**parts, "lm": copy}, exp_dir / "text_lm/tokenizer.json", SETTINGS)
+        write_model(
+            tmp_path / "model", {**parts, "lm": copy}, trained[0] / "text_lm/tokenizer.json", SETTINGS
+        )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "model").exists()
 

@@ -1,25 +1,11 @@
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-import omniaudio
 from omniaudio.data.prompts import prompt_for
-from omniaudio.dialogue.folder import write_model
 from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.errors import UserError
-from tests.dialogue.tiny_experiment import speech, write_experiment
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> SpokenLanguageModel:
-    exp_dir, _ = write_experiment(tmp_path_factory.mktemp("run"))
-    names = {"tokenizer": "tokenizer", "lm": "sft", "flow": "flow", "vocoder": "vocoder"}
-    parts: dict[str, Path] = {part: exp_dir / stage / "final" / part for part, stage in names.items()}
-    settings: dict[str, Any] = {"max_text_tokens": 5, "max_frames": 6, "flow_steps": 2}
-    write_model(exp_dir / "model", parts, exp_dir / "text_lm/tokenizer.json", settings)
-    return omniaudio.load(exp_dir / "model")
+from tests.dialogue.tiny_experiment import speech
 
 
 def test_encode_takes_any_rate(model):
@@ -98,5 +84,7 @@ def test_parts_that_do_not_fit_are_named(model):
         codebook_sizes = (16, 8)
         decoder = model.tokenizer.decoder
 
-    with pytest.raises(UserError, match="codebook_sizes is \\(16, 8, 8\\), tokenizer codebook_sizes is \\(16, 8\\)"):
+    with pytest.raises(
+        UserError, match="codebook_sizes is \\(16, 8, 8\\), tokenizer codebook_sizes is \\(16, 8\\)"
+    ):
         SpokenLanguageModel(OtherTokenizer(), model.lm, model.flow, model.vocoder, model.text_tokenizer)

@@ -32,7 +32,9 @@ def test_close_to_the_mel_of_the_resampled_waveform(target):
     got, got_len = remel(*mel_of(SOURCE, wav), SOURCE, target)
     assert abs(int(got_len - want_len)) <= 1
     num_frames = min(int(got_len), int(want_len))
-    error = (got - want[..., :num_frames] if num_frames == got.shape[-1] else got[..., :num_frames] - want)[..., 3:-3]
+    error = (got - want[..., :num_frames] if num_frames == got.shape[-1] else got[..., :num_frames] - want)[
+        ..., 3:-3
+    ]
     assert error.abs().mean() < (0.15 if target is TARGET else 0.3)
     assert abs(error.mean()) < 0.1
 
@@ -45,7 +47,10 @@ def test_same_spec_changes_nothing():
 
 
 def test_padding_does_not_change_an_item():
-    (short, short_len), (long, long_len) = mel_of(SOURCE, speechlike(0.5)), mel_of(SOURCE, speechlike(1.0, seed=1))
+    (short, short_len), (long, long_len) = (
+        mel_of(SOURCE, speechlike(0.5)),
+        mel_of(SOURCE, speechlike(1.0, seed=1)),
+    )
     padded = torch.nn.functional.pad(short, (0, long.shape[-1] - short.shape[-1]), value=9.0)
     got, got_len = remel(torch.cat([padded, long]), torch.cat([short_len, long_len]), SOURCE, TARGET)
     alone, alone_len = remel(short, short_len, SOURCE, TARGET)

@@ -143,8 +143,8 @@ def write_data(folder: Path) -> None:
         (folder / "texts").mkdir(exist_ok=True)
         (folder / "texts" / f"{split}.txt").write_text("\n".join(text for _, text in SENTENCES) + "\n")
     (folder / "ATTRIBUTION").write_text("Synthetic tones, made for a test; CC0-1.0\n")
-    checks = {"clips": {"en": {"train": 3, "dev": 3, "test": 3}, "it": {"train": 3, "dev": 3, "test": 3}},
-              "hours": {"en": {"train": 0.1, "dev": 0.01, "test": 0.01}, "it": {"train": 0.1, "dev": 0.01, "test": 0.01}},
+    clips, hours = {"train": 3, "dev": 3, "test": 3}, {"train": 0.1, "dev": 0.01, "test": 0.01}
+    checks = {"clips": {"en": clips, "it": clips}, "hours": {"en": hours, "it": hours},
               "num_items": 18, "num_good": 18, "bad": {}, "left_out": {}}  # fmt: skip
     (folder / "checks.json").write_text(json.dumps(checks))
 
@@ -204,5 +204,7 @@ def write_experiment(root: Path) -> tuple[Path, Path]:
     write_codes(exp_dir / "codes", tokenizer)
     for name, losses in STAGES.items():
         write_records(exp_dir / name, losses)
-    (exp_dir / "codes" / "stamp.json").write_text(json.dumps({"key": "codes", "seconds": 5.0, "date": "2025-01-01"}))
+    (exp_dir / "codes" / "stamp.json").write_text(
+        json.dumps({"key": "codes", "seconds": 5.0, "date": "2025-01-01"})
+    )
     return exp_dir, data_dir

@@ -20,17 +20,32 @@ def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     folder = tmp_path_factory.mktemp("whisper")
-    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", "<|startoftranscript|>", "a", "b", "c", "d"])}
+    vocabulary = {
+        token: i for i, token in enumerate(["<|endoftext|>", "<|startoftranscript|>", "a", "b", "c", "d"])
+    }
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_target_positions": 200}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+    }
     ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
     torch.manual_seed(1)
     model = WhisperForConditionalGeneration(
-        WhisperConfig(vocab_size=6, num_mel_bins=80, suppress_tokens=[], begin_suppress_tokens=[], **sizes, **heads, **ids)
+        WhisperConfig(
+            vocab_size=6,
+            num_mel_bins=80,
+            suppress_tokens=[],
+            begin_suppress_tokens=[],
+            **sizes,
+            **heads,
+            **ids,
+        )
     )
     model.generation_config.is_multilingual = False
     model.generation_config.suppress_tokens = None

@@ -21,7 +21,9 @@ def test_edits_are_summed_over_sentences_not_averaged():
 
 def test_equals_the_library():
     references, hypotheses = ["the agent is busy", "press one"], ["the agent was bus", ""]
-    assert character_error_rate(references, hypotheses, ["en", "en"]).rate == pytest.approx(jiwer.cer(references, hypotheses))
+    assert character_error_rate(references, hypotheses, ["en", "en"]).rate == pytest.approx(
+        jiwer.cer(references, hypotheses)
+    )
 
 
 def test_a_reference_without_characters_is_refused():

@@ -13,7 +13,9 @@ def draw(path, what: str) -> None:
     if what == "curves":
         loss_curves(path, CURVES, ["loss", "ce/text", "ce/audio", "a", "b"])
     elif what == "spectrograms":
-        spectrograms(path, {"original": np.random.randn(20, 30), "flow": np.zeros((20, 25), np.float16)}, 0.02)
+        spectrograms(
+            path, {"original": np.random.randn(20, 30), "flow": np.zeros((20, 25), np.float16)}, 0.02
+        )
     elif what == "books":
         book_bars(path, BOOKS)
     else:

@@ -67,9 +67,11 @@ def run(folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False
     if newest:
         logger.cut_after(int(newest.stem.split("-")[1]))
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, logger=[logger], callbacks=[checkpoints], plugins=[SafeCheckpointIO()],
+        accelerator="cpu", devices=1, max_epochs=1, logger=[logger], callbacks=[checkpoints],
+        plugins=[SafeCheckpointIO()],
         val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        use_distributed_sampler=False,
         default_root_dir=folder, gradient_clip_val=1.0,
     )  # fmt: skip
     data = StepData(lambda: PointSteps(bad), lambda: PointSteps(), max_steps=stop, val_steps=2)
@@ -123,5 +125,8 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
 
 
 def test_step_seeds_differ_by_every_argument() -> None:
-    seeds = {step_seed(*args) for args in [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b")]}
+    seeds = {
+        step_seed(*args)
+        for args in [(0, 0, 0, "a"), (1, 0, 0, "a"), (0, 1, 0, "a"), (0, 0, 1, "a"), (0, 0, 0, "b")]
+    }
     assert len(seeds) == 5

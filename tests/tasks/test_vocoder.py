@@ -151,6 +151,15 @@ def test_a_non_finite_step_is_skipped(tmp_path: Path) -> None:
     assert task.total_bad_steps > 0
 
 
+def test_discriminators_have_their_own_rate() -> None:
+    task = new_task(discriminator_rate=0.5, scheduler=partial(warmup_cosine, warmup_share=0.0, min_share=0.1))
+    task.configure_model()
+    (generator, discriminator), schedules = task.configure_optimizers()
+    for entry in schedules:
+        entry["scheduler"].step()  # past the warm-up
+    assert discriminator.param_groups[0]["lr"] == pytest.approx(0.5 * generator.param_groups[0]["lr"])
+
+
 def test_crops_match() -> None:
     task = new_task()
     task.configure_model()

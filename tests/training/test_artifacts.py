@@ -5,7 +5,13 @@ import torch
 from safetensors.torch import save_file
 
 from omniaudio.errors import UserError
-from omniaudio.training.artifacts import load_module, load_weights, read_fingerprint, save_module, without_pretrained
+from omniaudio.training.artifacts import (
+    load_module,
+    load_weights,
+    read_fingerprint,
+    save_module,
+    without_pretrained,
+)
 
 CONFIG = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
 
@@ -22,7 +28,9 @@ def test_round_trip(tmp_path):
 
 def test_every_mismatch_is_named(tmp_path):
     save_file({"weight": torch.zeros(3, 1), "extra": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"missing bias; unused extra; weight is \(3, 1\) there, \(3, 2\) here"):
+    with pytest.raises(
+        UserError, match=r"missing bias; unused extra; weight is \(3, 1\) there, \(3, 2\) here"
+    ):
         load_weights(torch.nn.Linear(2, 3), tmp_path)
     with pytest.raises(UserError, match="model.safetensors is missing"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "nowhere")
@@ -30,4 +38,7 @@ def test_every_mismatch_is_named(tmp_path):
 
 def test_an_artefact_asks_no_hub():
     config = {"encoder": {"pretrained": "some/model", "width": 2}, "list": [{"pretrained": "x"}]}
-    assert without_pretrained(config) == {"encoder": {"pretrained": None, "width": 2}, "list": [{"pretrained": None}]}
+    assert without_pretrained(config) == {
+        "encoder": {"pretrained": None, "width": 2},
+        "list": [{"pretrained": None}],
+    }

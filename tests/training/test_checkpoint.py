@@ -55,11 +55,14 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            SafeCheckpointIO().save_checkpoint({{"x": torch.zeros(1_000_000)}}, Path({str(tmp_path)!r}) / "step-00000002.partial")
+            target = Path({str(tmp_path)!r}) / "step-00000002.partial"
+            SafeCheckpointIO().save_checkpoint({{"x": torch.zeros(1_000_000)}}, target)
         except UserError as error:
             print("said:", error)
     """
-    out = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+    )
     assert "said:" in out.stdout and "free space" in out.stdout, out.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
 

@@ -1,0 +1,84 @@
+"""Shared by all tests: a tiny corpus, and the whole chain trained on it for two steps a stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+STAGES = ("text_lm", "tokenizer", "codes", "pretrain_stage1", "pretrain_stage2", "sft", "flow", "vocoder")
+RATE_HZ = 16000
+
+
+def write_corpus(folder: Path) -> Path:
+    """Audio shards and texts of a few seconds of voiced noise, as ``omniaudio prepare`` leaves them."""
+    from omniaudio.data.shards import ShardWriter
+    from omniaudio.frontend.audio import encode_audio
+
+    rng = np.random.default_rng(0)
+    words = "please hold the line while we connect your call to the next agent".split()
+    for split, num_clips in (("train", 12), ("dev", 3), ("test", 3)):
+        with ShardWriter(folder / "shards", split) as writer:
+            for i in range(num_clips):
+                num_samples = int(rng.integers(RATE_HZ, 2 * RATE_HZ))
+                tone = np.sin(np.arange(num_samples) * (0.05 + 0.01 * i)) * np.hanning(num_samples)
+                wav = 0.2 * tone + 0.02 * rng.standard_normal(num_samples)
+                facts = {
+                    "num_samples": num_samples,
+                    "sample_rate_hz": RATE_HZ,
+                    "text": " ".join(rng.choice(words, 4)),
+                    "language": "en",
+                    "speaker": f"voice-{i % 2}",
+                    "corpus": "tiny",
+                }
+                writer.write(f"{split}-{i}", {"flac": encode_audio(wav.astype(np.float32), RATE_HZ)}, facts)
+    (folder / "texts").mkdir()
+    for name, count in (("train", 60), ("dev", 10)):
+        lines = [" ".join(rng.choice(words, 8)) for _ in range(count)]
+        (folder / "texts" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "ATTRIBUTION").write_text("tiny: made by the tests\n")
+    return folder
+
+
+def train_words(stage: str, data_dir: Path, exp_dir: Path, *more: str) -> list[str]:
+    """Command-line words of a training at tiny scale."""
+    return [
+        f"experiment=baichuan_audio/{stage}", "scale=tiny", f"data_dir={data_dir}", f"exp_dir={exp_dir}",
+        "num_threads=1", *more,
+    ]  # fmt: skip
+
+
+def run_stage(stage: str, data_dir: Path, exp_dir: Path, *more: str) -> None:
+    """Run one stage in this process."""
+    from omniaudio.cli import extract, train
+    from omniaudio.cli.main import compose
+
+    if stage == "codes":
+        words = [
+            "system=baichuan_audio",
+            "scale=tiny",
+            f"data_dir={data_dir}",
+            f"exp_dir={exp_dir}",
+            "num_threads=1",
+        ]
+        extract.main(compose("extract", words))
+    else:
+        train.main(compose("train", train_words(stage, data_dir, exp_dir, *more)))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny_chain(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """exp_dir with every stage trained for two steps."""
+    exp_dir = tmp_path_factory.mktemp("exp")
+    for stage in STAGES:
+        run_stage(stage, tiny_data, exp_dir)
+    return exp_dir

@@ -1,0 +1,112 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from omniaudio.data.shards import ShardWriter
+from omniaudio.dialogue import evaluation
+from omniaudio.dialogue.evaluation import Clip, choose_clips
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import encode_audio
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.sequence.vocab import TokenSpace
+from tests.dialogue.tiny_experiment import speech
+
+
+def quiet(items, description):
+    return items
+
+
+@pytest.fixture(scope="module")
+def clips(trained) -> list[Clip]:
+    return choose_clips(trained[1] / "shards", "test", 4)
+
+
+def test_languages_in_turn_long_sentences_first(trained):
+    chosen = choose_clips(trained[1] / "shards", "test", 6)
+    assert [clip.language for clip in chosen] == ["en", "it"] * 3
+    assert [len(clip.text.split()) >= 4 for clip in chosen] == [True] * 4 + [False] * 2
+    assert [clip.key for clip in chosen] == [
+        clip.key for clip in choose_clips(trained[1] / "shards", "test", 6)
+    ]
+    assert [clip.key for clip in choose_clips(trained[1] / "shards", "test", 3)] == [
+        clip.key for clip in chosen[:3]
+    ]
+
+
+def test_a_split_without_words_is_one_line(tmp_path):
+    facts = {"num_samples": 800, "sample_rate_hz": 16000, "text": "...", "language": "en"}
+    with ShardWriter(tmp_path, "test") as writer:
+        writer.write("en/a", {"flac": encode_audio(speech(0.05, 16000, 0), 16000)}, facts)
+    with pytest.raises(UserError, match="no clip with words"):
+        choose_clips(tmp_path, "test", 3)
+
+
+def test_mel_error_is_that_of_the_decoded_mel(model, clips):
+    scores = evaluation.score_tokenizer(model, clips[:1], quiet)
+    decoded = model.tokenizer.decode(model.encode(clips[0].wav_N, 16000), 2)
+    from omniaudio.frontend.mel import LogMel
+
+    log_mel = LogMel(model.tokenizer.decoder_mel_spec)
+    true_BMT, _ = log_mel(torch.from_numpy(clips[0].wav_N)[None], torch.tensor([len(clips[0].wav_N)]))
+    num_frames = min(int(decoded.mel_len_B), true_BMT.shape[-1])
+    error = (decoded.refined_BMT - true_BMT[..., :num_frames])[..., :num_frames].abs().mean()
+    assert scores.mae["refined"][1] == pytest.approx(float(error), rel=1e-5)
+    assert [book.size for book in scores.books] == [16, 8, 8]
+
+
+def test_all_variants_of_a_clip(model, clips):
+    codes = model.encode(clips[0].wav_N, 16000)
+    wavs, mels = evaluation.synthesize(model, clips[0], codes)
+    assert set(wavs) == set(evaluation.VARIANTS)
+    assert wavs["original"] is clips[0].wav_N
+    np.testing.assert_array_equal(wavs["flow"], model.decode(codes))
+    assert set(mels) == {"original", "coarse", "refined", "flow", "vocoded"}
+    assert all(mel.shape[0] == 20 for mel in mels.values())
+
+
+class EchoJudge:
+    """Hears the number of samples that it is given."""
+
+    batch_size = 3
+
+    def transcribe(self, wavs, rate, languages):
+        return [f"{len(wav)} {rate} {language}" for wav, language in zip(wavs, languages, strict=True)]
+
+
+def test_judge_hears_every_variant_at_its_rate(clips):
+    wavs = {"original": [clip.wav_N for clip in clips], "flow": [np.zeros(10 + i) for i in range(4)]}
+    heard = evaluation.judge_variants(EchoJudge(), clips, wavs, 24000, quiet)
+    assert heard["flow"] == [f"{10 + i} 24000 {clip.language}" for i, clip in enumerate(clips)]
+    assert heard["original"] == [f"{len(clip.wav_N)} 16000 {clip.language}" for clip in clips]
+
+
+def test_character_error_rate_of_perfect_hearing_is_zero(clips):
+    assert evaluation.cer_of(clips, [clip.text.upper() + "!" for clip in clips]) == 0
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary():
+    space = TokenSpace(text_vocab_size=20, pad_to=1)
+    sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "ffn_size": 8}
+    backbone = CausalBackbone(vocab_size=space.vocab_size, **sizes)
+    torch.nn.init.zeros_(backbone.lm_head.weight)
+    value = evaluation.text_perplexity(backbone, space, [[1, 2, 3], [4], []])
+    assert value == pytest.approx(space.vocab_size, rel=1e-4)
+
+
+def test_perplexity_does_not_depend_on_packing(model):
+    ids = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    values = [
+        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, ids, max_positions=n)
+        for n in (5, 64)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-5) and math.isfinite(values[0])
+    with pytest.raises(UserError, match="no pieces"):
+        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, [[]])
+
+
+def test_speed_of_all_three_directions(model, clips):
+    factors = evaluation.real_time_factors(model, clips[:1], num_frames=3)
+    assert set(factors) == {"encode", "decode", "generate"}
+    assert all(value is not None and value > 0 for value in factors.values())

@@ -1,0 +1,114 @@
+"""Every experiment composes, builds tiny and takes two steps; the same seed gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from omniaudio.cli.main import CONF_DIR, compose
+from omniaudio.config import build
+from tests.conftest import STAGES, run_stage
+
+EXPERIMENTS = sorted(
+    str(p.relative_to(CONF_DIR / "experiment").with_suffix("")) for p in CONF_DIR.glob("experiment/*/*.yaml")
+)
+SCALES = sorted(p.stem for p in CONF_DIR.glob("scale/*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_at_every_scale(experiment, scale):
+    config = compose("train", [f"experiment={experiment}", f"scale={scale}"])
+    assert config["stage"] == experiment.split("/")[1]
+    assert config["scale"] == scale
+    assert config["max_steps"] == config["schedule"][config["stage"]]["max_steps"]
+    if scale == "tiny":
+        assert config["max_steps"] <= 2, "scale=tiny must win over the experiment"
+
+
+def test_the_chain_holds_every_experiment():
+    assert {e.split("/")[1] for e in EXPERIMENTS} == set(STAGES) - {"codes"}
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if s != "codes"])
+def test_every_experiment_takes_two_steps(tiny_chain: Path, stage: str):
+    lines = [json.loads(line) for line in (tiny_chain / stage / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2]
+    assert any("val/loss" in line for line in lines)
+    assert (tiny_chain / stage / "stamp.json").exists()
+    assert list((tiny_chain / stage / "final").glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "frozen", "trained"),
+    [
+        ("tokenizer", ["judge."], ["tokenizer.", "align."]),
+        ("pretrain_stage1", ["lm.backbone."], ["lm.audio_embed.", "lm.audio_head."]),
+        (
+            "pretrain_stage2",
+            ["lm.backbone.embed_tokens.", "lm.backbone.lm_head."],
+            ["lm.audio_embed.", "lm.audio_head.", "lm.backbone.layers."],
+        ),
+        ("flow", ["tokenizer."], ["flow."]),
+    ],
+)
+def test_what_is_frozen_did_not_move_and_the_rest_did(tiny_chain, stage, frozen, trained):
+    record = json.loads((tiny_chain / stage / "freeze.json").read_text())
+    assert all(before == after for before, after in record["frozen"].values())
+    for prefix in frozen:
+        assert any(name.startswith(prefix) for name in record["frozen"])
+    for prefix in trained:
+        assert any(name.startswith(prefix) for name in record["trained"])
+    assert not set(record["trained"]) & set(record["frozen"])
+
+
+def test_stage_2_moves_the_backbone_and_not_its_frozen_parts(tiny_chain):
+    before = load_file(tiny_chain / "pretrain_stage1" / "final" / "lm" / "model.safetensors")
+    after = load_file(tiny_chain / "pretrain_stage2" / "final" / "lm" / "model.safetensors")
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert "backbone.embed_tokens.weight" not in moved and "backbone.lm_head.weight" not in moved
+    assert any(name.startswith("backbone.layers.") for name in moved)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "pretrain_stage2"])
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(tiny_chain, tiny_data, tmp_path, stage):
+    for name, words in (("same", ()), ("other", ("seed=7",))):
+        exp_dir = tmp_path / name
+        exp_dir.mkdir()
+        for done in STAGES[: STAGES.index(stage)]:
+            (exp_dir / done).symlink_to(tiny_chain / done)
+        run_stage(stage, tiny_data, exp_dir, *words)
+    expected = (tiny_chain / stage / "metrics.jsonl").read_text()
+    assert (tmp_path / "same" / stage / "metrics.jsonl").read_text() == expected
+    assert (tmp_path / "other" / stage / "metrics.jsonl").read_text() != expected
+
+
+def test_a_finished_stage_is_skipped(tiny_chain, tiny_data, capsys):
+    stamp = (tiny_chain / "sft" / "stamp.json").read_text()
+    run_stage("sft", tiny_data, tiny_chain)
+    assert "skipped" in capsys.readouterr().out
+    assert (tiny_chain / "sft" / "stamp.json").read_text() == stamp
+
+
+@pytest.mark.parametrize("scale", ["mini", "full"])
+def test_the_parts_fit_each_other(scale):
+    import torch
+
+    config = compose("train", ["experiment=baichuan_audio/flow", f"scale={scale}"])
+    with torch.device("meta"):
+        tokenizer, lm = build(config["tokenizer"]), build(config["lm"])
+        flow, vocoder = build(config["flow"]), build(config["vocoder"])
+    assert tokenizer.code_rate_hz == 12.5 and len(tokenizer.codebook_sizes) == 8
+    assert lm.token_space.codebook_sizes == tokenizer.codebook_sizes
+    assert flow.mel_spec == vocoder.mel_spec
+
+
+@pytest.mark.parametrize("quantizer", ["rvq", "vector_quantize_pytorch"])
+def test_the_library_quantizer_is_one_override_away(tiny_chain, tiny_data, tmp_path, quantizer):
+    (tmp_path / "text_lm").symlink_to(tiny_chain / "text_lm")
+    run_stage("tokenizer", tiny_data, tmp_path, f"quantizer={quantizer}")
+    config = (tmp_path / "tokenizer" / "config.yaml").read_text()
+    assert ("VectorQuantizePytorch" in config) == (quantizer == "vector_quantize_pytorch")
