@@ -65,9 +65,10 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
 
 
 def layout_of(model: SpokenLanguageModel) -> Fingerprint:
-    """The token layout that the loaded parts really have: weights are hashed again."""
+    """The token layout that the loaded parts really have: weights and pieces are hashed again."""
+    pieces = {"text_tokenizer": model.text_tokenizer.digest}
     return merge_fingerprints(
-        [model.tokenizer.fingerprint(), model.lm.fingerprint()], "the model's own parts"
+        [pieces, model.tokenizer.fingerprint(), model.lm.fingerprint()], "the model's own parts"
     )
 
 

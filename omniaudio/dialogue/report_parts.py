@@ -27,7 +27,18 @@ FLOW = (
     "waveform 24 kHz",
 )
 MAX_CURVES = 12  # panels of one stage
-NOT_LOSSES = ("grad_norm", "lr", "usage", "perplexity", "error", "restarts", "progress", "explained")
+NOT_LOSSES = (
+    "grad_norm",
+    "lr",
+    "usage",
+    "perplexity",
+    "error",
+    "restarts",
+    "progress",
+    "explained",
+    "replaced_share",
+    "commit_scale",
+)
 
 
 def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None:

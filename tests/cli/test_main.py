@@ -60,8 +60,8 @@ def test_missing_permission_and_full_disk_are_one_line(capsys, monkeypatch):
 
     for number, word in ((13, "Permission denied"), (28, "No space left")):
 
-        def broken(config: object, error: OSError = OSError(number, word, "exp/x")) -> None:
-            raise error
+        def broken(config: object, number: int = number, word: str = word) -> None:
+            raise OSError(number, word, "exp/x")
 
         monkeypatch.setattr(doctor, "main", broken)
         code, _, err = run(capsys, "doctor")

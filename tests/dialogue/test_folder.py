@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import omniaudio
 from omniaudio.dialogue.folder import write_model
 from omniaudio.errors import UserError
+from omniaudio.frontend.text import TextTokenizer
 from omniaudio.training.artifacts import load_module
 from tests.dialogue.conftest import SETTINGS
 
@@ -84,6 +85,13 @@ def test_contradicting_fingerprints_are_an_error(trained, parts, tmp_path):
         )
     assert "\n" not in str(error.value)
     assert not (tmp_path / "model").exists()
+
+
+def test_another_text_tokenizer_is_an_error(parts, tmp_path):
+    other = TextTokenizer.train(["entirely different words"], 280, tmp_path / "tokenizer.json")
+    assert other.vocab_size <= 280
+    with pytest.raises(UserError, match="text_tokenizer"):
+        write_model(tmp_path / "model", parts, tmp_path / "tokenizer.json", SETTINGS)
 
 
 def damaged(exported: Path, tmp_path: Path) -> Path:
