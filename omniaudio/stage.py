@@ -41,11 +41,20 @@ class Stage:
         done: an earlier run finished it; there is nothing to do.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], inputs: Sequence[str | Path]) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        inputs: Sequence[str | Path],
+        decisive: Mapping[str, Any] | None = None,
+        keep_old: bool = True,
+    ) -> None:
+        self.folder, self.keep_old = folder, keep_old
         self.config = plain(config)
         self.inputs = {str(path): input_key(Path(path)) for path in inputs}
-        self.key = digest([without(self.config, NOT_IN_KEY), sorted(self.inputs.values())])
+        decisive = plain(config if decisive is None else decisive)
+        decisive = without_places(without(decisive, NOT_IN_KEY), self.config)
+        self.key = digest([decisive, sorted(self.inputs.values())])
         self.done = _read(folder / STAMP).get("key") == self.key
         self._before = float(_read(folder / RUNNING).get("seconds", 0.0))
         self._began = time.monotonic()
@@ -96,8 +105,11 @@ class Stage:
         old = self.folder.with_name(self.folder.name + ".old")
         if old.exists():
             shutil.rmtree(old)
-        self.folder.rename(old)
         self._before = 0.0
+        if not self.keep_old:
+            shutil.rmtree(self.folder)
+            return
+        self.folder.rename(old)
         print(
             f"{self.folder}: {', '.join(changed)} changed since it was made; kept as {old.name}, made anew",
             flush=True,
@@ -106,14 +118,23 @@ class Stage:
 
 @contextmanager
 def stage(
-    folder: str | Path, *, config: Mapping[str, Any], inputs: Sequence[str | Path] = ()
+    folder: str | Path,
+    *,
+    config: Mapping[str, Any],
+    inputs: Sequence[str | Path] = (),
+    decisive: Mapping[str, Any] | None = None,
+    keep_old: bool = True,
 ) -> Iterator[Stage]:
     """Run a stage: ``with stage(...) as run: if not run.done: ...``; the stamp is written on success.
+
+    Args:
+        decisive: the part of the config that makes the result; by default all of it.
+        keep_old: False removes what another config left instead of keeping it as ``<folder>.old``.
 
     Raises:
         UserError: an input is missing (the message names the stage that makes it), or no write permission.
     """
-    run = Stage(Path(folder), config, inputs)
+    run = Stage(Path(folder), config, inputs, decisive, keep_old)
     if run.done:
         print(f"{folder}: done before ({_read(Path(folder) / STAMP).get('date', '?')}), skipped", flush=True)
         yield run
@@ -155,6 +176,18 @@ def without(config: Any, names: set[str]) -> Any:
     if isinstance(config, Mapping):
         return {k: without(v, names) for k, v in config.items() if k not in names}
     return [without(v, names) for v in config] if isinstance(config, list) else config
+
+
+def without_places(value: Any, config: Mapping[str, Any]) -> Any:
+    """Strings below exp_dir and data_dir made relative to them: a moved folder is still done."""
+    if isinstance(value, Mapping):
+        return {k: without_places(v, config) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_places(v, config) for v in value]
+    for name in ("exp_dir", "data_dir"):
+        if isinstance(value, str) and config.get(name) and value.startswith(f"{config[name]}/"):
+            return f"${{{name}}}/{value[len(str(config[name])) + 1 :]}"
+    return value
 
 
 def redacted(config: Any) -> Any:

@@ -20,7 +20,21 @@ def write_corpus(folder: Path) -> Path:
     from omniaudio.frontend.audio import encode_audio
 
     rng = np.random.default_rng(0)
-    words = ["please", "hold", "the", "line", "while", "we", "connect", "your", "call", "to", "the", "next", "agent"]
+    words = [
+        "please",
+        "hold",
+        "the",
+        "line",
+        "while",
+        "we",
+        "connect",
+        "your",
+        "call",
+        "to",
+        "the",
+        "next",
+        "agent",
+    ]
     for split, num_clips in (("train", 12), ("dev", 3), ("test", 3)):
         with ShardWriter(folder / "shards", split) as writer:
             for i in range(num_clips):

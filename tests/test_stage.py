@@ -22,10 +22,25 @@ def test_done_once_and_again_when_config_or_inputs_change(tmp_path):
     source.write_text("1")
     assert run(tmp_path / "s", {"a": 1, "exp_dir": "x"}, [source])
     assert not run(tmp_path / "s", {"a": 1, "exp_dir": "y"}, [source])  # paths do not count
+    assert run(tmp_path / "t", {"a": "x/part", "exp_dir": "x"}, [source])
+    assert not run(tmp_path / "t", {"a": "y/part", "exp_dir": "y"}, [source])
     assert run(tmp_path / "s", {"a": 2, "exp_dir": "x"}, [source])
     assert (tmp_path / "s.old" / "out.txt").exists()  # nothing is lost
     source.write_text("2")
     assert run(tmp_path / "s", {"a": 2, "exp_dir": "x"}, [source])
+
+
+def test_only_the_decisive_part_of_a_config_counts(tmp_path):
+    for number, expected in ((1, False), (2, True), (3, True)):
+        with stage(tmp_path / "s", config={"a": 1, "b": number}, decisive={"a": 1}) as work:
+            assert work.done is expected
+
+
+def test_what_is_easily_made_again_is_not_kept(tmp_path):
+    for number in (1, 2):
+        with stage(tmp_path / "s", config={"a": number}, keep_old=False) as work:
+            (work.folder / f"{number}.txt").touch()
+    assert not (tmp_path / "s.old").exists() and not (tmp_path / "s" / "1.txt").exists()
 
 
 def test_a_stage_depends_on_the_stamp_of_the_one_before(tmp_path):

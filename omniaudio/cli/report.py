@@ -21,7 +21,7 @@ def main(config: dict[str, Any]) -> None:
     if not exp_dir.is_dir():
         raise UserError(f"{exp_dir} does not exist; check tag= (or exp_dir=), or run the recipe first")
     inputs = [exp_dir / name for name in config["stages"] if (exp_dir / name / STAMP).is_file()]
-    with stage(exp_dir / "report", config=config, inputs=inputs) as run:
+    with stage(exp_dir / "report", config=config, inputs=inputs, keep_old=False) as run:
         if run.done:
             return
         from omniaudio.dialogue.report import read_experiment, write_page

@@ -23,10 +23,18 @@ from omniaudio.fingerprint import Fingerprint
 from omniaudio.stage import Stage, is_main_process, stage
 
 
+MAKES_THE_RESULT = (
+    "model", "init", "parts", "before", "task", "train_steps", "optim", "lr_schedule", "trainer", "max_steps",
+    "accumulate", "gradient_clip", "seed", "deterministic",
+)  # fmt: skip
+"""Keys whose change means another training.  Processes, logging and the sizes of other stages do not."""
+
+
 def main(config: dict[str, Any]) -> None:
     """Run the stage that ``config`` describes, unless it is done."""
     folder = Path(config["exp_dir"]) / config["stage"]
-    with stage(folder, config=config, inputs=config["inputs"]) as run:
+    decisive = {key: config[key] for key in MAKES_THE_RESULT}
+    with stage(folder, config=config, inputs=config["inputs"], decisive=decisive) as run:
         if not run.done:
             fit(config, run)
 
