@@ -2,7 +2,8 @@
 
 A stage is done when its folder holds a stamp whose key is the hash of its config (without paths and
 logging) and of its inputs. The same command again skips it. When config or inputs have changed, what the
-folder held moves to ``<folder>.old`` and the stage begins anew; when they have not, it goes on where it stopped.
+folder held moves to ``<folder>.old1`` (2, 3, ...) and the stage begins anew; when they have not, it goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import yaml
 
 from omniaudio.errors import UserError
+from omniaudio.files import user_os_errors
 from omniaudio.fingerprint import digest
 from omniaudio.training.artifacts import plain
 
@@ -102,9 +104,8 @@ class Stage:
         changed = [p for p, key in self.inputs.items() if key not in record["inputs"].values()] or [
             "the config"
         ]
-        old = self.folder.with_name(self.folder.name + ".old")
-        if old.exists():
-            shutil.rmtree(old)
+        names = (f"{self.folder.name}.old{number}" for number in range(1, 1000))
+        old = next(path for name in names if not (path := self.folder.with_name(name)).exists())
         self._before = 0.0
         if not self.keep_old:
             shutil.rmtree(self.folder)
@@ -129,21 +130,20 @@ def stage(
 
     Args:
         decisive: the part of the config that makes the result; by default all of it.
-        keep_old: False removes what another config left instead of keeping it as ``<folder>.old``.
+        keep_old: False removes what another config left instead of keeping it as ``<folder>.old1``.
 
     Raises:
         UserError: an input is missing (the message names the stage that makes it), or no write permission.
     """
-    run = Stage(Path(folder), config, inputs, decisive, keep_old)
+    with user_os_errors(Path(folder)):
+        run = Stage(Path(folder), config, inputs, decisive, keep_old)
     if run.done:
         print(f"{folder}: done before ({_read(Path(folder) / STAMP).get('date', '?')}), skipped", flush=True)
         yield run
         return
     if is_main_process():
-        try:
+        with user_os_errors(Path(folder)):
             run.begin()
-        except PermissionError as error:
-            raise UserError(f"{folder}: no permission to write; choose another exp_dir=") from error
     try:
         yield run
     except BaseException:
@@ -156,7 +156,10 @@ def stage(
 
 def is_main_process() -> bool:
     """True in the process that may write shared files (ranks are named by their launcher)."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
 
 
 def input_key(path: Path) -> str:

@@ -25,7 +25,7 @@ def test_done_once_and_again_when_config_or_inputs_change(tmp_path):
     assert run(tmp_path / "t", {"a": "x/part", "exp_dir": "x"}, [source])
     assert not run(tmp_path / "t", {"a": "y/part", "exp_dir": "y"}, [source])
     assert run(tmp_path / "s", {"a": 2, "exp_dir": "x"}, [source])
-    assert (tmp_path / "s.old" / "out.txt").exists()  # nothing is lost
+    assert (tmp_path / "s.old1" / "out.txt").exists()  # nothing is lost
     source.write_text("2")
     assert run(tmp_path / "s", {"a": 2, "exp_dir": "x"}, [source])
 
@@ -40,7 +40,7 @@ def test_what_is_easily_made_again_is_not_kept(tmp_path):
     for number in (1, 2):
         with stage(tmp_path / "s", config={"a": number}, keep_old=False) as work:
             (work.folder / f"{number}.txt").touch()
-    assert not (tmp_path / "s.old").exists() and not (tmp_path / "s" / "1.txt").exists()
+    assert not (tmp_path / "s.old1").exists() and not (tmp_path / "s" / "1.txt").exists()
 
 
 def test_a_stage_depends_on_the_stamp_of_the_one_before(tmp_path):

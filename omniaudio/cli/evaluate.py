@@ -75,6 +75,7 @@ def measure(
 ) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and what the report needs besides."""
     from omniaudio.dialogue.evaluation import choose_clips, recognise, score_tokenizer
+    from omniaudio.metrics import promises
     from omniaudio.metrics.asr_judge import load_judge
     from omniaudio.progress import track
 
@@ -86,6 +87,7 @@ def measure(
     judge_part, heard = judge_rows(judge, clips, wavs, model.sample_rate_hz)
     own = recognise(model, clips, track)
     rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
+    rows += promises.all_rows(config, rows, scores.mae["refined"])
     for i, sample in enumerate(samples):
         sample["heard"] = {variant: texts[i] for variant, texts in heard.items()}
         sample["own_recognition"] = own[i]

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(str(error), 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR):
             raise
         fail(
             f"{error.filename or 'disk'}: {error.strerror}; free space or choose another exp_dir=/data_dir=",
@@ -83,12 +83,14 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not CONF_DIR.is_dir():
         raise UserError(f"{CONF_DIR} is missing; install from a checkout with: pip install -e .")
     # Only training composes the groups conf/system and conf/scale; to the other verbs they are names.
-    names = [word for word in overrides if verb != "train" and word.startswith(("system=", "scale="))]
+    # What people write or call their files is not Hydra's grammar either.
+    literal = {"system", "scale", "text", "input"} if verb != "train" else set()
+    names = [word for word in overrides if word.split("=")[0] in literal]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             composed = hydra.compose(verb, overrides=[word for word in overrides if word not in names])
         for word in names:
-            OmegaConf.update(composed, *word.split("=", 1))
+            OmegaConf.update(composed, *word.split("=", 1), force_add=False)
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         parts = [str(e).strip() for e in (error, error.__cause__) if e is not None]

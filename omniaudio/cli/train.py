@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from omniaudio.config import build, factory
+from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint
 from omniaudio.stage import Stage, is_main_process, stage
-
 
 MAKES_THE_RESULT = (
     "model", "init", "parts", "before", "task", "train_steps", "optim", "lr_schedule", "trainer", "max_steps",
@@ -61,7 +61,11 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         val_steps=config["num_val_steps"],
         num_workers=config["num_workers"],
     )
-    checkpoints = Checkpoints(run.folder / "checkpoints", config["checkpoint_every_steps"])
+    checkpoints = Checkpoints(
+        run.folder / "checkpoints",
+        config["checkpoint_every_steps"],
+        val_every_steps=config["val_every_steps"],
+    )
     newest = checkpoints.newest(clean=is_main_process())
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
@@ -82,19 +86,24 @@ def make_trainer(
     config: dict[str, Any], run: Stage, callbacks: list[Any], loggers: list[Any], automatic: bool
 ) -> Any:
     """Lightning's trainer: one pass over the planned batches; stages, checkpoints and order are ours."""
+    import torch
     from lightning import Trainer
 
     from omniaudio.training.checkpoint import SafeCheckpointIO
     from omniaudio.training.strategies import make_strategy
 
-    settings = config["trainer"]
+    settings, zero = config["trainer"], config["strategy"].startswith("zero")
+    on_gpu = settings["accelerator"] == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("trainer=gpu: torch sees no GPU here; use trainer=cpu, or see: omniaudio doctor")
     return Trainer(
         accelerator=settings["accelerator"],
         devices=config["devices"],
         num_nodes=config["num_nodes"],
         strategy=make_strategy(config["strategy"], config["offload"]),
-        precision=settings["precision"],
-        plugins=None if config["strategy"].startswith("zero") else [SafeCheckpointIO()],
+        # DeepSpeed has no autocast of its own choosing: its bf16 would round the weights themselves.
+        precision=settings["precision"] if on_gpu or not zero else "32-true",
+        plugins=None if zero else [SafeCheckpointIO()],
         accumulate_grad_batches=config["accumulate"],
         gradient_clip_val=config["gradient_clip"] if automatic else None,
         max_epochs=1,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key
+from omniaudio.corpus.items import Inventory, RawItem, clean_key
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import AUDIO_ENDINGS
 
@@ -96,12 +96,8 @@ class AudioFolder:
             extra = columns[2:4] if separator == "\t" else []
             items.append(self._row_item(places, columns[0], columns[1], *extra))
         used = {item.path for item in items}
-        left_out = [
-            LeftOut(name=str(path.relative_to(self.folder)), reason="recording without a transcript")
-            for path in recordings
-            if path not in used
-        ]
-        return Inventory(self._unique(iter(items)), left_out)
+        items += [self._item(path, None) for path in recordings if path not in used]
+        return Inventory(self._unique(iter(items)))
 
     def _places(self, recordings: list[Path]) -> dict[str, list[Path]]:
         """Recordings by all names that an id may have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omniaudio.errors import UserError
@@ -28,7 +29,7 @@ def make_vocabulary(
     path = Path(path)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".tmp")
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may do it at once
         if pretrained:
             _copy_pretrained(pretrained, beside)
         else:

@@ -105,14 +105,16 @@ class ResidualVQ(nn.Module):
             assert isinstance(book, Codebook)
             target_FD = residual_FD.float()
             if self.training:
-                book.start(target_FD)
+                # The step of a non-finite batch is skipped; the moving averages must not have it either.
+                finite_F = target_FD.isfinite().all(-1)
+                book.start(target_FD[finite_F])
             code_F = book.choose(target_FD)
             entry_FD = book.lookup(code_F)
             total_FD = total_FD + entry_FD
             kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]
             residual_FD = (target_FD - entry_FD).to(x_FD.dtype)
             if self.training:
-                stats[f"restarts/book{depth}"] = book.learn(target_FD, code_F)
+                stats[f"restarts/book{depth}"] = book.learn(target_FD[finite_F], code_F[finite_F])
             stats |= {f"{name}/book{depth}": value for name, value in book.stats(code_F).items()}
             error = _mean_square(residual_FD.float())
             stats |= {f"error/book{depth}": error, f"explained/book{depth}": 1 - error / power}

@@ -115,8 +115,8 @@ class Task(LightningModule):
         """The trainable parameters of ``module``, matrices apart from vectors."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         return [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in parameters if _ndim(p) > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if _ndim(p) <= 1], "weight_decay": 0.0},
         ]
 
     # -- one step
@@ -184,8 +184,8 @@ class Task(LightningModule):
         )
 
     def _log(self, values: dict[str, Tensor], sync: bool) -> None:
-        num_samples = len(self._current.keys) if self._current is not None else 1
-        self.log_dict(values, sync_dist=sync and self.trainer.world_size > 1, batch_size=num_samples)
+        # Synced values are means over all ranks' samples already: every batch counts alike on every rank.
+        self.log_dict(values, sync_dist=sync and self.trainer.world_size > 1, batch_size=1)
 
     # -- the step is stopped before the optimizer moves
 
@@ -226,6 +226,11 @@ class Task(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = checkpoint["batches_seen"]
         self.total_bad_steps = checkpoint["total_bad_steps"]
+
+
+def _ndim(parameter: nn.Parameter) -> int:
+    """Dimensions of the whole parameter: ZeRO 3 leaves a flat piece of it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def step_seed(seed: int, step: int, rank: int, purpose: str) -> int:

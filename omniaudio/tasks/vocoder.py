@@ -174,8 +174,8 @@ class VocoderTask(Task):
         optimizer.zero_grad()
         self.manual_backward(loss)
         norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.gradient_clip)
-        self.drop_bad_step(optimizer, bool(torch.isfinite(norm)))  # type: ignore[arg-type]
-        optimizer.step()
+        if torch.isfinite(norm):
+            optimizer.step()  # a bad batch is bad for the generator too, which reports it
 
     def _step_generator(self, losses: Mapping[str, Tensor], *judged: Tensor) -> None:
         """Step on ``losses`` and, if waveforms are judged, on what the discriminators say; log all."""
@@ -186,7 +186,7 @@ class VocoderTask(Task):
         optimizer.zero_grad()
         self.manual_backward(total)
         nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.gradient_clip)
-        optimizer.step()
+        optimizer.step()  # the base class looks at the gradient first, and drops a bad one
         self.untoggle_optimizer(optimizer)
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -30,7 +31,11 @@ def save_module(
     """
     beside = folder.with_name(folder.name + ".tmp")
     beside.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, beside / WEIGHTS)
+    whole = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+    try:
+        save_file(whole, beside / WEIGHTS)
+    except SafetensorError as error:  # the library's own name for a full disk
+        raise UserError(f"{beside / WEIGHTS}: cannot write ({error}); free space, then run again") from error
     (beside / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
     (beside / FINGERPRINT).write_text(json.dumps(fingerprint, indent=1, sort_keys=True))
     if folder.exists():
@@ -51,7 +56,12 @@ def load_module(folder: str | Path, device: str = "cpu") -> nn.Module:
 
 def load_weights(module: nn.Module, folder: Path) -> None:
     """Copy weights into a module of the same shape; anything missing, unused or misshapen is an error."""
-    load_state(module, load_file(_existing(folder, WEIGHTS)), str(folder / WEIGHTS))
+    path = _existing(folder, WEIGHTS)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); run the stage that writes it again") from error
+    load_state(module, state, str(path))
 
 
 def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:

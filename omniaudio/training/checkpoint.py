@@ -48,11 +48,15 @@ class Checkpoints(Callback):
 
     Args:
         folder: holds ``step-00000120.ckpt``, a file, or a folder under ZeRO.
+        val_every_steps: a step that ends in a validation, or one whose gradient was not finite, is not saved;
+            the next one is. So a resumed run repeats no validation and misses none.
     """
 
-    def __init__(self, folder: Path, every_steps: int, keep: int = 2) -> None:
+    def __init__(self, folder: Path, every_steps: int, keep: int = 2, val_every_steps: int = 0) -> None:
         self.folder, self.every_steps, self.keep = folder, every_steps, keep
+        self.val_every_steps = val_every_steps
         self.last_step = -1
+        self.due = False
 
     def newest(self, clean: bool = True) -> Path | None:
         """The newest complete checkpoint; ``clean`` removes half-written ones (one process does)."""
@@ -64,8 +68,13 @@ class Checkpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, rest = divmod(int(pl_module.batches_seen), trainer.accumulate_grad_batches)
-        if rest == 0 and step % self.every_steps == 0:
+        if rest:
+            return
+        self.due = self.due or step % self.every_steps == 0
+        validates = self.val_every_steps and step % self.val_every_steps == 0
+        if self.due and not validates and not pl_module.bad_steps:
             self.save(trainer, step)
+            self.due = False
 
     def save(self, trainer: Trainer, step: int) -> None:
         """Write ``step-<n>.ckpt`` now (called by every rank)."""

@@ -96,8 +96,8 @@ class FreezeProof:
         trained = [name for name, p in module.named_parameters() if p.requires_grad]
         record = {
             "frozen": proof,
-            "num_frozen_parameters": sum(p.numel() for p in module.parameters() if not p.requires_grad),
-            "num_trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "num_frozen_parameters": sum(_size(p) for p in module.parameters() if not p.requires_grad),
+            "num_trained_parameters": sum(_size(p) for p in module.parameters() if p.requires_grad),
             "trained": trained,
         }
         temporary = self.path.with_suffix(".tmp")
@@ -105,6 +105,11 @@ class FreezeProof:
         temporary.replace(self.path)
 
 
+def _size(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def _tensor_digest(tensor: torch.Tensor) -> str:
+    tensor = getattr(tensor, "ds_tensor", tensor)  # under ZeRO 3: this rank's piece
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:16]

@@ -63,7 +63,10 @@ def make_trackers(name: str, folder: Path, run_name: str) -> list[Logger]:
     if name == "tensorboard":
         return [TensorBoardLogger(save_dir=folder, name="tensorboard", version="")]
     if name == "wandb":
-        return [WandbLogger(name=run_name, save_dir=str(folder), project="omniaudio")]
+        try:
+            return [WandbLogger(name=run_name, save_dir=str(folder), project="omniaudio")]
+        except ModuleNotFoundError as error:
+            raise UserError("tracker=wandb: the package is not installed; pip install wandb") from error
     raise UserError(f"tracker={name!r}: allowed are none, tensorboard, wandb")
 
 

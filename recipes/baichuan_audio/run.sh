@@ -7,16 +7,17 @@
 #         6 SFT   7 flow matching   8 vocoder   9 export   10 generate   11 evaluate   12 report
 # What is done is skipped, what was stopped goes on: run the same command again.
 #
-#   --data asterisk      corpus (conf/corpus, conf/data)
+#   --data asterisk      corpus (conf/corpus)
 #   --audio_dir DIR      your own folder of wav files with transcripts, instead of --data
 #   --scale mini         tiny | mini | mini_long | full        (conf/scale)
 #   --trainer cpu        cpu | gpu                             (conf/trainer)
-#   --strategy single    single | ddp | zero1 | zero2 | zero3  (conf/strategy); --devices 1
+#   --strategy single    single | ddp | zero1 | zero2 | zero3; --devices 1
 #   --tag NAME           results go to exp/NAME; default baichuan_audio_<data>_<scale>
 #   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch
-#   --backbone NAME      pretrained text LLM: hub name or folder; default: small, from scratch
+#   --backbone NAME      pretrained text LLM, used as it is: hub name or folder; default: small, from scratch
 #   --asr_judge NAME     recogniser that scores the speech: hub name or folder; default: no such rows
 #   --overrides "K=V .." more config words for the training stages (1, 2, 4 to 8)
+#   --prepare_overrides "K=V .."  more config words for stages -1 and 0 (corpus.language=de checks.resample=true ...)
 #   --dry_run true       print the commands only
 #
 # This script holds no hyperparameter: those are in conf/experiment/baichuan_audio and conf/scale.
@@ -35,6 +36,7 @@ option encoder ""
 option backbone ""
 option asr_judge ""
 option overrides ""
+option prepare_overrides ""
 stages -1 12
 parse_options "$@"
 
@@ -51,6 +53,7 @@ parse_options "$@"
   device=()
   [[ $trainer == cpu ]] || device=(device=cuda)
   read -r -a more <<< "$overrides"
+  read -r -a prepare_more <<< "$prepare_overrides"
   encoder=${encoder:+$(word encoder.pretrained "$(absolute "$encoder")")}
   backbone=${backbone:+$(word backbone.pretrained "$(absolute "$backbone")")}
   asr_judge=${asr_judge:+$(word asr_judge "$(absolute "$asr_judge")")}
@@ -58,13 +61,13 @@ parse_options "$@"
 find_omniaudio
 cd "$root"
 
-prepare() { run omniaudio prepare "${corpus[@]}" "step=$1"; }
+prepare() { run omniaudio prepare "${corpus[@]}" "step=$1" ${prepare_more[@]+"${prepare_more[@]}"}; }
 train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
 verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 
 if stage -1 "Fetch $data"; then prepare fetch; fi
 if stage 0 "Check, split, and write shards of $data"; then prepare shards; fi
-if stage 1 "Train the text LLM and its tokenizer"; then train text_lm ${backbone:+"$backbone"}; fi
+if stage 1 "Train the text LLM and its tokenizer"; then train text_lm ${backbone:+"$backbone" schedule.text_lm.max_steps=0}; fi
 if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer ${encoder:+"$encoder"}; fi
 if stage 3 "Write the codes of all speech, once"; then verb extract ${device[@]+"${device[@]}"}; fi
 if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_stage1 ${backbone:+"$backbone"}; fi

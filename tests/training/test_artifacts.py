@@ -32,6 +32,10 @@ def test_every_mismatch_is_named(tmp_path):
         UserError, match=r"missing bias; unused extra; weight is \(3, 1\) there, \(3, 2\) here"
     ):
         load_weights(torch.nn.Linear(2, 3), tmp_path)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-3])
+    with pytest.raises(UserError, match="model.safetensors: damaged"):
+        load_weights(torch.nn.Linear(2, 3), tmp_path / "cut")
     with pytest.raises(UserError, match="model.safetensors is missing"):
         load_weights(torch.nn.Linear(2, 3), tmp_path / "nowhere")
 
