@@ -81,6 +81,7 @@ class Task(LightningModule):
         self.bad_steps = 0
         self.total_bad_steps = 0
         self._current: Batch | None = None
+        self.stats: dict[str, Tensor | float] = {}
 
     # -- what a subclass writes
 
@@ -142,7 +143,7 @@ class Task(LightningModule):
 
     def begin_step(self, batch: Batch) -> None:
         """Seed the step, count it, remember its batch; tasks with manual optimization call it themselves."""
-        self._current = batch
+        self._current, self.stats = batch, {}
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
 
@@ -178,10 +179,22 @@ class Task(LightningModule):
         return total
 
     def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
-        """Log numbers of the first rank under ``split/``: ranks may know different ones, so none waits."""
-        self._log(
-            {f"{split}/{n}": torch.as_tensor(v, dtype=torch.float32) for n, v in stats.items()}, sync=False
-        )
+        """Log numbers of the first rank under ``split/``: ranks may know different ones, so none waits.
+
+        In training they are this step's alone: Lightning would repeat those that only earlier steps had.
+        """
+        if split == "train":
+            self.stats.update(stats)
+            return
+        values = {f"{split}/{name}": torch.as_tensor(v, dtype=torch.float32) for name, v in stats.items()}
+        self._log(values, sync=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, rest = divmod(self.batches_seen, self.accumulate)
+        if rest == 0 and step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
+            values = {f"train/{name}": float(value) for name, value in self.stats.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=step)
 
     def _log(self, values: dict[str, Tensor], sync: bool) -> None:
         # Synced values are means over all ranks' samples already: every batch counts alike on every rank.

@@ -65,7 +65,10 @@ def make_strategy(name: str, offload: bool = False) -> Strategy | str:
     if name in ("zero1", "zero2", "zero3"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu" if not torch.cuda.is_available() else "cuda")
         strategy = ZeroStrategy(
-            stage=int(name[-1]), offload_optimizer=offload, offload_parameters=offload and name == "zero3"
+            stage=int(name[-1]),
+            offload_optimizer=offload,
+            offload_parameters=offload and name == "zero3",
+            logging_batch_size_per_gpu=1,  # batches are planned by cost; DeepSpeed only logs this number
         )
         assert isinstance(strategy.config, dict)
         strategy.config["zero_force_ds_cpu_optimizer"] = False

@@ -21,11 +21,7 @@ def composed(trained: tuple[Path, Path]) -> Any:
 
     def of(verb: str, *overrides: str) -> dict[str, Any]:
         where = ["system=made", "scale=tiny", "tag=tiny", f"exp_dir={exp_dir}", f"data_dir={data_dir}"]
-        quoted = [
-            f"{word.split('=', 1)[0]}='{word.split('=', 1)[1]}'" if " " in word else word
-            for word in overrides
-        ]
-        return compose(verb, [*where, *quoted])
+        return compose(verb, [*where, *overrides])
 
     return of
 

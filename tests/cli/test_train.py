@@ -93,7 +93,6 @@ def test_two_processes_train_like_one(tiny_chain, tiny_data, tmp_path, strategy)
         (["tracker=nothing"], "tracker='nothing'"),
         (["data_dir=nowhere"], "nowhere"),
         (["task.trainable=[lm.nothing.*]"], "'lm.nothing.*' matches no parameter"),
-        (["task.loss_weights={ce/text: 1.0}"], ""),
         (["quantizer.codebook_sizes=[16,8,8,4,4,4,4,8]"], "codebook_sizes"),
         (["mixture.pretrain.weights.poems=1"], "poems"),
         (["schedule.pretrain_stage1.tokens_per_step=8"], "8 positions"),
@@ -101,8 +100,6 @@ def test_two_processes_train_like_one(tiny_chain, tiny_data, tmp_path, strategy)
 )
 def test_a_mistake_is_one_line(tiny_chain, tiny_data, tmp_path, capsys, words, expected):
     link_earlier_stages(tiny_chain, tmp_path / "exp", "pretrain_stage1")
-    if words[0].startswith("task.loss_weights"):
-        words, expected = ["~task.loss_weights.ce/audio"], "no weight for ['ce/audio']"
     with pytest.raises(SystemExit) as stop:
         main(["train", *train_words("pretrain_stage1", tiny_data, tmp_path / "exp", *words)])
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -91,7 +91,8 @@ def fit(folder: Path, task: TokenizerTask, waves: Waves, steps: int = 2) -> None
         check_val_every_n_epoch=None, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(task, StepData(lambda: waves, lambda: waves, max_steps=steps, val_steps=1))
-    task.seen = dict(trainer.callback_metrics)  # type: ignore[assignment]
+    stats = {f"train/{name}": value for name, value in task.stats.items()}
+    task.seen = {**trainer.callback_metrics, **stats}  # type: ignore[assignment]
 
 
 def test_two_steps_move_all_but_the_judge(tmp_path: Path) -> None:
