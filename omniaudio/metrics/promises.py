@@ -47,7 +47,7 @@ def score_rows(rows: Sequence[Row], refined_mae: Sequence[float], limits: Mappin
     values = {row.name: row.value for row in rows}
     least_gain = min((before - after for before, after in itertools.pairwise(refined_mae)), default=None)
     found = [_row("mel MAE falls with each added book", least_gain, 0.0, at_least=True, form="+.4f")]
-    original, copied = values.get("CER, original"), values.get("CER, copy synthesis")
+    original, copied = (_starting(values, f"CER, {variant}") for variant in ("original", "copy synthesis"))
     gap = None if original is None or copied is None else copied - original
     limit = limits["copy_cer_gap"]
     found.append(
@@ -57,6 +57,11 @@ def score_rows(rows: Sequence[Row], refined_mae: Sequence[float], limits: Mappin
     name = f"text perplexity after stage 2 within {limit:.0%} of before"
     found.append(_row(name, values.get("change"), limit, at_least=False))
     return found
+
+
+def _starting(values: Mapping[str, float | None], start: str) -> float | None:
+    """The value whose name begins so; None if there is none."""
+    return next((value for name, value in values.items() if name.startswith(start)), None)
 
 
 def _row(name: str, value: float | None, limit: float, *, at_least: bool, form: str = "+.1%") -> Row:

@@ -22,7 +22,11 @@ def test_losses_are_held_against_their_share(tmp_path):
 
 
 def rows_of(**values: float | None) -> list[Row]:
-    names = {"original": "CER, original", "copy": "CER, copy synthesis", "change": "change"}
+    names = {
+        "original": "CER, original recording",
+        "copy": "CER, copy synthesis (mel → vocoder)",
+        "change": "change",
+    }
     return [Row(section="", name=names[key], value=value, text="") for key, value in values.items()]
 
 
