@@ -46,7 +46,7 @@ def score_rows(rows: Sequence[Row], refined_mae: Sequence[float], limits: Mappin
     """
     values = {row.name: row.value for row in rows}
     least_gain = min((before - after for before, after in itertools.pairwise(refined_mae)), default=None)
-    found = [_row("mel MAE falls with each added book", least_gain, 0.0, at_least=True, form="+.4f")]
+    found = [_row("every added book lowers the mel MAE", least_gain, 0.0, at_least=True, form="+.4f")]
     original, copied = (_starting(values, f"CER, {variant}") for variant in ("original", "copy synthesis"))
     gap = None if original is None or copied is None else copied - original
     limit = limits["copy_cer_gap"]
