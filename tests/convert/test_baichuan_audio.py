@@ -4,15 +4,13 @@ import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from omniaudio.cli.main import compose
 from omniaudio.config import build
 from omniaudio.convert.baichuan_audio import (
     discriminator_converter,
@@ -32,13 +30,11 @@ PARTS = {"model": ("tokenizer", "flow", "lm"), "vocoder": ("vocoder",)}
 
 def build_parts(parts: tuple[str, ...], *overrides: str, device: str = "meta") -> dict[str, nn.Module]:
     """Modules of the system's config."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = hydra.compose("system/baichuan_audio", overrides=list(overrides))
+    config = compose("train", ["experiment=baichuan_audio/flow", "scale=full", *overrides])
     modules = {}
     with torch.device(device):
         for part in parts:
-            node: Any = OmegaConf.to_container(config[part], resolve=True)
-            modules[part] = build(node, part)
+            modules[part] = build(config[part], part)
     return modules
 
 
