@@ -20,7 +20,9 @@ def fall(curve: Curve, ends: float = 0.1) -> float:
         curve: (step, value) pairs.
         ends: share of the points that make up the end.
     """
-    values = [value for _, value in curve]
+    values = [value for _, value in curve if value != 0]  # 0: no position of the step had this loss
+    if not values:
+        return 0.0
     return 1 - fmean(values[-max(1, round(ends * len(values))) :]) / values[0]
 
 

@@ -11,6 +11,8 @@ from omniaudio.metrics.records import Row
 def test_fall_is_the_last_tenth_against_the_first_point():
     assert fall([(step, 4.0) for step in range(9)] + [(9, 1.0)]) == pytest.approx(0.75)
     assert fall([(0, 2.0), (1, 3.0)]) == pytest.approx(-0.5)
+    assert fall([(0, 0.0), (1, 2.0), (2, 1.0)]) == pytest.approx(0.5)  # a step without such a position
+    assert fall([(0, 0.0)]) == 0
 
 
 def test_losses_are_held_against_their_share(tmp_path):
