@@ -14,6 +14,12 @@ STAGES = ("text_lm", "tokenizer", "codes", "pretrain_stage1", "pretrain_stage2",
 RATE_HZ = 16000
 
 
+@pytest.fixture(autouse=True)
+def loud_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that a test builds do something in every layer, as trained ones do."""
+    monkeypatch.setattr("omniaudio.init.BRANCH_GAIN", 1.0)
+
+
 def write_corpus(folder: Path) -> Path:
     """Audio shards and texts of a few seconds of voiced noise, as ``omniaudio prepare`` leaves them."""
     from omniaudio.data.shards import ShardWriter

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omniaudio.acoustic.attention import attend
 from omniaudio.errors import UserError
+from omniaudio.init import start_silent
 
 
 class CausalSelfAttention(nn.Module):
@@ -42,6 +43,7 @@ class PrenetLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(width, eps=1e-6)
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
+        start_silent(self.attention.out_proj, self.fc2)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omniaudio.acoustic.attention import attend
+from omniaudio.init import start_silent
 
 
 def chunk_visible(valid_BT: Tensor, chunk_frames: int) -> Tensor:
@@ -98,6 +99,7 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
+        start_silent(self.to_out, self.fc2)
 
     def forward(self, x_BTD: Tensor, visible_B1TT: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -169,6 +171,7 @@ class ConditionalUNet(nn.Module):
         self.up_conv = CausalConv1d(width, width, 3)
         self.final_block = ConvBlock(width, width)
         self.final_proj = nn.Conv1d(width, num_mels, 1)
+        start_silent(self.final_proj)
 
     def forward(self, x_BMT: Tensor, mu_BMT: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
         """Velocity at one time.

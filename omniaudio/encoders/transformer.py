@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniaudio.init import start_silent
 from omniaudio.sdpa import sdpa
 
 Norm = Literal["layer", "rms"]
@@ -112,6 +113,7 @@ class TransformerLayer(nn.Module):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
         self.final_layer_norm = make_norm(norm, width, norm_eps)
+        start_silent(self.self_attn.out_proj, self.fc2)
 
     def forward(self, x_BTD: Tensor, visible_B11T: Tensor | None = None) -> Tensor:
         """(B, T, D) to (B, T, D); ``visible_B11T`` as in SelfAttention."""

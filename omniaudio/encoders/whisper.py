@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from omniaudio.encoders.transformer import TransformerLayer, sinusoids
 from omniaudio.errors import UserError
+from omniaudio.init import start_loud
 from omniaudio.types import valid_steps
 
 
@@ -50,6 +51,7 @@ class WhisperEncoder(nn.Module):
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(TransformerLayer(width, num_heads, ffn_width) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(width)
+        start_loud(self.conv1, self.conv2)
         if pretrained is not None:
             load_pretrained(self, pretrained)
 

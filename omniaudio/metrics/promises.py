@@ -14,16 +14,17 @@ SECTION = "What a run should show"
 
 
 def fall(curve: Curve, ends: float = 0.1) -> float:
-    """Share by which a curve fell: its last tenth against its first point.
+    """Share by which a curve fell: the mean of its last tenth against the mean of its first.
 
     Args:
         curve: (step, value) pairs.
-        ends: share of the points that make up the end.
+        ends: share of the points that make up either end; single steps are too noisy to compare.
     """
     values = [value for _, value in curve if value != 0]  # 0: no position of the step had this loss
     if not values:
         return 0.0
-    return 1 - fmean(values[-max(1, round(ends * len(values))) :]) / values[0]
+    width = max(1, round(ends * len(values)))
+    return 1 - fmean(values[-width:]) / fmean(values[:width])
 
 
 def loss_rows(exp_dir: Path, falls: Mapping[str, Mapping[str, float]]) -> list[Row]:

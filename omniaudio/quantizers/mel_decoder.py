@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniaudio.encoders.transformer import TransformerLayer, sinusoids
+from omniaudio.init import start_silent
 from omniaudio.types import MelDecoderOutput, valid_steps
 
 FRAMES_PER_CODE = 4
@@ -77,6 +78,7 @@ class RefineNet(nn.Module):
         inputs = [num_mels] + [width] * (num_layers - 1)
         self.layers = nn.ModuleList(RefineLayer(channels, width) for channels in inputs)
         self.out = nn.Conv1d(width, num_mels, kernel_size=1)
+        start_silent(self.out)
 
     def forward(self, mel_BMT: Tensor, valid_B1T: Tensor) -> Tensor:
         x = mel_BMT

@@ -124,3 +124,26 @@ def test_times_go_slowly_first() -> None:
 def test_parts_must_agree_on_the_mel() -> None:
     with pytest.raises(UserError, match=r"flow\.estimator\.num_mels is 5, flow\.mel_spec has 4"):
         new_flow(ConditionalUNet(5, 8, 1, 1, 2, 4, 16))
+
+
+def test_what_is_left_to_the_estimator_has_the_promised_width() -> None:
+    """Error of the linear velocity for mels that are the guess plus noise of width s: s^2 / spread, the least."""
+    flow, s, num_mels = new_flow(Field(0, 0), guess_std=0.5), 0.5, 40000
+    guess = torch.ones(2, 1, num_mels)
+    keep_B, time_B = torch.tensor([True, True]), torch.tensor([0.3, 0.8])
+    target, noise = guess + s * torch.randn_like(guess), torch.randn_like(guess)
+    time = time_B[:, None, None]
+    x = (1 - time) * noise + time * target
+    velocity = flow.velocity(x, guess, keep_B, time_B, torch.ones(2, num_mels, dtype=torch.bool))
+    found_B = (velocity - (target - noise)).square().mean((1, 2))
+    expected_B = s**2 / ((1 - time_B) ** 2 + (s * time_B) ** 2)
+    torch.testing.assert_close(found_B, expected_B, rtol=0.03, atol=0)
+
+
+@torch.no_grad()
+def test_without_an_estimator_the_samples_spread_around_the_guess() -> None:
+    flow = new_flow(Field(0, 0), guess_std=0.5)
+    guess, valid_BT = torch.full((1, 4, 5000), 3.0), torch.ones(1, 5000, dtype=torch.bool)
+    mel = flow.integrate(torch.randn(1, 4, 5000), guess, valid_BT, num_steps=60, guidance=0.0)
+    assert mel.mean().item() == pytest.approx(3.0, abs=0.02)
+    assert mel.std().item() == pytest.approx(0.5, rel=0.05)

@@ -8,8 +8,9 @@ from omniaudio.metrics.promises import fall, loss_rows, score_rows
 from omniaudio.metrics.records import Row
 
 
-def test_fall_is_the_last_tenth_against_the_first_point():
+def test_fall_is_the_last_tenth_against_the_first():
     assert fall([(step, 4.0) for step in range(9)] + [(9, 1.0)]) == pytest.approx(0.75)
+    assert fall([(step, 5.0 if step == 0 else 3.0) for step in range(18)] + [(18, 1.0), (19, 3.0)]) == 0.5
     assert fall([(0, 2.0), (1, 3.0)]) == pytest.approx(-0.5)
     assert fall([(0, 0.0), (1, 2.0), (2, 1.0)]) == pytest.approx(0.5)  # a step without such a position
     assert fall([(0, 0.0)]) == 0
