@@ -7,6 +7,7 @@
 #   parse_options "$@"              # also --dry_run true: print the commands, run none; --help: the header of run.sh
 #   if stage 1 "Train the text LLM"; then run omniaudio train ...; fi
 #
+# A recipe may define check_options, which says in one line (usage_error) what cannot work.
 # With ONLY_CHECK_OPTIONS=true in the environment parse_options prints dry_run=true or false and ends there.
 # A command that fails ends the recipe with its exit code; a wrong option or stage is one line and exit code 2.
 
@@ -54,6 +55,7 @@ parse_options() {
     printf -v "${name//-/_}" '%s' "$value"
   done
   check_stages
+  if declare -F check_options > /dev/null && [[ $dry_run == false ]]; then check_options; fi
   [[ ${ONLY_CHECK_OPTIONS:-} != true ]] || { echo "dry_run=$dry_run"; exit 0; }
 }
 

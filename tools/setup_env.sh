@@ -52,6 +52,7 @@ pip_install() {
   local start=$SECONDS pid what
   "$venv/bin/python" -m pip install --progress-bar off "$@" >> "$log_file" 2>&1 &
   pid=$!
+  trap 'kill "$pid" 2> /dev/null; echo >&2; fail "stopped; the same command goes on from here"' INT TERM
   while kill -0 "$pid" 2> /dev/null; do
     if [[ -t 2 ]]; then
       what=$(grep -aE '^(Collecting|Downloading|Installing|Building|Processing)' "$log_file" | tail -n 1 | cut -c 1-70 || true)
@@ -59,6 +60,7 @@ pip_install() {
     fi
     sleep 0.5
   done
+  trap - INT TERM
   [[ ! -t 2 ]] || printf '\r\033[K' >&2
   if ! wait "$pid"; then
     tail -n 15 "$log_file" >&2
@@ -87,7 +89,7 @@ install_torch() {
       say "installing torch (no NVIDIA driver: the CPU build)"
       pip_install -c "$constraints" --index-url "$cpu_index" torch
     else
-      say "installing torch (no NVIDIA driver, and PyTorch's CPU index is out of reach: what pip finds)"
+      say "installing torch (no NVIDIA driver, and PyTorch's CPU index is out of reach: what pip finds, maybe the CUDA build of several GB)"
       pip_install -c "$constraints" torch
     fi
   fi

@@ -46,6 +46,15 @@ def main(config: dict[str, Any]) -> None:
         write_whole(run.folder / SAMPLES, json.dumps(samples, indent=1, ensure_ascii=False))
         for sample in samples:
             run.log(told(sample))
+        spoken = [sample["seconds"] for sample in samples if sample.get("wav")]
+        run.metrics(
+            {
+                "seconds": round(run.seconds, 1),
+                "samples": len(samples),
+                "spoken": len(spoken),
+                "speech_seconds": round(sum(spoken), 2),
+            }
+        )
 
 
 def own(config: dict[str, Any]) -> None:

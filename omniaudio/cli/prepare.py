@@ -1,12 +1,17 @@
-"""``omniaudio prepare``: a corpus to checked, split and sharded training data."""
+"""``omniaudio prepare``: a corpus to checked, split and sharded training data.
+
+The data go to ``data_dir``, which experiments share; the resolved config, log and metrics to ``record_dir``.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from omniaudio.config import build
 from omniaudio.errors import UserError
+from omniaudio.stage import Stage
 
 STEPS = ("all", "fetch", "shards")
 
@@ -18,20 +23,31 @@ def main(cfg: dict[str, Any]) -> None:
         cfg: the resolved conf/prepare.yaml.
     """
     from omniaudio.corpus.prepare import Plan, fetch, inventory_key, is_prepared, prepare
+    from omniaudio.files import user_os_errors
     from omniaudio.fingerprint import digest
 
     if cfg["step"] not in STEPS:
         raise UserError(f"config step: {cfg['step']!r} is not one of {', '.join(STEPS)}")
     folder = Path(cfg["data_dir"])
+    with user_os_errors(Path(cfg["record_dir"])):
+        record = Stage(
+            Path(cfg["record_dir"]), cfg, inputs=[], decisive={}
+        )  # both steps, whatever the config
+        record.begin()
     corpus = build(cfg["corpus"], "corpus")
     makes = ("corpus", "text_source", "checks", "split", "text_dev_share", "max_shard_mb")
     if cfg["step"] in ("all", "fetch"):
         fetch(corpus, folder)
+        record.log(f"fetched into {folder / 'raw'}")
+        record.metrics({"step": "fetch", "seconds": round(record.seconds, 1)})
     if cfg["step"] == "fetch":
+        record.finish()
         return
     key = digest([{name: cfg[name] for name in makes}, inventory_key(corpus.inventory(folder / "raw"))])
     if is_prepared(folder, key):
-        print(f"{folder} is prepared already")
+        record.log(f"{folder} is prepared already")
+        record.metrics({"step": "shards", **numbers(json.loads((folder / "checks.json").read_text("utf-8")))})
+        record.finish()
         return
     plan = Plan(
         checks=build(cfg["checks"], "checks"),
@@ -42,7 +58,15 @@ def main(cfg: dict[str, Any]) -> None:
         num_workers=cfg["num_workers"],
         key=key,
     )
-    print(summary(prepare(corpus, folder, plan)))
+    report = prepare(corpus, folder, plan)
+    record.log(summary(report))
+    record.metrics({"step": "shards", "seconds": round(record.seconds, 1), **numbers(report)})
+    record.finish()
+
+
+def numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """What ``metrics.jsonl`` keeps of checks.json."""
+    return {name: report[name] for name in ("num_items", "num_good", "bad", "left_out", "clips", "hours")}
 
 
 def summary(report: dict[str, Any]) -> str:

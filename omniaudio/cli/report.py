@@ -30,4 +30,7 @@ def main(config: dict[str, Any]) -> None:
         path = write_page(experiment)
         if experiment.missing:
             run.log(f"not finished: {', '.join(experiment.missing)}; the page says so")
+        files = [file for file in path.parent.rglob("*") if file.is_file()]
+        num_bytes = sum(file.stat().st_size for file in files)
+        run.metrics({"seconds": round(run.seconds, 1), "files": len(files), "bytes": num_bytes})
         run.log(f"{path}: open it in a browser")

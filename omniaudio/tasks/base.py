@@ -82,6 +82,7 @@ class Task(LightningModule):
         self.total_bad_steps = 0
         self._current: Batch | None = None
         self.stats: dict[str, Tensor | float] = {}
+        self.counts: dict[str, float] = {}
 
     # -- what a subclass writes
 
@@ -161,21 +162,26 @@ class Task(LightningModule):
         world_size = self.trainer.world_size
         if world_size > 1:
             torch.distributed.all_reduce(counts)
-        return {
-            name: term.total * (world_size / max(1.0, count.item()))
-            for (name, term), count in zip(terms.items(), counts, strict=True)
-        }
+        self.counts.update(zip(terms, counts.tolist(), strict=True))
+        return {name: term.total * (world_size / max(1.0, self.counts[name])) for name, term in terms.items()}
 
     def weigh(self, losses: Mapping[str, Tensor], split: str) -> Tensor:
-        """Weighted sum of the losses; logs each and the sum under ``split/``."""
+        """Weighted sum of the losses; logs each and the sum under ``split/``.
+
+        Held-out losses are means over the positions of all validation steps: one without any does not count.
+        """
         unknown = losses.keys() - self.loss_weights.keys()
         if unknown:
             raise UserError(
                 f"task.loss_weights has no weight for {sorted(unknown)}; it names {sorted(self.loss_weights)}"
             )
         total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
-        shown = {f"{split}/{name}": loss.detach().float() for name, loss in losses.items()}
-        self._log({**shown, f"{split}/loss": total.detach().float()}, sync=True)
+        shown = {name: loss.detach().float() for name, loss in losses.items()}
+        for name, value in shown.items():
+            weight = round(self.counts[name]) if split == "val" else 1
+            if weight:
+                self._log({f"{split}/{name}": value}, sync=True, weight=weight)
+        self._log({f"{split}/loss": total.detach().float()}, sync=True)
         return total
 
     def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
@@ -196,9 +202,9 @@ class Task(LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=step)
 
-    def _log(self, values: dict[str, Tensor], sync: bool) -> None:
+    def _log(self, values: dict[str, Tensor], sync: bool, weight: int = 1) -> None:
         # Synced values are means over all ranks' samples already: every batch counts alike on every rank.
-        self.log_dict(values, sync_dist=sync and self.trainer.world_size > 1, batch_size=1)
+        self.log_dict(values, sync_dist=sync and self.trainer.world_size > 1, batch_size=weight)
 
     # -- the step is stopped before the optimizer moves
 

@@ -38,6 +38,22 @@ option asr_judge ""
 option overrides ""
 option prepare_overrides ""
 stages -1 12
+
+# shellcheck disable=SC2154  # option() sets them
+check_options() {
+  local slot
+  for slot in scale trainer; do
+    [[ -e $root/conf/$slot/${!slot}.yaml ]] ||
+      usage_error "--$slot ${!slot}: can be $(cd "$root/conf/$slot" && ls -m ./*.yaml | sed 's/\.yaml//g; s/\.\///g')"
+  done
+  if [[ -n $audio_dir ]]; then
+    [[ -d $audio_dir ]] || usage_error "--audio_dir $audio_dir: there is no such folder"
+  elif [[ $data == asterisk && $stage -le -1 && ! -d $root/data/asterisk/raw ]]; then
+    command -v apt-get > /dev/null ||
+      usage_error "the recordings of $data are Debian packages, and this system has no apt; give your own: --audio_dir FOLDER"
+  fi
+}
+
 parse_options "$@"
 
 # shellcheck disable=SC2154  # option() sets them
@@ -61,7 +77,7 @@ parse_options "$@"
 find_omniaudio
 cd "$root"
 
-prepare() { run omniaudio prepare "${corpus[@]}" "step=$1" ${prepare_more[@]+"${prepare_more[@]}"}; }
+prepare() { run omniaudio prepare "${corpus[@]}" "step=$1" "record_dir=exp/$tag/prepare" ${prepare_more[@]+"${prepare_more[@]}"}; }
 train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
 verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 

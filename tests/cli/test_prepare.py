@@ -1,12 +1,17 @@
+import json
+import re
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
+import soundfile
 from omegaconf import OmegaConf
 
+from omniaudio.cli.main import main as command_line
 from omniaudio.cli.prepare import main, summary
 from omniaudio.errors import UserError
-from tests.corpus.make_audio import make_asterisk, tone, write_audio
+from tests.corpus.make_audio import RATE_HZ, make_asterisk, tone, write_audio
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -32,7 +37,7 @@ def test_prepares_and_then_skips(config, capsys, tmp_path):
     main(config())
     assert "40 of 40 recordings are good, 0.7 min in all" in capsys.readouterr().out
     main(config())
-    assert capsys.readouterr().out == f"{tmp_path}/out is prepared already\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}/out is prepared already"
     main(config("checks.min_sec=0.5"))
     assert "40 of 40" in capsys.readouterr().out
 
@@ -60,6 +65,52 @@ def test_a_users_folder(tmp_path, capsys):
     write_audio(tmp_path / "my audio" / "3.wav", tone(2.0))  # the user records it again
     main(config)
     assert "40 of 40 recordings are good, 0.7 min" in capsys.readouterr().out
+
+
+def test_leaves_its_config_log_and_metrics(config, tmp_path):
+    record = f"record_dir={tmp_path}/exp/prepare"
+    main(config(record, "step=fetch"))
+    main(config(record, "step=shards"))
+    folder = tmp_path / "exp" / "prepare"
+    assert "record_dir" in (folder / "config.yaml").read_text()
+    assert "40 of 40 recordings are good" in (folder / "log.txt").read_text()
+    first, second = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert (first["step"], second["step"], second["num_good"]) == ("fetch", "shards", 40)
+    main(config(f"record_dir={tmp_path}/exp2/prepare"))  # another experiment over the same data
+    assert (
+        json.loads((tmp_path / "exp2/prepare/metrics.jsonl").read_text().splitlines()[-1])["num_good"] == 40
+    )
+
+
+BAD = {
+    "no transcript": (tone(), None, "missing transcript"),
+    "no words": (tone(), "?!", "empty transcript"),
+    "no samples": (tone(0.0), "word", "empty audio"),
+    "stereo": (np.stack([tone(), tone()], 1), "word", "several channels: 1.*checks.downmix"),
+    "silence": (tone(amplitude=0.0), "word", "silence"),
+    "not a number": (np.array([0.1, np.nan] * 9_000, np.float32), "word", "audio not finite"),
+    "another rate": (tone(), "word", "wrong sample rate: 1.*checks.resample"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_recordings_end_in_one_line(tmp_path, capsys, case):
+    wav, text, expected = BAD[case]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, samples, words in (("a", tone(), "hello"), ("b", wav, text)):
+        rate_hz = 8_000 if (case, name) == ("another rate", "b") else RATE_HZ
+        soundfile.write(folder / f"{name}.wav", samples, rate_hz, subtype="FLOAT")
+        if words is not None:
+            (folder / f"{name}.txt").write_text(words)
+    words = ["prepare", "corpus=folder", f"corpus.folder={folder}", f"data_dir={tmp_path}/out"]
+    with pytest.raises(SystemExit) as error:
+        command_line([*words, "text_source=none", "num_workers=0"])
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(expected, line), line
+    assert "1 of 2 recordings are bad" in line
+    assert str(tmp_path / "out" / "checks.json") in line
 
 
 def test_the_data_folder_is_named_after_the_corpus():

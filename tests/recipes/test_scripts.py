@@ -148,7 +148,7 @@ def test_options_reach_the_commands() -> None:
         ),
         *("--overrides", "seed=3 optim.lr=1e-4"),
     )
-    assert found[-1] == ["omniaudio prepare corpus=cats step=fetch"]
+    assert found[-1] == ["omniaudio prepare corpus=cats step=fetch record_dir=exp/try/prepare"]
     assert found[2] == [
         "omniaudio train experiment=baichuan_audio/tokenizer scale=tiny data=cats tag=try trainer=gpu "
         "strategy=zero2 devices=2 encoder.pretrained=openai/whisper-tiny seed=3 optim.lr=1e-4"
@@ -157,6 +157,23 @@ def test_options_reach_the_commands() -> None:
     assert found[11] == [
         "omniaudio evaluate system=baichuan_audio scale=tiny data=cats tag=try device=cuda asr_judge=some/asr"
     ]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (("--scale", "huge"), "--scale huge: can be full, mini, mini_long, tiny"),
+        (("--trainer", "tpu"), "--trainer tpu: can be cpu, gpu"),
+        (("--audio_dir", "no/such"), "--audio_dir no/such: there is no such folder"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_installed(
+    options: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    done = run(ROOT / "egs" / "asterisk" / "run.sh", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(expected)
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_local_folders_become_absolute(tmp_path: Path) -> None:

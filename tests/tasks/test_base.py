@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ class PointTask(Task):
         return {"mse": LossTerm(error_BD.sum(), error_BD.numel())}
 
 
-def make_task(max_steps: int, **settings: object) -> PointTask:
+def make_task(max_steps: int, kind: type[PointTask] = PointTask, **settings: object) -> PointTask:
     arguments: dict[str, object] = dict(
         modules={
             "net": lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 4)),
@@ -57,7 +58,7 @@ def make_task(max_steps: int, **settings: object) -> PointTask:
         trainable=["net.*"],
         max_steps=max_steps,
     )
-    return PointTask(**{**arguments, **settings})  # type: ignore[arg-type]
+    return kind(**{**arguments, **settings})  # type: ignore[arg-type]
 
 
 def run(folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False) -> list[str]:
@@ -89,6 +90,25 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     assert any('"val/mse"' in line for line in whole)
     for ours, theirs in zip(again_task.parameters(), whole_task.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_held_out_losses_are_means_over_all_positions(tmp_path: Path) -> None:
+    """Steps of 2 and 3 points, the second without a single position of the loss ``rare``."""
+
+    class Rare(PointTask):
+        def losses(self, batch: Points, split: str) -> dict[str, LossTerm]:
+            num_points = len(batch.x_BD)
+            rare = 0 if split == "val" and num_points == 3 else 1
+            zero = self.net(batch.x_BD).sum() * 0
+            return {
+                "mse": LossTerm(zero + num_points**2, num_points),
+                "rare": LossTerm(zero + 7 * rare, rare),
+            }
+
+    lines = run(tmp_path, make_task(4, Rare, loss_weights={"mse": 1.0, "rare": 1.0}), stop=4)
+    (held_out,) = (json.loads(line) for line in lines if "val/mse" in line)
+    assert held_out["val/mse"] == pytest.approx((4 + 9) / (2 + 3))
+    assert held_out["val/rare"] == pytest.approx(7.0)
 
 
 def test_frozen_is_without_gradient_and_in_eval_mode() -> None:
