@@ -4,7 +4,7 @@
 # and listen to: exp/<tag>/report/index.html. Run it again after a stop: it goes on where it was.
 #
 #   bash egs/asterisk/run.sh                         33 minutes on 2 idle cores
-#   bash egs/asterisk/run.sh --scale mini_long       MINLONG minutes, clearer speech
+#   bash egs/asterisk/run.sh --scale mini_long       63 minutes, clearer speech
 #   bash egs/asterisk/run.sh --audio_dir DIR         your own wav files and transcripts instead (no apt needed)
 #
 # All options are those of the recipe:

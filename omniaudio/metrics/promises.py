@@ -35,7 +35,9 @@ def loss_rows(exp_dir: Path, falls: Mapping[str, Mapping[str, float]]) -> list[R
         for loss, least in losses.items():
             curve = curves.get(f"train/{loss}", [])
             value = fall(curve) if curve else None
-            rows.append(_row(f"{stage}: {loss} falls by {100 * least:g}% or more", value, least, at_least=True))
+            rows.append(
+                _row(f"{stage}: {loss} falls by {100 * least:g}% or more", value, least, at_least=True)
+            )
     return rows
 
 
