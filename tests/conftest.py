@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ STAGES = ("text_lm", "tokenizer", "codes", "pretrain_stage1", "pretrain_stage2",
 RATE_HZ = 16000
 
 
-@pytest.fixture(autouse=True)
-def loud_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def loud_branches() -> Iterator[None]:
     """Modules that a test builds do something in every layer, as trained ones do."""
-    monkeypatch.setattr("omniaudio.init.BRANCH_GAIN", 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omniaudio.init.BRANCH_GAIN", 1.0)
+        yield
 
 
 def write_corpus(folder: Path) -> Path:

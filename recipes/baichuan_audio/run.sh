@@ -41,10 +41,11 @@ stages -1 12
 
 # shellcheck disable=SC2154  # option() sets them
 check_options() {
-  local slot
+  local slot choices
   for slot in scale trainer; do
-    [[ -e $root/conf/$slot/${!slot}.yaml ]] ||
-      usage_error "--$slot ${!slot}: can be $(cd "$root/conf/$slot" && ls -m ./*.yaml | sed 's/\.yaml//g; s/\.\///g')"
+    choices=("$root/conf/$slot"/*.yaml)
+    choices=("${choices[@]##*/}")
+    [[ " ${choices[*]} " == *" ${!slot}.yaml "* ]] || usage_error "--$slot ${!slot}: can be ${choices[*]%.yaml}"
   done
   if [[ -n $audio_dir ]]; then
     [[ -d $audio_dir ]] || usage_error "--audio_dir $audio_dir: there is no such folder"

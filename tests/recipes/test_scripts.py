@@ -162,8 +162,8 @@ def test_options_reach_the_commands() -> None:
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (("--scale", "huge"), "--scale huge: can be full, mini, mini_long, tiny"),
-        (("--trainer", "tpu"), "--trainer tpu: can be cpu, gpu"),
+        (("--scale", "huge"), "--scale huge: can be full mini mini_long tiny"),
+        (("--trainer", "tpu"), "--trainer tpu: can be cpu gpu"),
         (("--audio_dir", "no/such"), "--audio_dir no/such: there is no such folder"),
     ],
 )
