@@ -1,7 +1,7 @@
 """First weights of modules that are trained from scratch.
 
-Torch's defaults make a deep stack start far from linear, and a convolution quieter than the positions that are
-added to it; with these a small model reaches in minutes what takes it an hour otherwise (LOG.md).
+Torch's defaults make a deep stack start far from linear, and Whisper's convolutions fifteen times quieter than
+the positions that are added to them. What these change in the first minutes of a small tokenizer: LOG.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def start_silent(*projections: nn.Linear | nn.Conv1d) -> None:
 
 
 def start_loud(*convolutions: nn.Conv1d) -> None:
-    """Keep the variance through a rectifier (arXiv:1502.01852): what follows adds signals near 1."""
+    """Keep the variance through a rectifier (arXiv:1502.01852): what is added to it has the size of 1."""
     for convolution in convolutions:
         nn.init.kaiming_normal_(convolution.weight)

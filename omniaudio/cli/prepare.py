@@ -22,18 +22,24 @@ def main(cfg: dict[str, Any]) -> None:
     Args:
         cfg: the resolved conf/prepare.yaml.
     """
-    from omniaudio.corpus.prepare import Plan, fetch, inventory_key, is_prepared, prepare
     from omniaudio.files import user_os_errors
-    from omniaudio.fingerprint import digest
 
     if cfg["step"] not in STEPS:
         raise UserError(f"config step: {cfg['step']!r} is not one of {', '.join(STEPS)}")
-    folder = Path(cfg["data_dir"])
-    with user_os_errors(Path(cfg["record_dir"])):
-        record = Stage(
-            Path(cfg["record_dir"]), cfg, inputs=[], decisive={}
-        )  # both steps, whatever the config
+    folder = Path(cfg["record_dir"])
+    with user_os_errors(folder):
+        record = Stage(folder, cfg, inputs=[], decisive={})  # one record of both steps, whatever the config
         record.begin()
+    run(cfg, record)
+    record.finish()
+
+
+def run(cfg: dict[str, Any], record: Stage) -> None:
+    """Take the steps of ``cfg['step']`` that are not done yet."""
+    from omniaudio.corpus.prepare import Plan, fetch, inventory_key, is_prepared, prepare
+    from omniaudio.fingerprint import digest
+
+    folder = Path(cfg["data_dir"])
     corpus = build(cfg["corpus"], "corpus")
     makes = ("corpus", "text_source", "checks", "split", "text_dev_share", "max_shard_mb")
     if cfg["step"] in ("all", "fetch"):
@@ -41,13 +47,11 @@ def main(cfg: dict[str, Any]) -> None:
         record.log(f"fetched into {folder / 'raw'}")
         record.metrics({"step": "fetch", "seconds": round(record.seconds, 1)})
     if cfg["step"] == "fetch":
-        record.finish()
         return
     key = digest([{name: cfg[name] for name in makes}, inventory_key(corpus.inventory(folder / "raw"))])
     if is_prepared(folder, key):
         record.log(f"{folder} is prepared already")
         record.metrics({"step": "shards", **numbers(json.loads((folder / "checks.json").read_text("utf-8")))})
-        record.finish()
         return
     plan = Plan(
         checks=build(cfg["checks"], "checks"),
@@ -61,7 +65,6 @@ def main(cfg: dict[str, Any]) -> None:
     report = prepare(corpus, folder, plan)
     record.log(summary(report))
     record.metrics({"step": "shards", "seconds": round(record.seconds, 1), **numbers(report)})
-    record.finish()
 
 
 def numbers(report: dict[str, Any]) -> dict[str, Any]:

@@ -176,6 +176,21 @@ def test_what_cannot_work_is_told_before_anything_is_installed(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_without_apt_it_says_how_to_bring_your_own(tmp_path: Path) -> None:
+    for part in ("recipes", "tools", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "dirname").symlink_to(str(shutil.which("dirname")))
+    script = tmp_path / "recipes" / "baichuan_audio" / "run.sh"
+    done = subprocess.run(
+        [str(shutil.which("bash")), str(script)],
+        env={"PATH": str(tmp_path / "bin")}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "has no apt; give your own: --audio_dir FOLDER" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_local_folders_become_absolute(tmp_path: Path) -> None:
     (tmp_path / "llm").mkdir()
     line = commands(RECIPE, "--backbone", "llm", "--stage", "1", "--stop_stage", "1", cwd=tmp_path)[1][0]
