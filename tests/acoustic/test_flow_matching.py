@@ -147,3 +147,17 @@ def test_without_an_estimator_the_samples_spread_around_the_guess() -> None:
     mel = flow.integrate(torch.randn(1, 4, 5000), guess, valid_BT, num_steps=60, guidance=0.0)
     assert mel.mean().item() == pytest.approx(3.0, abs=0.02)
     assert mel.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_the_estimator_speaks_in_units_of_what_is_left() -> None:
+    """An output of 1 moves the velocity by the error of the linear one; without condition the mel has width 1."""
+    x, shown = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    shown[1] = 0
+    keep_B, time_B = torch.tensor([True, False]), torch.tensor([0.3, 0.8])
+    valid_BT = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    silent, one = (new_flow(Field(out, out), guess_std=0.5) for out in (0.0, 1.0))
+    step = one.velocity(x, shown, keep_B, time_B, valid_BT) - silent.velocity(
+        x, shown, keep_B, time_B, valid_BT
+    )
+    left = [0.5 / math.hypot(0.7, 0.5 * 0.3), 1.0 / math.hypot(0.2, 0.8)]
+    torch.testing.assert_close(step, torch.tensor(left)[:, None, None] * valid_BT[:, None])
