@@ -156,8 +156,8 @@ def test_the_estimator_speaks_in_units_of_what_is_left() -> None:
     keep_B, time_B = torch.tensor([True, False]), torch.tensor([0.3, 0.8])
     valid_BT = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     silent, one = (new_flow(Field(out, out), guess_std=0.5) for out in (0.0, 1.0))
-    step = one.velocity(x, shown, keep_B, time_B, valid_BT) - silent.velocity(
-        x, shown, keep_B, time_B, valid_BT
-    )
+    places = (x, shown, keep_B, time_B, valid_BT)
+    step = one.velocity(*places) - silent.velocity(*places)
     left = [0.5 / math.hypot(0.7, 0.5 * 0.3), 1.0 / math.hypot(0.2, 0.8)]
-    torch.testing.assert_close(step, torch.tensor(left)[:, None, None] * valid_BT[:, None])
+    expected = torch.tensor(left)[:, None, None] * valid_BT[:, None]
+    torch.testing.assert_close(step, expected.expand_as(step))
