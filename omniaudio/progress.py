@@ -17,16 +17,18 @@ class Progress:
     Args:
         total: number of steps, or None when unknown.
         start: steps that an earlier run has done already.
+        unit: of a step, as shown.
     """
 
-    def __init__(self, description: str, total: int | None, start: int = 0) -> None:
+    def __init__(self, description: str, total: int | None, start: int = 0, unit: str = "") -> None:
+        self.unit = unit
         self.description, self.total, self.start, self.done = description, total, start, start
         self.began = self.last_line = time.monotonic()
         self.live = sys.stderr.isatty()
         self.width = 0
 
-    def advance(self, note: str = "") -> None:
-        self.done += 1
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        self.done += steps
         now = time.monotonic()
         last = self.done == self.total
         if now - self.last_line >= (0.2 if self.live else LOG_EVERY_SEC) or (last and self.live):
@@ -44,9 +46,11 @@ class Progress:
             share = self.done / self.total
             bar = "━" * int(24 * share) + "─" * (24 - int(24 * share))
             eta = clock((self.total - self.done) / rate) if rate else "?"
-            line = f"{self.description} {bar} {self.done}/{self.total} {rate:.1f}/s ETA {eta} {note}"
+            line = (
+                f"{self.description} {bar} {self.done}/{self.total}{self.unit} {rate:.1f}/s ETA {eta} {note}"
+            )
         else:
-            line = f"{self.description} {self.done} {rate:.1f}/s {note}"
+            line = f"{self.description} {self.done}{self.unit} {rate:.1f}/s {note}"
         if self.live:
             sys.stderr.write("\r" + line.ljust(self.width))
             self.width = len(line)

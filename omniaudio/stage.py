@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from omniaudio.errors import UserError
-from omniaudio.files import user_os_errors
+from omniaudio.files import user_os_errors, write_whole
 from omniaudio.fingerprint import digest
 from omniaudio.training.artifacts import plain
 
@@ -60,15 +60,20 @@ class Stage:
         self.done = _read(folder / STAMP).get("key") == self.key
         self._before = float(_read(folder / RUNNING).get("seconds", 0.0))
         self._began = time.monotonic()
+        self._metrics: list[str] = []
 
     def metrics(self, values: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """One more line of ``metrics.jsonl``; those of an earlier start, which was stopped, are replaced."""
+        self._metrics.append(json.dumps(values) + "\n")
+        write_whole(self.folder / "metrics.jsonl", "".join(self._metrics))
 
     def log(self, message: str) -> None:
         """One line on screen and in ``log.txt``."""
         print(message, flush=True)
+        self.note(message)
+
+    def note(self, message: str) -> None:
+        """One line in ``log.txt`` only."""
         with (self.folder / "log.txt").open("a") as file:
             file.write(f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} {message}\n")
 
@@ -91,10 +96,10 @@ class Stage:
 
     def save_progress(self) -> None:
         """Remember the key and the time spent, for a later start."""
-        _write(self.folder / RUNNING, self._record())
+        write_whole(self.folder / RUNNING, json.dumps(self._record(), indent=1))
 
     def finish(self) -> None:
-        _write(self.folder / STAMP, {**self._record(), **environment()})
+        write_whole(self.folder / STAMP, json.dumps({**self._record(), **environment()}, indent=1))
         (self.folder / RUNNING).unlink(missing_ok=True)
 
     def _record(self) -> dict[str, Any]:
@@ -146,9 +151,10 @@ def stage(
             run.begin()
     try:
         yield run
-    except BaseException:
+    except BaseException as error:
         if is_main_process():
             run.save_progress()
+            run.note(f"stopped after {run.seconds:.0f} s: {type(error).__name__}: {error}")
         raise
     if is_main_process():
         run.finish()
@@ -253,9 +259,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    temporary.replace(path)

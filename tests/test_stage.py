@@ -61,6 +61,20 @@ def test_an_unfinished_stage_goes_on_in_its_folder(tmp_path):
     assert {"key", "seconds", "date", "commit", "packages", "processor"} <= stamp.keys()
 
 
+def test_log_and_metrics_are_those_of_the_run_that_ended(tmp_path):
+    with pytest.raises(UserError), stage(tmp_path / "s", config={}) as work:
+        work.metrics({"step": 0, "part": "first"})
+        raise UserError("no more space")
+    with stage(tmp_path / "s", config={}) as work:
+        for part in ("first", "second"):
+            work.metrics({"step": 0, "part": part})
+        work.log("both parts")
+    lines = (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["part"] for line in lines] == ["first", "second"]
+    stopped, done = (tmp_path / "s" / "log.txt").read_text().splitlines()
+    assert "UserError: no more space" in stopped and done.endswith("both parts")
+
+
 def test_a_missing_input_is_named(tmp_path):
     with pytest.raises(UserError, match="gone.*is missing; run the stage"):
         run(tmp_path / "s", {}, [tmp_path / "gone"])

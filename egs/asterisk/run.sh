@@ -3,7 +3,7 @@
 # makes the environment, fetches the corpus, trains every stage of the chain, and ends with a page to look at
 # and listen to: exp/<tag>/report/index.html. Run it again after a stop: it goes on where it was.
 #
-#   bash egs/asterisk/run.sh                         33 minutes on 2 idle cores
+#   bash egs/asterisk/run.sh                         34 minutes on 2 idle cores
 #   bash egs/asterisk/run.sh --scale mini_long       63 minutes, clearer speech
 #   bash egs/asterisk/run.sh --audio_dir DIR         your own wav files and transcripts instead (no apt needed)
 #

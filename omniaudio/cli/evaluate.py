@@ -68,6 +68,7 @@ def main(config: dict[str, Any]) -> None:
             numbers={row.name: row.text for row in rows},
         )
         print_table(rows)
+        run.log(f"{run.folder / RESULTS}: {len(rows)} rows")
 
 
 def measure(
@@ -225,6 +226,7 @@ def perplexity_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[
     """Text perplexity of the backbone before and after audio training."""
     from omniaudio.dialogue.evaluation import text_perplexity
     from omniaudio.metrics.records import Row
+    from omniaudio.progress import track
     from omniaudio.training.artifacts import load_module
 
     section, rows, measured = "Text before and after audio training", [], {}
@@ -238,7 +240,7 @@ def perplexity_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[
             continue
         part: Any = load_module(folder, config["device"])
         backbone = getattr(part, "backbone", part)
-        value = measured[name] = text_perplexity(backbone, model.lm.token_space, ids)
+        value = measured[name] = text_perplexity(backbone, model.lm.token_space, ids, track)
         rows.append(
             Row(section=section, name=f"text perplexity {name}", value=value, text=f"{value:.2f}", note=note)
         )
@@ -266,13 +268,14 @@ def speed_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[C
 
     from omniaudio.dialogue.evaluation import real_time_factors
     from omniaudio.metrics.records import Row
+    from omniaudio.progress import track
 
     names = {
         "encode": "speech → codes",
         "decode": "codes → flow → vocoder → speech",
         "generate": "language model → codes",
     }
-    factors = real_time_factors(model, clips[: config["num_speed_clips"]])
+    factors = real_time_factors(model, clips[: config["num_speed_clips"]], track)
     note = f"work / speech, one clip at a time, threads: {torch.get_num_threads()}"
     return [
         Row(

@@ -51,15 +51,17 @@ def fit(config: dict[str, Any], run: Stage) -> None:
 
     set_threads(config["num_threads"])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # after its import, which sets INFO
-    facts = build(config["before"], "before") or {}
+    layout = token_layout(config, build(config["before"], "before") or {})
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
     task = make_task(config)
+    task.tell = run.log
     data = StepData(
         factory(config["train_steps"], "train_steps"),
         factory(config["val_steps"], "val_steps"),
         max_steps=config["max_steps"],
         val_steps=config["num_val_steps"],
         num_workers=config["num_workers"],
+        layout=layout,
     )
     checkpoints = Checkpoints(
         run.folder / "checkpoints",
@@ -79,7 +81,16 @@ def fit(config: dict[str, Any], run: Stage) -> None:
             run.log(f"going on from step {step} of {config['max_steps']}")
     zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
-    save_parts(config, trainer, task, run, facts)
+    save_parts(config, trainer, task, run, layout)
+
+
+def token_layout(config: dict[str, Any], facts: Fingerprint) -> Fingerprint:
+    """What the parts share with the artefacts that ``config.fingerprint_of`` names."""
+    from omniaudio.fingerprint import merge_fingerprints
+    from omniaudio.training.artifacts import read_fingerprint
+
+    known = [read_fingerprint(folder) for folder in config["fingerprint_of"]]
+    return merge_fingerprints([facts, *known], ", ".join(config["fingerprint_of"]))
 
 
 def make_trainer(
@@ -137,10 +148,10 @@ def make_task(config: dict[str, Any]) -> Any:
     )
 
 
-def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, facts: Fingerprint) -> None:
+def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, layout: Fingerprint) -> None:
     """Write every part that ``config.parts`` names to ``final/<name>/`` (all ranks: ZeRO gathers the weights)."""
     from omniaudio.fingerprint import merge_fingerprints
-    from omniaudio.training.artifacts import read_fingerprint, save_module
+    from omniaudio.training.artifacts import save_module
     from omniaudio.training.strategies import gathered_state
 
     for name, path in config["parts"].items():
@@ -151,13 +162,12 @@ def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, fact
         node: Any = config["model"]
         for key in path.split("."):
             node = node[key]
-        known = [read_fingerprint(folder) for folder in config["fingerprint_of"]]
         own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
         save_module(
             run.folder / "final" / name,
             state,
             node,
-            merge_fingerprints([facts, *known, *own], str(run.folder)),
+            merge_fingerprints([layout, *own], str(run.folder)),
         )
         run.log(
             f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {run.folder / 'final' / name}"

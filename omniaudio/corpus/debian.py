@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors
+from omniaudio.progress import Progress
 
 INSTEAD = "give your own recordings instead: corpus=folder corpus.folder=DIR (run.sh: --audio_dir DIR)"
 
@@ -44,10 +47,11 @@ def _download(packages: Sequence[str], scratch: Path) -> None:
     # root's downloads would otherwise be done by a user who may not write to the scratch folder
     sandbox = ["-o", "APT::Sandbox::User=root"] if as_root else []
     command = ["apt-get", *sandbox, "download", *packages]
-    done = _run(command, scratch)
-    if done.returncode != 0 and as_root:
+    sizes = _run([*command, "--print-uris"], scratch)
+    if sizes.returncode != 0 and as_root:
         _run(["apt-get", *sandbox, "update"], scratch)
-        done = _run(command, scratch)
+        sizes = _run([*command, "--print-uris"], scratch)
+    done = _run(command, scratch, Progress("fetch", _megabytes(sizes.stdout), unit=" MB"))
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         reason = lines[0].removeprefix("E:").strip() if lines else f"exit code {done.returncode}"
@@ -65,6 +69,36 @@ def _unpack(name: str, scratch: Path, folder: Path) -> None:
         raise UserError(f"package {name} cannot be unpacked: {reason}")
 
 
-def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def _megabytes(uris: str) -> int | None:
+    """Sum of the sizes in ``'address' file size checksum`` lines."""
+    sizes = [
+        int(words[2]) for line in uris.splitlines() if len(words := line.split()) > 2 and words[2].isdigit()
+    ]
+    return sum(sizes) // 10**6 or None
+
+
+def _run(command: list[str], cwd: Path, progress: Progress | None = None) -> subprocess.CompletedProcess[str]:
+    """Run to the end; ``progress`` shows the megabytes in ``cwd``."""
     environment = {**os.environ, "LC_ALL": "C"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    with (
+        subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        output = reader.submit(process.communicate)
+        while progress is not None and not output.done():
+            time.sleep(0.2)
+            there = sum(_size(path) for path in cwd.rglob("*")) // 10**6
+            progress.advance(steps=there - progress.done)
+        stdout, stderr = output.result()
+    if progress is not None:
+        progress.close()
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # apt renames what is whole
+        return 0

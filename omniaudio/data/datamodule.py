@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from omniaudio.data.steps import StepSource, StepStream
+from omniaudio.fingerprint import Fingerprint
 
 
 class StepData(LightningDataModule):
@@ -20,6 +21,7 @@ class StepData(LightningDataModule):
         max_steps: optimizer steps of the whole training.
         val_steps: steps of one validation.
         num_workers: processes that read ahead; 0 reads in the training process.
+        layout: token layout that codes in the batches must have; None does not ask.
     """
 
     def __init__(
@@ -29,10 +31,12 @@ class StepData(LightningDataModule):
         max_steps: int,
         val_steps: int,
         num_workers: int = 0,
+        layout: Fingerprint | None = None,
     ) -> None:
         super().__init__()
         self._make_train, self._make_val = train, val
         self.max_steps, self.val_steps, self.num_workers = max_steps, val_steps, num_workers
+        self.layout = layout
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
@@ -45,6 +49,8 @@ class StepData(LightningDataModule):
 
     def _loader(self, source: StepSource, start: int, stop: int, accumulate: int) -> Any:
         assert self.trainer is not None
+        if self.layout:
+            source.check_layout(self.layout)
         stream = StepStream(
             source, start, stop, self.trainer.global_rank, self.trainer.world_size, accumulate
         )

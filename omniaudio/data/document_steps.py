@@ -12,7 +12,7 @@ from omniaudio.data.mixture import MixturePlan
 from omniaudio.data.planning import share_of
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
-from omniaudio.fingerprint import check_fingerprints
+from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.sequence.spans import DocumentLayouts, pack
 from omniaudio.sequence.vocab import TokenSpace
@@ -48,15 +48,15 @@ class DocumentSteps:
         max_joined_frames: int = 375,
         loss_on_intlv_audio: bool = False,
     ) -> None:
-        reader = ShardReader(codes_dir, split)
-        check_fingerprints(token_space.fingerprint(), reader.fingerprint, str(codes_dir))
+        self.reader = ShardReader(codes_dir, split)
+        self.check_layout(token_space.fingerprint())
         texts = read_texts(texts_path) if texts_path is not None else []
         if weights.get("text", 0) > 0 and not texts:
             raise UserError(
                 f"mixture.weights.text is {weights['text']}, but texts_path {texts_path} has no texts"
             )
         self.composer = DocumentComposer(
-            reader,
+            self.reader,
             checked_tokenizer(text_tokenizer, token_space).encode,
             token_space,
             texts,
@@ -70,6 +70,9 @@ class DocumentSteps:
         """One part of a step's documents in a single row."""
         documents = share_of(self.plan[step], part, num_parts)
         return pack([self.composer.compose(d.kind, d.item_ids, d.seed) for d in documents])
+
+    def check_layout(self, layout: Fingerprint) -> None:
+        check_fingerprints(layout, self.reader.fingerprint, str(self.reader.folder))
 
 
 class TextSteps:
@@ -115,6 +118,9 @@ class TextSteps:
         return pack(
             [self.layouts.text(f"text/{d.item_ids[0]}", self.pieces[d.item_ids[0]]) for d in documents]
         )
+
+    def check_layout(self, layout: Fingerprint) -> None:
+        """Texts hold no codes."""
 
 
 class _Pieces:

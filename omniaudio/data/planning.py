@@ -1,7 +1,8 @@
 """Which samples make up which step: a pure function of the seed and the index, the same for any number of ranks.
 
 A step's plan is the global batch. Ranks and workers only execute their share of it, so a run may stop at any
-step and go on with other ranks or workers: the same samples in the same order, none lost, none twice.
+step and go on with other ranks or workers: the same samples in the same order, none lost. None comes twice in an
+epoch either, unless a step has fewer samples than there are ranks (``share_of``).
 """
 
 from __future__ import annotations

@@ -13,14 +13,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 from omniaudio.data.planning import PooledPlan, share_of
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
+from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.audio import read_audio, resample
 from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 
 
 class StepSource(Protocol):
-    """Where batches come from. ``part`` is one (micro-batch, rank) pair of ``num_parts``."""
+    """Where batches come from."""
 
-    def batch(self, step: int, part: int, num_parts: int) -> Batch: ...
+    def batch(self, step: int, part: int, num_parts: int) -> Batch:
+        """``part`` is one (micro-batch, rank) pair of ``num_parts``."""
+        ...
+
+    def check_layout(self, layout: Fingerprint) -> None:
+        """Raise a UserError if the batches hold codes of another token layout."""
+        ...
 
 
 class StepStream(IterableDataset):
@@ -101,6 +108,10 @@ class WaveSteps:
         items = self.plan[step]
         rngs = {item: np.random.default_rng([self.seed, step, item]) for item in items}
         return self._collate([self._crop(item, rngs[item]) for item in share_of(items, part, num_parts)])
+
+    def check_layout(self, layout: Fingerprint) -> None:
+        if self.codes:
+            check_fingerprints(layout, self.codes.fingerprint, str(self.codes.folder))
 
     @staticmethod
     def _seconds(facts: dict[str, Any]) -> float:

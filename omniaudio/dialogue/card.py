@@ -8,6 +8,7 @@ from pathlib import Path
 import omniaudio
 from omniaudio.dialogue.folder import CARD, num_parameters
 from omniaudio.dialogue.model import PARTS, SpokenLanguageModel
+from omniaudio.files import write_whole
 
 WHAT = {
     "tokenizer": "speech to codes, and codes to a coarse mel",
@@ -34,9 +35,7 @@ def write_card(
         attribution: who made the training data, under which licence; the text of ATTRIBUTION.
         numbers: measure -> value as printed; None before the evaluation.
     """
-    beside = folder / f".{CARD}.tmp"
-    beside.write_text(model_card(folder, model, title, attribution, numbers or {}), "utf-8")
-    beside.replace(folder / CARD)
+    write_whole(folder / CARD, model_card(folder, model, title, attribution, numbers or {}))
 
 
 def model_card(

@@ -24,7 +24,7 @@ from omniaudio.metrics.cer import character_error_rate
 from omniaudio.metrics.codes import BookUse, book_use
 from omniaudio.metrics.mel import mel_mae
 from omniaudio.metrics.speed import Stopwatch
-from omniaudio.sequence.spans import DocumentLayouts, pack
+from omniaudio.sequence.spans import Document, DocumentLayouts, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import Codes, device_of
 
@@ -200,7 +200,11 @@ def cer_of(clips: Sequence[Clip], heard: Sequence[str]) -> float:
 
 
 def text_perplexity(
-    backbone: CausalBackbone, space: TokenSpace, ids: Sequence[Sequence[int]], max_positions: int = 2048
+    backbone: CausalBackbone,
+    space: TokenSpace,
+    ids: Sequence[Sequence[int]],
+    track: Track,
+    max_positions: int = 2048,
 ) -> float:
     """Perplexity of texts by piece; documents are read each for itself, every piece but the first is scored.
 
@@ -214,18 +218,18 @@ def text_perplexity(
     documents = [
         layouts.text(str(i), text[: max_positions - 1]) for i, text in enumerate(ids) if len(text) > 0
     ]
-    total, count, start = 0.0, 0, 0
-    while start < len(documents):
-        stop, length = start, 0
-        while stop < len(documents) and (stop == start or length + len(documents[stop]) <= max_positions):
-            length += len(documents[stop])
-            stop += 1
-        batch = pack(documents[start:stop]).to(device_of(backbone))
+    total, count = 0.0, 0
+    rows: list[list[Document]] = []
+    for document in documents:
+        if not rows or sum(map(len, rows[-1])) + len(document) > max_positions:
+            rows.append([])
+        rows[-1].append(document)
+    for row in track(rows, "text perplexity"):
+        batch = pack(row).to(device_of(backbone))
         with torch.inference_mode():
             hidden_LD = backbone(backbone.embed_text(batch.ids_L), batch.doc_len_G)
             total += float(backbone.text_loss(hidden_LD, batch.text_label_L).sum(dtype=torch.float64))
         count += int((batch.text_label_L >= 0).sum())
-        start = stop
     if not count:
         raise UserError("text perplexity: the held-out texts hold no pieces to score")
     return float(np.exp(total / count))
@@ -243,7 +247,7 @@ def recognise(model: SpokenLanguageModel, clips: Sequence[Clip], track: Track) -
 
 
 def real_time_factors(
-    model: SpokenLanguageModel, clips: Sequence[Clip], num_frames: int = 50
+    model: SpokenLanguageModel, clips: Sequence[Clip], track: Track, num_frames: int = 50
 ) -> dict[str, float | None]:
     """Seconds of work for one second of speech, one clip at a time.
 
@@ -251,12 +255,12 @@ def real_time_factors(
         'encode' speech -> codes; 'decode' codes -> speech with flow and vocoder; 'generate' LLM -> codes.
     """
     watches = {name: Stopwatch() for name in ("encode", "decode", "generate")}
-    model.decode(model.encode(clips[0].wav_N, clips[0].sample_rate_hz))  # warm up
-    for clip in clips:
+    model.decode(model.encode(clips[0].wav_N, clips[0].sample_rate_hz), path="flow")  # warm up
+    for clip in track(clips, "speed"):
         with watches["encode"].running(clip.seconds):
             codes = model.encode(clip.wav_N, clip.sample_rate_hz)
         with watches["decode"].running(int(codes.num_frames_B[0]) / model.tokenizer.code_rate_hz):
-            model.decode(codes)
+            model.decode(codes, path="flow")
         settings = model.settings
         generator = Generator(
             model.lm, settings.text, settings.audio, max_text_tokens=0, max_frames=num_frames

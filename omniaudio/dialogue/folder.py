@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import omniaudio
@@ -27,7 +27,14 @@ from omniaudio.dialogue.model import PARTS, DialogueSettings, SpokenLanguageMode
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints, merge_fingerprints
 from omniaudio.frontend.text import TextTokenizer
-from omniaudio.training.artifacts import load_module, load_state, plain, read_fingerprint, without_pretrained
+from omniaudio.training.artifacts import (
+    load_module,
+    load_state,
+    plain,
+    read_fingerprint,
+    save_state,
+    without_pretrained,
+)
 
 WEIGHTS, CONFIG, TOKENIZER, FINGERPRINT, CARD = (
     "model.safetensors",
@@ -114,8 +121,7 @@ def write_model(
     beside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    state = nn.ModuleDict(modules).state_dict()
-    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}, beside / WEIGHTS)
+    save_state(nn.ModuleDict(modules).state_dict(), beside / WEIGHTS)
     (beside / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "utf-8")
     shutil.copyfile(text_tokenizer, beside / TOKENIZER)
     (beside / FINGERPRINT).write_text(json.dumps(fingerprint, indent=1, sort_keys=True))

@@ -39,6 +39,13 @@ DecodePath = Literal["flow", "refined", "coarse"]
 DECODE_PATHS: tuple[DecodePath, ...] = ("flow", "refined", "coarse")
 
 
+def check_decode_path(path: DecodePath) -> DecodePath:
+    """The path, if it is one."""
+    if path not in DECODE_PATHS:
+        raise UserError(f"decode path {path!r} is not one of {', '.join(DECODE_PATHS)}")
+    return path
+
+
 class SpokenReply(TypedDict):
     """What the model said."""
 
@@ -60,6 +67,8 @@ class DialogueSettings:
         max_text_tokens, max_frames: limits of a reply.
         flow_steps: Euler steps of flow matching.
         flow_guidance: strength of its guidance.
+        mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
+            which are the clearer ones as long as flow matching has had little training.
     """
 
     text: SamplingSettings = TEXT_SAMPLING
@@ -68,6 +77,10 @@ class DialogueSettings:
     max_frames: int = 200
     flow_steps: int = 10
     flow_guidance: float = 0.7
+    mel_path: DecodePath = "flow"
+
+    def __post_init__(self) -> None:
+        check_decode_path(self.mel_path)
 
 
 class SpokenLanguageModel(nn.Module):
@@ -132,7 +145,7 @@ class SpokenLanguageModel(nn.Module):
 
     @torch.inference_mode()
     def mel(
-        self, codes: Codes, num_books: int | None = None, path: DecodePath = "flow", seed: int = 0
+        self, codes: Codes, num_books: int | None = None, path: DecodePath | None = None, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Codes to the mel that the vocoder reads.
 
@@ -140,14 +153,13 @@ class SpokenLanguageModel(nn.Module):
             codes: of speech.
             num_books: read only so many leading books; None reads all.
             path: "flow" matches the hidden states of the decoder; "refined" and "coarse" are the tokenizer's
-                own mels, brought to the vocoder's by ``remel``.
+                own mels, brought to the vocoder's by ``remel``; None is that of ``settings``.
             seed: of the flow's starting noise.
 
         Returns:
             mel_BMT, mel_len_B.
         """
-        if path not in DECODE_PATHS:
-            raise UserError(f"decode path {path!r} is not one of {', '.join(DECODE_PATHS)}")
+        path = self.settings.mel_path if path is None else check_decode_path(path)
         decoded = self.tokenizer.decode(codes, num_books)
         if path != "flow":
             own_BMT = decoded.refined_BMT if path == "refined" else decoded.coarse_BMT
@@ -169,7 +181,7 @@ class SpokenLanguageModel(nn.Module):
         return [wav.float().cpu().numpy() for wav in wavs]
 
     def decode(
-        self, codes: Codes, num_books: int | None = None, path: DecodePath = "flow", seed: int = 0
+        self, codes: Codes, num_books: int | None = None, path: DecodePath | None = None, seed: int = 0
     ) -> np.ndarray:
         """Codes (batch of one) to speech, float32 (N,) at ``sample_rate_hz``. Arguments as in ``mel``."""
         assert len(codes.num_frames_B) == 1, codes.num_frames_B

@@ -25,6 +25,7 @@ from omniaudio.metrics import page as html
 from omniaudio.metrics.page import Page
 from omniaudio.metrics.plots import spectrograms
 from omniaudio.metrics.records import StageRecord, read_json, read_stage
+from omniaudio.progress import track
 
 PLAYERS = {
     "original": "original",
@@ -151,7 +152,8 @@ def _listen(experiment: Experiment) -> list[str]:
         return [html.missing("No held-out speech yet: the stage `evaluate` has not run.")]
     seconds = results["mel"]["hop"] / results["sample_rate_hz"]
     cards = []
-    for i, sample in enumerate(results["samples"][: experiment.config["max_samples"]]):
+    samples = results["samples"][: experiment.config["max_samples"]]
+    for i, sample in enumerate(track(samples, "pictures")):
         head = (
             f'<div class="clip-head"><div class="said">{html.escape(sample["text"])}</div>'
             f"<div>{html.tag(sample['language'])} {html.tag(sample['key'])}</div></div>"

@@ -81,6 +81,7 @@ class Task(LightningModule):
         self.bad_steps = 0
         self.total_bad_steps = 0
         self._current: Batch | None = None
+        self.tell: Callable[[str], None] = print
         self.stats: dict[str, Tensor | float] = {}
         self.counts: dict[str, float] = {}
 
@@ -230,7 +231,7 @@ class Task(LightningModule):
         message = (
             f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; samples: {keys}"
         )
-        print(message, flush=True)
+        self.tell(message)
         if self.bad_steps >= self.max_bad_steps:
             raise UserError(
                 f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples"

@@ -31,11 +31,7 @@ def save_module(
     """
     beside = folder.with_name(folder.name + ".tmp")
     beside.mkdir(parents=True, exist_ok=True)
-    whole = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
-    try:
-        save_file(whole, beside / WEIGHTS)
-    except SafetensorError as error:  # the library's own name for a full disk
-        raise UserError(f"{beside / WEIGHTS}: cannot write ({error}); free space, then run again") from error
+    save_state(state, beside / WEIGHTS)
     (beside / CONFIG).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
     (beside / FINGERPRINT).write_text(json.dumps(fingerprint, indent=1, sort_keys=True))
     if folder.exists():
@@ -43,6 +39,15 @@ def save_module(
             file.unlink()
         folder.rmdir()
     beside.rename(folder)
+
+
+def save_state(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict as safetensors."""
+    whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    try:
+        save_file(whole, path)
+    except SafetensorError as error:  # the library's own name for a full disk
+        raise UserError(f"{path}: cannot write ({error}); free space, then run again") from error
 
 
 def load_module(folder: str | Path, device: str = "cpu") -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from omniaudio.errors import UserError
+from omniaudio.files import write_whole
 
 
 def apply_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
@@ -100,9 +101,7 @@ class FreezeProof:
             "num_trained_parameters": sum(_size(p) for p in module.parameters() if p.requires_grad),
             "trained": trained,
         }
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1))
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(record, indent=1))
 
 
 def _size(parameter: nn.Parameter) -> int:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from omniaudio.errors import UserError
+from omniaudio.files import write_whole
 
 
 class JsonLinesLogger(Logger):
@@ -51,9 +52,7 @@ class JsonLinesLogger(Logger):
         if not self.path.exists():
             return
         lines = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(line + "\n" for line in lines))
-        beside.replace(self.path)
+        write_whole(self.path, "".join(line + "\n" for line in lines))
 
 
 def make_trackers(name: str, folder: Path, run_name: str) -> list[Logger]:

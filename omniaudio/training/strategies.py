@@ -48,8 +48,30 @@ class ZeroStrategy(DeepSpeedStrategy):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._init_deepspeed_distributed()
 
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        self.deepspeed_engine.checkpoint_engine.load = load_without_code
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+def load_without_code(path: str, map_location: Any = None) -> Any:
+    """A file of a DeepSpeed checkpoint; DeepSpeed's own reader would run whatever a pickle holds.
+
+    Raises:
+        UserError: it holds more than tensors, plain values and the few classes that DeepSpeed writes.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # torch has no name of its own for what it refuses
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path}: not a checkpoint of this training ({reason})") from error
 
 
 def make_strategy(name: str, offload: bool = False) -> Strategy | str:

@@ -78,7 +78,7 @@ parse_options "$@"
 find_omniaudio
 cd "$root"
 
-prepare() { run omniaudio prepare "${corpus[@]}" "step=$1" "record_dir=exp/$tag/prepare" ${prepare_more[@]+"${prepare_more[@]}"}; }
+prepare() { run omniaudio prepare "${corpus[@]}" "step=$1" "record_dir=exp/$tag/$1" ${prepare_more[@]+"${prepare_more[@]}"}; }
 train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
 verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 

@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from omniaudio.cli.main import main
-from tests.conftest import STAGES, train_words
+from tests.conftest import STAGES, run_stage, train_words
 
+STEPS = ["max_steps=30", "checkpoint_every_steps=4", "val_every_steps=10"]
 COMMAND = [sys.executable, "-m", "omniaudio.cli.main", "train"]
 
 
@@ -38,52 +39,59 @@ def last_step(metrics: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["tokenizer", "pretrain_stage2"])
-def test_kill_9_and_the_same_command_again_give_the_unbroken_run(tiny_chain, tiny_data, tmp_path, stage):
-    more = ["max_steps=60", "checkpoint_every_steps=7", "val_every_steps=20"]
-    finals, metrics = [], []
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [(stage, []) for stage in STAGES if stage != "codes"]
+    + [
+        ("pretrain_stage2", ["strategy=ddp", "devices=2"]),
+        ("pretrain_stage2", ["strategy=zero2", "devices=2"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value).replace("strategy=", ""),
+)
+def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
+    tiny_chain, tiny_data, tmp_path, stage, words
+):
+    commands, folders = {}, {}
     for name in ("unbroken", "killed"):
-        exp_dir = tmp_path / name
-        link_earlier_stages(tiny_chain, exp_dir, stage)
-        words = train_words(stage, tiny_data, exp_dir, *more)
-        if name == "killed":
-            process = subprocess.Popen([*COMMAND, *words], env=environment(), stderr=subprocess.DEVNULL)
-            while last_step(exp_dir / stage / "metrics.jsonl") < 17:
-                assert process.poll() is None, "ended before it could be killed"
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert not (exp_dir / stage / "stamp.json").exists()
-        done = subprocess.run([*COMMAND, *words], env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert ("going on from step" in done.stdout) == (name == "killed")
-        metrics.append((exp_dir / stage / "metrics.jsonl").read_text())
-        (final,) = (exp_dir / stage / "final").glob("*/model.safetensors")
-        finals.append(load_file(final))
-    assert metrics[0] == metrics[1]
+        folders[name] = tmp_path / name / stage
+        link_earlier_stages(tiny_chain, tmp_path / name, stage)
+        commands[name] = [*COMMAND, *train_words(stage, tiny_data, tmp_path / name, *STEPS, *words)]
+    silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = {name: subprocess.Popen(c, **silent, start_new_session=True) for name, c in commands.items()}
+    while last_step(folders["killed"] / "metrics.jsonl") < 11:
+        assert processes["killed"].poll() is None, "ended before it could be killed"
+        time.sleep(0.002)
+    os.killpg(processes["killed"].pid, signal.SIGKILL)  # all ranks
+    processes["killed"].wait()
+    assert not (folders["killed"] / "stamp.json").exists()
+    assert processes["unbroken"].wait(timeout=300) == 0
+    again = subprocess.run(
+        commands["killed"], env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stdout
+    metrics = {name: (folder / "metrics.jsonl").read_text() for name, folder in folders.items()}
+    assert metrics["killed"] == metrics["unbroken"]
+    (file,) = (folders["unbroken"] / "final").glob("*/model.safetensors")
+    finals = [load_file(folder / file.relative_to(folders["unbroken"])) for folder in folders.values()]
     assert all(finals[0][name].equal(finals[1][name]) for name in finals[0])
+    if words:
+        check_like_one_process(stage, tiny_chain, tiny_data, folders["unbroken"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
-def test_two_processes_train_like_one(tiny_chain, tiny_data, tmp_path, strategy):
+def check_like_one_process(stage: str, chain: Path, data: Path, folder: Path) -> None:
     """Same global steps; losses agree within what sums in another order may differ."""
-    stage, losses = "pretrain_stage2", {}
-    for name, words in (("single", ["devices=1"]), (strategy, [f"strategy={strategy}", "devices=2"])):
-        exp_dir = tmp_path / name
-        link_earlier_stages(tiny_chain, exp_dir, stage)
-        done = subprocess.run(
-            [*COMMAND, *train_words(stage, tiny_data, exp_dir, *words)],
-            env=environment(), capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        lines = map(json.loads, (exp_dir / stage / "metrics.jsonl").read_text().splitlines())
+    exp_dir = folder.parent.parent / "single"
+    link_earlier_stages(chain, exp_dir, stage)
+    words = train_words(stage, data, exp_dir, *STEPS)
+    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
+    losses = {}
+    for name, path in (("single", exp_dir / stage), ("spread", folder)):
+        lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
         losses[name] = [line["train/loss"] for line in lines if "train/loss" in line]
-        weights = load_file(exp_dir / stage / "final" / "lm" / "model.safetensors")
-        assert all(tensor.isfinite().all() for tensor in weights.values())
-        proof = json.loads((exp_dir / stage / "freeze.json").read_text())["frozen"]
-        assert proof and all(before == after for before, after in proof.values())
-    assert losses[strategy] == pytest.approx(losses["single"], rel=1e-4)
+    assert losses["spread"] == pytest.approx(losses["single"], rel=1e-4)
+    proof = json.loads((folder / "freeze.json").read_text())["frozen"]
+    assert proof and all(before == after for before, after in proof.values())
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,22 @@ def test_a_mistake_is_one_line(tiny_chain, tiny_data, tmp_path, capsys, words, e
         main(["train", *train_words("pretrain_stage1", tiny_data, tmp_path / "exp", *words)])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and expected in error and error.startswith("omniaudio: error:")
+
+
+@pytest.mark.parametrize("stage", ["pretrain_stage1", "flow"])
+def test_codes_of_another_tokenizer_are_refused(tiny_chain, tiny_data, tmp_path, capsys, stage):
+    """The tokenizer was trained again, its codes were not written again."""
+    exp_dir = tmp_path / "exp"
+    exp_dir.mkdir()
+    for done in ("text_lm", "codes"):
+        (exp_dir / done).symlink_to(tiny_chain / done)
+    run_stage("tokenizer", tiny_data, exp_dir, "seed=1")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *train_words(stage, tiny_data, exp_dir)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2
+    assert f"{exp_dir}/codes was made for another token layout: tokenizer_weights" in error
+    assert not (exp_dir / stage / "final").exists()
 
 
 def test_no_write_permission_is_one_line(tiny_chain, tiny_data, tmp_path, capsys):

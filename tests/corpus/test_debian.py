@@ -9,6 +9,10 @@ APT = """#!/bin/bash
 echo "$@" >> {log}
 [[ $* == *update* ]] && {{ touch {log}.updated; exit 0; }}
 {behaviour}
+if [[ $* == *--print-uris* ]]; then
+  for name in "$@"; do [[ $name != pkg-* ]] || echo "'http://x/$name' ${{name}}_1.0_all.deb 4200000 SHA256:0"; done
+  exit 0
+fi
 for name in "$@"; do [[ $name == pkg-* ]] && echo "$name" > "${{name}}_1.0_all.deb"; done; exit 0
 """
 DPKG = """#!/bin/bash
@@ -44,7 +48,9 @@ def test_fetches_once_and_leaves_nothing_beside(tmp_path, machine, monkeypatch):
     fetch_packages(["pkg-a", "pkg-b"], tmp_path / "raw")
     fetch_packages(["pkg-a", "pkg-b"], tmp_path / "raw")
     fetch_packages(["pkg-a", "pkg-c"], tmp_path / "raw")
-    assert machine[1].read_text().splitlines() == ["download pkg-a pkg-b", "download pkg-c"]
+    first, second = "download pkg-a pkg-b", "download pkg-c"
+    calls = [f"{first} --print-uris", first, f"{second} --print-uris", second]
+    assert machine[1].read_text().splitlines() == calls
     assert sorted(p.name for p in (tmp_path / "raw" / "usr").iterdir()) == [
         f"pkg-{name}_1.0_all.deb" for name in "abc"
     ]
@@ -67,7 +73,20 @@ def test_root_downloads_as_root_and_updates_once(tmp_path, machine, monkeypatch)
     fetch_packages(["pkg-a"], tmp_path / "raw")
     sandbox = "-o APT::Sandbox::User=root"
     download = f"{sandbox} download pkg-a"
-    assert machine[1].read_text().splitlines() == [download, f"{sandbox} update", download]
+    sizes = f"{download} --print-uris"
+    assert machine[1].read_text().splitlines() == [sizes, f"{sandbox} update", sizes, download]
+
+
+def test_the_download_shows_megabytes(tmp_path, machine, monkeypatch):
+    as_user(monkeypatch, 1000)
+    machine[0]("[[ $* == *--print-uris* ]] || { head -c 3000000 /dev/zero > part; sleep 0.5; }")
+    shown = []
+    monkeypatch.setattr(
+        "omniaudio.progress.Progress._show", lambda self, now, note: shown.append((self.done, self.total))
+    )
+    monkeypatch.setattr("omniaudio.progress.LOG_EVERY_SEC", 0.0)
+    fetch_packages(["pkg-a", "pkg-b"], tmp_path / "raw")
+    assert shown[-1] == (3, 8)
 
 
 def test_an_unknown_package_is_one_line_that_says_what_else_to_do(tmp_path, machine, monkeypatch):

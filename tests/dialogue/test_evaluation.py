@@ -91,22 +91,22 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary():
     sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "ffn_size": 8}
     backbone = CausalBackbone(vocab_size=space.vocab_size, **sizes)
     torch.nn.init.zeros_(backbone.lm_head.weight)
-    value = evaluation.text_perplexity(backbone, space, [[1, 2, 3], [4], []])
+    value = evaluation.text_perplexity(backbone, space, [[1, 2, 3], [4], []], quiet)
     assert value == pytest.approx(space.vocab_size, rel=1e-4)
 
 
 def test_perplexity_does_not_depend_on_packing(model):
     ids = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
     values = [
-        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, ids, max_positions=n)
+        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, ids, quiet, max_positions=n)
         for n in (5, 64)
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-5) and math.isfinite(values[0])
     with pytest.raises(UserError, match="no pieces"):
-        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, [[]])
+        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, [[]], quiet)
 
 
 def test_speed_of_all_three_directions(model, clips):
-    factors = evaluation.real_time_factors(model, clips[:1], num_frames=3)
+    factors = evaluation.real_time_factors(model, clips[:1], quiet, num_frames=3)
     assert set(factors) == {"encode", "decode", "generate"}
     assert all(value is not None and value > 0 for value in factors.values())

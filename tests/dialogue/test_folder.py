@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import omniaudio
@@ -92,6 +93,16 @@ def test_another_text_tokenizer_is_an_error(parts, tmp_path):
     assert other.vocab_size <= 280
     with pytest.raises(UserError, match="text_tokenizer"):
         write_model(tmp_path / "model", parts, tmp_path / "tokenizer.json", SETTINGS)
+
+
+def test_a_full_disk_is_one_line(parts, trained, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("omniaudio.training.artifacts.save_file", refuse)
+    with pytest.raises(UserError, match=r"model.safetensors: cannot write \(No space left on device\)"):
+        write_model(tmp_path / "model", parts, trained[0] / "text_lm/tokenizer.json", SETTINGS)
+    assert not (tmp_path / "model").exists()
 
 
 def damaged(exported: Path, tmp_path: Path) -> Path:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,19 @@ def test_number_of_books_and_path_matter(model):
 def test_unknown_path_is_refused(model):
     with pytest.raises(UserError, match="flow, refined, coarse"):
         model.decode(model.encode(speech(1.0, 16000, 0), 16000), path="magic")
+
+
+def test_the_settings_choose_the_path(model):
+    codes = model.encode(speech(1.0, 16000, 0), 16000)
+    before = model.settings
+    try:
+        model.settings = dataclasses.replace(before, mel_path="coarse")
+        np.testing.assert_array_equal(model.decode(codes), model.decode(codes, path="coarse"))
+        with pytest.raises(UserError, match="'magic' is not one of flow, refined, coarse"):
+            dataclasses.replace(before, mel_path="magic")
+    finally:
+        model.settings = before
+    np.testing.assert_array_equal(model.decode(codes), model.decode(codes, path="flow"))
 
 
 def test_copy_synthesis_keeps_the_time(model):

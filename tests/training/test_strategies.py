@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from omniaudio.errors import UserError
-from omniaudio.training.strategies import ZeroStrategy, gathered_state, make_strategy
+from omniaudio.training.strategies import ZeroStrategy, gathered_state, load_without_code, make_strategy
 
 
 def test_names():
@@ -30,3 +30,17 @@ def test_gathered_state_is_a_copy():
     assert torch.equal(state["weight"], module.weight)
     state["weight"].zero_()
     assert module.weight.abs().sum() > 0
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
+    torch.save({"step": 3, "weight": torch.ones(2)}, tmp_path / "good.pt")
+    assert load_without_code(str(tmp_path / "good.pt"))["step"] == 3
+    torch.save({"step": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match=r"evil.pt: not a checkpoint of this training"):
+        load_without_code(str(tmp_path / "evil.pt"))
+    assert "code ran" not in capsys.readouterr().out
