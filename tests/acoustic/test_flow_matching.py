@@ -1,4 +1,4 @@
-"""Flow matching: losses by hand, Euler on known fields, alike alone and in a batch. Parity: tests/parity."""
+"""Flow matching: losses by hand, Euler on known fields, alike alone and in a batch. Parity: tests/convert."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""HiFT: the excitation reaches the output at every stage. Parity: tests/parity/test_acoustic_parity.py."""
+"""HiFT: the excitation reaches the output at every stage. Parity: tests/convert/test_parity_acoustic.py."""
 
 import torch
 
