@@ -74,8 +74,9 @@ can_reach() {
   timeout 6 "$venv/bin/python" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)' "$1/" 2> /dev/null
 }
 
+# Of the package, as pip knows it: torch.__version__ of PyPI's CUDA build ends in +cu130, its package does not.
 torch_version() {
-  "$venv/bin/python" -c 'import torch; print(torch.__version__)' 2> /dev/null || true
+  "$venv/bin/python" -c 'import importlib.metadata, torch; print(importlib.metadata.version("torch"))' 2> /dev/null || true
 }
 
 # torch first, so that what follows neither replaces it nor takes another build.
