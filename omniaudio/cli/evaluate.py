@@ -9,6 +9,7 @@ original, copy synthesis and decoded speech (asr_judge=), held-out losses of the
 perplexity before and after audio training, real-time factors. Without a judge its rows say so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
+    omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniaudio.cli.export import made_by
+from omniaudio.errors import UserError
 from omniaudio.stage import stage
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from omniaudio.dialogue.depths import DepthRow
     from omniaudio.dialogue.evaluation import Clip, TokenizerScores
     from omniaudio.dialogue.model import SpokenLanguageModel
     from omniaudio.metrics.records import Row
@@ -36,10 +39,16 @@ VARIANT_NAMES = {
     "flow": "codes → flow matching → vocoder",
 }
 RESULTS = "results.json"
+TASKS = ("all", "tokenizer")
 
 
 def main(config: dict[str, Any]) -> None:
     """Measure everything, unless it is done."""
+    if config["task"] not in TASKS:
+        raise UserError(f"config task: {config['task']!r} is not one of {', '.join(TASKS)}")
+    if config["task"] == "tokenizer":
+        evaluate_tokenizer(config)
+        return
     model_dir, texts = Path(config["model_dir"]), Path(config["texts"])
     inputs = [made_by(model_dir), config["shards_dir"], texts]
     with stage(Path(config["exp_dir"]) / "evaluate", config=config, inputs=inputs) as run:
@@ -69,6 +78,58 @@ def main(config: dict[str, Any]) -> None:
         )
         print_table(rows)
         run.log(f"{run.folder / RESULTS}: {len(rows)} rows")
+
+
+def evaluate_tokenizer(config: dict[str, Any]) -> None:
+    """Table of one tokenizer by number of books, unless it is done: ${exp_dir}/evaluate_tokenizer/."""
+    judges = [config["asr_judge"]] if isinstance(config["asr_judge"], str) else config["asr_judge"] or []
+    parts = [Path(config[name]) for name in ("tokenizer", "continuous", "llm") if config[name]]
+    parts += [Path(config["vocoder"])] if judges else []
+    inputs = [*map(made_by, parts), config["shards_dir"], Path(config["text_tokenizer"])]
+    with stage(Path(config["exp_dir"]) / "evaluate_tokenizer", config=config, inputs=inputs) as run:
+        if run.done:
+            return
+        from omniaudio.cli.train import set_threads
+        from omniaudio.dialogue.depths import table
+        from omniaudio.files import write_whole
+
+        set_threads(config["num_threads"])
+        rows = depth_rows(config, judges)
+        lines = table(rows)
+        for row in rows:
+            run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
+        command = command_of(
+            "evaluate", {**config, "asr_judge": judges[0] if judges else None}, "task=tokenizer"
+        )
+        record = {"command": command, "rows": [dataclasses.asdict(row) for row in rows]}
+        write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
+        rules = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in rules)
+        write_whole(run.folder / "table.md", f"{text}\n")
+        run.log(f"{text}\n{run.folder / RESULTS}: {config['num_clips']} clips of {config['split']}")
+
+
+def depth_rows(config: dict[str, Any], judges: list[str]) -> list[DepthRow]:
+    """One row a depth, and the continuous model if there is one."""
+    from omniaudio.dialogue.depths import load_reader, score_depth
+    from omniaudio.dialogue.evaluation import choose_clips
+    from omniaudio.metrics.asr_judge import AsrJudge
+    from omniaudio.progress import track
+    from omniaudio.training.artifacts import load_module
+
+    device = config["device"]
+    clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
+    ears = [AsrJudge(name, device, config["judge_dtype"]) for name in judges]
+    vocoder: Any = load_module(config["vocoder"], device) if ears else None
+    rows = []
+    wanted = [(config["continuous"], 0)] if config["continuous"] else []
+    wanted += [(config["tokenizer"], depth) for depth in config["depths"]]
+    for folder in dict.fromkeys(folder for folder, _ in wanted):
+        tokenizer: Any = load_module(folder, device)
+        reader = load_reader(Path(folder), config["llm"], config["text_tokenizer"], device)
+        for depth in (depth for other, depth in wanted if other == folder):
+            rows.append(score_depth(tokenizer, clips, depth, track, reader, vocoder, ears))
+    return rows
 
 
 def measure(

@@ -29,6 +29,7 @@ FLOW = (
 MAX_CURVES = 12  # panels of one stage
 NOT_LOSSES = (
     "grad_norm",
+    "weight",
     "lr",
     "usage",
     "perplexity",

@@ -42,6 +42,11 @@ class AsrJudge:
         self._model, self._processor = _load(source, self.dtype, device)
         self.sample_rate_hz: int = self._processor.feature_extractor.sampling_rate
 
+    @property
+    def name(self) -> str:
+        """Last part of the source."""
+        return Path(self.source).name
+
     def transcribe(
         self, wavs: Sequence[np.ndarray], sample_rate_hz: int, languages: Sequence[str]
     ) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class HealthLimits:
     explained: float = 0.005
 
 
-def book_numbers(stats: Mapping[str, float], name: str, prefix: str = "vq/") -> list[float]:
+def book_numbers(stats: Mapping[str, Any], name: str, prefix: str = "vq/") -> list[float]:
     """The values of ``<prefix><name>/book0, 1, ...`` in order."""
     values: list[float] = []
     while (value := stats.get(f"{prefix}{name}/book{len(values)}")) is not None:
@@ -29,7 +30,7 @@ def book_numbers(stats: Mapping[str, float], name: str, prefix: str = "vq/") -> 
     return values
 
 
-def complaints(stats: Mapping[str, float], sizes: Sequence[int], limits: HealthLimits) -> dict[int, str]:
+def complaints(stats: Mapping[str, Any], sizes: Sequence[int], limits: HealthLimits) -> dict[int, str]:
     """What is wrong with which book.
 
     Args:
@@ -60,7 +61,7 @@ def complaints(stats: Mapping[str, float], sizes: Sequence[int], limits: HealthL
         elif book < len(explained) and left[book] - left[book + 1] < limits.explained * max(left[book], 0.0):
             said = (
                 f"it explains {left[book] - left[book + 1]:.4f} of the variance where {left[book]:.4f} was left: "
-                "the books before it suffice, or their codes move too fast (quantizer.decay)"
+                "the books before it suffice, or their codes move too fast (books.decay)"
             )
         if said:
             found[book + 1] = f"book {book + 1} of {len(sizes)}: {said}"

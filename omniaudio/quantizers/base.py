@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from omniaudio.errors import UserError
 from omniaudio.types import QuantizerOutput
+
+MAX_FRAMES = 1 << 20
+"""More than an item has."""
 
 
 class Quantizer(Protocol):
@@ -45,7 +48,7 @@ def check_codebook_sizes(codebook_sizes: Sequence[int]) -> None:
     """At least one book, each of at least two codes."""
     if not codebook_sizes or min(codebook_sizes) < 2:
         raise UserError(
-            f"quantizer.codebook_sizes {list(codebook_sizes)}: give at least one book of 2 codes or more"
+            f"books.codebook_sizes {list(codebook_sizes)}: give at least one book of 2 codes or more"
         )
 
 
@@ -68,6 +71,22 @@ def choose_passing(num_items: int, bypass_share: float, device: torch.device) ->
     order_B = torch.randperm(num_items, device=device)
     num_passing = num_items * (1 - bypass_share) + torch.rand((), device=device)
     return order_B + 1 <= num_passing
+
+
+def check_replacement(replacement: str) -> str:
+    """The kind of replacement, if it is one."""
+    if replacement not in ("instance", "token"):
+        raise UserError(f"quantizer.replacement {replacement!r}: can be instance, token")
+    return replacement
+
+
+def passing_frames(valid_BS: Tensor, bypass_share: float, replacement: str) -> Tensor:
+    """(B, S) True where a frame passes through the quantizer: frames of chosen items, or chosen frames."""
+    if replacement == "instance":
+        return choose_passing(len(valid_BS), bypass_share, valid_BS.device)[:, None].expand_as(valid_BS)
+    passes_BS = torch.zeros_like(valid_BS)
+    passes_BS[valid_BS] = choose_passing(int(valid_BS.sum()), bypass_share, valid_BS.device)
+    return passes_BS
 
 
 def book_stats(x_FD: Tensor, entry_KFD: Tensor, code_FK: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -119,3 +138,14 @@ def scatter(value_FX: Tensor, valid_BS: Tensor, fill: int = 0) -> Tensor:
     full = value_FX.new_full((*valid_BS.shape, value_FX.shape[-1]), fill)
     full[valid_BS] = value_FX
     return full
+
+
+def places(valid_BS: Tensor) -> Tensor:
+    """Number (F,) of every valid frame in the global batch, the same for any number of ranks.
+
+    The items of a step are dealt to the ranks in turn (``data.planning.share_of``).
+    """
+    spread = distributed.is_available() and distributed.is_initialized()
+    rank, num_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
+    item_B, frame_S = (torch.arange(size, device=valid_BS.device) for size in valid_BS.shape)
+    return ((item_B[:, None] * num_ranks + rank) * MAX_FRAMES + frame_S)[valid_BS]

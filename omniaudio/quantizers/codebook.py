@@ -18,6 +18,9 @@ MIN_COUNT = 1e-12
 SAMPLES_PER_CENTER = 4
 """Samples of the first batch for each code made of them."""
 
+USED_WITHIN = 100
+"""Steps of training that the reported usage looks back on."""
+
 
 @dataclass(frozen=True)
 class CodebookTraining:
@@ -26,7 +29,7 @@ class CodebookTraining:
     Args:
         decay: a of the moving averages of counts and sums.
         shrink: b; after every step a code is multiplied by 1 - b, so that only use keeps it large.
-        restart_after: steps without use after which a code is replaced by an input of the batch.
+        restart_after: steps without use after which a code is replaced by an input of the batch; None never.
         gumbel_temperature: noise of the sampled codes, in units of the mean squared distance to the nearest
             code; 0 takes the nearest.
         kmeans_steps: iterations on the first batch; 0 takes samples of it as they are.
@@ -34,7 +37,7 @@ class CodebookTraining:
 
     decay: float = 0.99
     shrink: float = 1e-4
-    restart_after: int = 50
+    restart_after: int | None = 50
     gumbel_temperature: float = 0.0
     kmeans_steps: int = 10
 
@@ -46,6 +49,9 @@ class Codebook(nn.Module):
         dim: width of a code.
         size: number of codes.
         training_options: see CodebookTraining.
+
+    ``unused_steps`` counts the steps since a code was last chosen; it is negative for a code that was replaced
+    and not yet chosen.
     """
 
     embed: Tensor
@@ -90,11 +96,16 @@ class Codebook(nn.Module):
         return (noise_FV - distance_FV / unit.clamp(min=MIN_COUNT)).argmax(-1)
 
     @torch.no_grad()
-    def start(self, x_FD: Tensor) -> None:
-        """Take the first codes from the first batch, the same on every rank; later calls do nothing."""
+    def start(self, x_FD: Tensor, place_F: Tensor) -> None:
+        """Take the first codes from the first batch, the same for any number of ranks; later calls do nothing.
+
+        Args:
+            x_FD: inputs of this rank.
+            place_F: number of each input in the global batch, of which no other has the same.
+        """
         if self.cluster_size.any():
             return
-        samples_FD = _agreed_rows(x_FD, max(self.size, 4096 if self.options.kmeans_steps else 0))
+        samples_FD = agreed_rows(x_FD, place_F, max(self.size, 4096 if self.options.kmeans_steps else 0), 0)
         if not len(samples_FD):
             return
         embed_VD, count_V = self._first_codes(samples_FD)
@@ -117,14 +128,20 @@ class Codebook(nn.Module):
             center_CD = torch.where(count_C[:, None] > 0, sum_CD / count_C.clamp(min=1)[:, None], center_CD)
         distance_F = _squared_distances(samples_FD, center_CD).min(-1).values.clamp(min=0)
         spread = (distance_F.mean() / samples_FD.shape[-1]).sqrt()
-        parent_R = torch.randint(num_centers, (self.size - num_centers,), device=samples_FD.device)
-        other_RD = center_CD[parent_R]
-        other_RD = other_RD + spread * torch.randn_like(other_RD)
+        draws = torch.Generator().manual_seed(self.size)  # not the rank's: it would draw others
+        parent_R = torch.randint(num_centers, (self.size - num_centers,), generator=draws)
+        noise_RD = torch.randn(len(parent_R), samples_FD.shape[-1], generator=draws).to(samples_FD)
+        other_RD = center_CD[parent_R.to(samples_FD.device)] + spread * noise_RD
         return torch.cat([center_CD, other_RD]), torch.cat([count_C, count_C.new_zeros(len(parent_R))])
 
     @torch.no_grad()
-    def learn(self, x_FD: Tensor, code_F: Tensor) -> Tensor:
+    def learn(self, x_FD: Tensor, code_F: Tensor, place_F: Tensor) -> Tensor:
         """One step of the moving averages and restarts, agreed by all ranks.
+
+        Args:
+            x_FD: inputs of this rank.
+            code_F: the code that each has chosen.
+            place_F: see ``start``.
 
         Returns:
             number of codes that were replaced (scalar).
@@ -136,27 +153,34 @@ class Codebook(nn.Module):
             distributed.all_reduce(sum_VD)
         self.cluster_size.lerp_(count_V, 1 - options.decay)
         self.embed_avg.lerp_(sum_VD, 1 - options.decay).mul_(1 - options.shrink)
-        self.embed.copy_(self.embed_avg / self.cluster_size.clamp(min=MIN_COUNT)[:, None])
+        known_V1 = (self.cluster_size > MIN_COUNT)[:, None]  # averages of long unused codes run out of digits
+        mean_VD = self.embed_avg / self.cluster_size.clamp(min=MIN_COUNT)[:, None]
+        self.embed.copy_(torch.where(known_V1, mean_VD, self.embed * (1 - options.shrink)))
         self.unused_steps.add_(1).masked_fill_(count_V > 0, 0)
-        return self._restart(x_FD)
+        if options.restart_after is None:
+            return torch.zeros((), device=x_FD.device)
+        seed = int((count_V.long() * torch.arange(1, self.size + 1, device=count_V.device)).sum())
+        return self._restart(x_FD, place_F, options.restart_after, seed)
 
-    def _restart(self, x_FD: Tensor) -> Tensor:
-        stale_R = (self.unused_steps >= self.options.restart_after).nonzero()[:, 0]
-        rows_RD = _agreed_rows(x_FD, len(stale_R)) if len(stale_R) else x_FD[:0]
+    def _restart(self, x_FD: Tensor, place_F: Tensor, after: int, seed: int) -> Tensor:
+        stale_V = (self.unused_steps >= after) | (self.unused_steps == -1)
+        stale_R = stale_V.nonzero()[:, 0]
+        rows_RD = agreed_rows(x_FD, place_F, len(stale_R), seed) if len(stale_R) else x_FD[:0]
         stale_R = stale_R[: len(rows_RD)]
         if len(stale_R):
             seen_once = 1 - self.options.decay  # as if this input had been the code's only one, now
             self.embed[stale_R] = rows_RD
             self.embed_avg[stale_R] = rows_RD * seen_once
             self.cluster_size[stale_R] = seen_once
-            self.unused_steps[stale_R] = 0
+            self.unused_steps[stale_R] = -1 - after
         return torch.tensor(float(len(stale_R)), device=x_FD.device)
 
     @torch.no_grad()
     def stats(self, code_F: Tensor) -> dict[str, Tensor]:
         """Usage (share of codes in use) and perplexity: recent ones while training, of this batch in eval."""
         if self.training:
-            weight_V, used_V = self.cluster_size, self.unused_steps < self.options.restart_after
+            weight_V = self.cluster_size
+            used_V = (self.unused_steps >= 0) & (self.unused_steps < USED_WITHIN)
         else:
             weight_V = torch.bincount(code_F, minlength=self.size).float()
             used_V = weight_V > 0
@@ -187,20 +211,37 @@ def _from_first_rank(*tensors: Tensor) -> None:
             distributed.broadcast(tensor, src=0)
 
 
-def _agreed_rows(x_FD: Tensor, count: int) -> Tensor:
-    """At most ``count`` random rows of all ranks' inputs, the same on every rank and each at most once.
+def agreed_rows(x_FD: Tensor, place_F: Tensor, count: int, seed: int) -> Tensor:
+    """At most ``count`` random rows of all ranks' inputs, each at most once: the same for any number of ranks.
 
-    Every rank gives its share of rows, or fewer if it has fewer.
+    Args:
+        x_FD: inputs of this rank.
+        place_F: int64, see ``Codebook.start``; the rows are drawn by a hash of place and seed.
+        count, seed: the same on every rank.
     """
-    num_ranks = _num_ranks()
-    if num_ranks == 1:
-        return x_FD[torch.randperm(len(x_FD), device=x_FD.device)[:count]]
-    share = -(-count // num_ranks)
-    mine = x_FD[torch.randperm(len(x_FD), device=x_FD.device)[:share]]
-    padded = functional.pad(mine, (0, 0, 0, share - len(mine)))
-    length = torch.tensor(len(mine), device=x_FD.device)
-    rows = [torch.empty_like(padded) for _ in range(num_ranks)]
-    lengths = [torch.empty_like(length) for _ in range(num_ranks)]
-    distributed.all_gather(rows, padded)
-    distributed.all_gather(lengths, length)
-    return torch.cat([row[: int(size)] for row, size in zip(rows, lengths, strict=True)])[:count]
+    key_F = _mixed(place_F, seed)
+    order_C = key_F.argsort()[:count]
+    if _num_ranks() == 1:
+        return x_FD[order_C]
+    last = torch.iinfo(torch.int64).max
+    mine_C = torch.cat([key_F[order_C], key_F.new_full((count - len(order_C),), last)])
+    keys = [torch.empty_like(mine_C) for _ in range(_num_ranks())]
+    distributed.all_gather(keys, mine_C)
+    key_RC = torch.stack(keys)
+    limit = key_RC.flatten().sort().values[count - 1]
+    chosen_RC = (key_RC <= limit) & (key_RC < last)
+    most = int(chosen_RC.sum(1).max())
+    mine_CD = x_FD[order_C[chosen_RC[distributed.get_rank(), : len(order_C)]]]
+    mine_CD = functional.pad(mine_CD, (0, 0, 0, most - len(mine_CD)))
+    rows = [torch.empty_like(mine_CD) for _ in range(_num_ranks())]
+    distributed.all_gather(rows, mine_CD)
+    rows_CD = torch.cat([row[: int(chosen_C.sum())] for row, chosen_C in zip(rows, chosen_RC, strict=True)])
+    return rows_CD[key_RC[chosen_RC].argsort()]
+
+
+def _mixed(place_F: Tensor, seed: int) -> Tensor:
+    """Int64 hash of places; arithmetic wraps. The finalizer of splitmix64 (Steele et al., 2014)."""
+    z_F = place_F + (seed % 2**31 + 1) * 0x9E3779B9
+    z_F = (z_F ^ (z_F >> 30)) * -0x40A7B892E31B1A47
+    z_F = (z_F ^ (z_F >> 27)) * -0x6B2FB644ECCEEE15
+    return (z_F ^ (z_F >> 31)) & torch.iinfo(torch.int64).max

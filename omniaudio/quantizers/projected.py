@@ -18,6 +18,7 @@ from omniaudio.quantizers.base import (
     check_num_books,
     choose_passing,
     kept_books,
+    places,
     scatter,
 )
 from omniaudio.quantizers.codebook import Codebook, CodebookTraining
@@ -51,19 +52,19 @@ class ProjectedBook(nn.Module):
     def _directions(self, code_F: Tensor) -> Tensor:
         return functional.normalize(self.codebook.lookup(code_F), dim=-1)
 
-    def forward(self, x_FD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x_FD: Tensor, place_F: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes (F,), vectors (F, D) with gradients to both projections, commitment, codes replaced."""
         direction_FC = self.down(x_FD)
         target_FC = direction_FC.detach()
         restarts = torch.zeros((), device=x_FD.device)
         if self.training:
             finite_F = target_FC.isfinite().all(-1)
-            self.codebook.start(target_FC[finite_F])
+            self.codebook.start(target_FC[finite_F], place_F[finite_F])
             self._to_sphere()
         code_F = self.codebook.choose(target_FC)
         chosen_FC = self._directions(code_F)
         if self.training:
-            restarts = self.codebook.learn(target_FC[finite_F], code_F[finite_F])
+            restarts = self.codebook.learn(target_FC[finite_F], code_F[finite_F], place_F[finite_F])
             self._to_sphere()
         commit = (direction_FC - chosen_FC).square().sum() / max(1, direction_FC.numel())
         passed_FC = direction_FC + (chosen_FC - direction_FC).detach()
@@ -90,7 +91,7 @@ class ProjectedResidualVQ(nn.Module):
         codebook_sizes: Sequence[int],
         code_dim: int = 8,
         decay: float = 0.99,
-        restart_after: int = 50,
+        restart_after: int | None = 50,
         gumbel_temperature: float = 0.0,
         kmeans_steps: int = 10,
         book_dropout: float = 0.25,
@@ -110,11 +111,11 @@ class ProjectedResidualVQ(nn.Module):
         x_FD = z_BSD[valid_BS]
         dropout = self.book_dropout if self.training else 0.0
         keep_FK = kept_books(valid_BS, len(self.books), dropout)
-        residual_FD, kept_FD = x_FD, torch.zeros_like(x_FD)
+        residual_FD, kept_FD, place_F = x_FD, torch.zeros_like(x_FD), places(valid_BS)
         commit_loss = x_FD.new_zeros(())
         codes, entries, stats = [], [], {}
         for depth, book in enumerate(self.books):
-            code_F, entry_FD, commit, restarts = book(residual_FD)
+            code_F, entry_FD, commit, restarts = book(residual_FD, place_F)
             residual_FD = residual_FD - entry_FD
             kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]
             commit_loss = commit_loss + commit / len(self.books)

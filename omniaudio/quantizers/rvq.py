@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from omniaudio.errors import UserError
+from omniaudio.quantizers.base import (
+    check_codebook_sizes,
+    check_num_books,
+    check_replacement,
+    kept_books,
+    passing_frames,
+    places,
+    scatter,
+)
 from omniaudio.quantizers.codebook import Codebook, CodebookTraining
 from omniaudio.types import QuantizerOutput
 
@@ -24,6 +32,7 @@ class ResidualVQ(nn.Module):
         decay, shrink, restart_after, gumbel_temperature, kmeans_steps: see CodebookTraining.
         book_dropout: share of items that, while training, keep only the books before a random depth; the
             first book is always kept.
+        replacement: what ``bypass_share`` counts, "instance" (whole items, the paper's) or "token" (frames).
     """
 
     def __init__(
@@ -32,16 +41,18 @@ class ResidualVQ(nn.Module):
         codebook_sizes: Sequence[int],
         decay: float = 0.99,
         shrink: float = 1e-4,
-        restart_after: int = 50,
+        restart_after: int | None = 50,
         gumbel_temperature: float = 0.0,
         kmeans_steps: int = 10,
         book_dropout: float = 0.25,
+        replacement: str = "instance",
     ) -> None:
         super().__init__()
         check_codebook_sizes(codebook_sizes)
         self.dim = dim
         self.codebook_sizes = tuple(codebook_sizes)
         self.book_dropout = book_dropout
+        self.replacement = check_replacement(replacement)
         options = CodebookTraining(decay, shrink, restart_after, gumbel_temperature, kmeans_steps)
         self.books = nn.ModuleList(Codebook(dim, size, options) for size in self.codebook_sizes)
 
@@ -60,13 +71,13 @@ class ResidualVQ(nn.Module):
         """
         with torch.autocast(z_BSD.device.type, enabled=False):
             x_FD = z_BSD.detach()[valid_BS]
-            keep_FK = self._kept_books(valid_BS)
-            code_FK, total_FD, kept_FD, stats = self._quantize(x_FD, keep_FK)
+            keep_FK = kept_books(valid_BS, len(self.books), self.book_dropout if self.training else 0.0)
+            code_FK, total_FD, kept_FD, stats = self._quantize(x_FD, keep_FK, places(valid_BS))
             commit_loss = _mean_square(z_BSD[valid_BS].float() - total_FD)
-            quantized_BSD = _scatter(kept_FD.to(z_BSD.dtype), valid_BS)
-        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
-        quantized_BSD = z_BSD + (quantized_BSD - z_BSD).detach() * passes_B11
-        codes_BSK = _scatter(code_FK.masked_fill(~keep_FK, -1), valid_BS, fill=-1)
+            quantized_BSD = scatter(kept_FD.to(z_BSD.dtype), valid_BS)
+        passes_BS1 = passing_frames(valid_BS, bypass_share, self.replacement)[..., None]
+        quantized_BSD = z_BSD + (quantized_BSD - z_BSD).detach() * passes_BS1
+        codes_BSK = scatter(code_FK.masked_fill(~keep_FK, -1), valid_BS, fill=-1)
         return QuantizerOutput(
             quantized_BSD=quantized_BSD * valid_BS[..., None],
             codes_BSK=codes_BSK,
@@ -84,7 +95,7 @@ class ResidualVQ(nn.Module):
             code_F = _distances_fp32(book, residual_FD).argmin(-1)
             residual_FD = (residual_FD.float() - book.lookup(code_F)).to(residual_FD.dtype)
             codes.append(code_F)
-        return _scatter(torch.stack(codes, -1), valid_BS, fill=-1)
+        return scatter(torch.stack(codes, -1), valid_BS, fill=-1)
 
     def decode(self, codes_BSK: Tensor) -> Tensor:
         """Codes of the first K books (B, S, K), K at least 1, to vectors (B, S, D); code -1 adds nothing."""
@@ -95,7 +106,9 @@ class ResidualVQ(nn.Module):
             total_BSD = total_BSD + book.lookup(code_BS)
         return total_BSD
 
-    def _quantize(self, x_FD: Tensor, keep_FK: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def _quantize(
+        self, x_FD: Tensor, keep_FK: Tensor, place_F: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Codes, sum over all books, sum over the kept books, telemetry; both sums float32."""
         residual_FD = x_FD
         total_FD = kept_FD = torch.zeros_like(x_FD, dtype=torch.float32)
@@ -107,59 +120,21 @@ class ResidualVQ(nn.Module):
             if self.training:
                 # The step of a non-finite batch is skipped; the moving averages must not have it either.
                 finite_F = target_FD.isfinite().all(-1)
-                book.start(target_FD[finite_F])
+                book.start(target_FD[finite_F], place_F[finite_F])
             code_F = book.choose(target_FD)
             entry_FD = book.lookup(code_F)
             total_FD = total_FD + entry_FD
             kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]
             residual_FD = (target_FD - entry_FD).to(x_FD.dtype)
             if self.training:
-                stats[f"restarts/book{depth}"] = book.learn(target_FD[finite_F], code_F[finite_F])
+                stats[f"restarts/book{depth}"] = book.learn(
+                    target_FD[finite_F], code_F[finite_F], place_F[finite_F]
+                )
             stats |= {f"{name}/book{depth}": value for name, value in book.stats(code_F).items()}
             error = _mean_square(residual_FD.float())
             stats |= {f"error/book{depth}": error, f"explained/book{depth}": 1 - error / power}
             codes.append(code_F)
         return torch.stack(codes, -1), total_FD, kept_FD, stats
-
-    def _kept_books(self, valid_BS: Tensor) -> Tensor:
-        """(F, K), True where the frame's item keeps the book."""
-        num_items, num_books = len(valid_BS), len(self.books)
-        depth_B = torch.full((num_items,), num_books, device=valid_BS.device)
-        if self.training and self.book_dropout > 0 and num_books > 1:
-            cut_B = torch.randint(1, num_books, (num_items,), device=valid_BS.device)
-            drops_B = torch.rand(num_items, device=valid_BS.device) < self.book_dropout
-            depth_B = torch.where(drops_B, cut_B, depth_B)
-        keep_BK = torch.arange(num_books, device=valid_BS.device) < depth_B[:, None]
-        return keep_BK[:, None].expand(-1, valid_BS.shape[1], -1)[valid_BS]
-
-
-def check_codebook_sizes(codebook_sizes: Sequence[int]) -> None:
-    """At least one book, each of at least two codes."""
-    if not codebook_sizes or min(codebook_sizes) < 2:
-        raise UserError(
-            f"quantizer.codebook_sizes {list(codebook_sizes)}: give at least one book of 2 codes or more"
-        )
-
-
-def check_num_books(num_books: int | None, most: int) -> int:
-    """Number of leading books to use; None means all."""
-    if num_books is None:
-        return most
-    if not 1 <= num_books <= most:
-        raise UserError(f"num_books {num_books}: 1 to {most} are allowed")
-    return num_books
-
-
-def choose_passing(num_items: int, bypass_share: float, device: torch.device) -> Tensor:
-    """(B,) True for items that pass through the quantizer; their expected share is 1 - bypass_share.
-
-    The count is the share of the batch, its fraction rounded up or down at random.
-    """
-    if bypass_share <= 0:
-        return torch.ones(num_items, dtype=torch.bool, device=device)
-    order_B = torch.randperm(num_items, device=device)
-    num_passing = num_items * (1 - bypass_share) + torch.rand((), device=device)
-    return order_B + 1 <= num_passing
 
 
 def _distances_fp32(book: Codebook, x_FD: Tensor) -> Tensor:
@@ -169,10 +144,3 @@ def _distances_fp32(book: Codebook, x_FD: Tensor) -> Tensor:
 
 def _mean_square(x_FD: Tensor) -> Tensor:
     return x_FD.square().sum() / max(1, x_FD.numel())
-
-
-def _scatter(value_FX: Tensor, valid_BS: Tensor, fill: int = 0) -> Tensor:
-    """Rows of the valid frames back to their places (B, S, X)."""
-    full = value_FX.new_full((*valid_BS.shape, value_FX.shape[-1]), fill)
-    full[valid_BS] = value_FX
-    return full

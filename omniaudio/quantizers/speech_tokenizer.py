@@ -13,10 +13,9 @@ from omniaudio.encoders.whisper import WhisperEncoder
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, weights_digest
 from omniaudio.frontend.mel import LogMel, MelSpec
+from omniaudio.quantizers.base import Quantizer, check_num_books
 from omniaudio.quantizers.bridge import ConvBridge
 from omniaudio.quantizers.mel_decoder import FRAMES_PER_CODE, MelDecoder
-from omniaudio.quantizers.rvq import ResidualVQ, check_num_books
-from omniaudio.quantizers.vector_quantize import VectorQuantizePytorch
 from omniaudio.types import Codes, MelDecoderOutput, QuantizerOutput, valid_steps
 
 MIN_SAMPLES = 400
@@ -38,7 +37,7 @@ class SpeechTokenizer(nn.Module):
         decoder_mel_spec: MelSpec,
         encoder: WhisperEncoder,
         bridge: ConvBridge,
-        quantizer: ResidualVQ | VectorQuantizePytorch,
+        quantizer: Quantizer,
         decoder: MelDecoder,
     ) -> None:
         super().__init__()
@@ -147,9 +146,47 @@ class SpeechTokenizer(nn.Module):
         )
         for rows, begin_R, codes_RSK in pieces:
             for row, first, codes_SK in zip(rows.tolist(), begin_R.tolist(), codes_RSK, strict=True):
-                kept_SK = codes_SK[codes_SK[:, 0] >= 0]
-                codes_BSK[row, first : first + len(kept_SK)] = kept_SK
+                last = min(
+                    first + len(codes_SK), int(total_B[row])
+                )  # a shorter row's padding ends up past it
+                codes_BSK[row, first:last] = codes_SK[: last - first]
         return Codes(codes_BSK=codes_BSK, num_frames_B=total_B)
+
+    @torch.no_grad()
+    def vectors(
+        self, wav_BN: Tensor, num_samples_B: Tensor, num_books: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Waveforms of any length to what the decoder gets of them: (B, S, D) and lengths.
+
+        Args:
+            wav_BN, num_samples_B: as in ``encode``.
+            num_books: leading books to read. A continuous tokenizer has none, and its vectors are the encoder's.
+        """
+        if self.codebook_sizes:
+            codes = self.encode(wav_BN, num_samples_B)
+            read_BSK = codes.codes_BSK[..., : check_num_books(num_books, len(self.codebook_sizes))]
+            return self.quantizer.decode(read_BSK), codes.num_frames_B
+        pieces, total_B = [], torch.zeros_like(num_samples_B)
+        for begin in range(0, wav_BN.shape[1], self.chunk_samples):
+            piece_BN = wav_BN[:, begin : begin + self.chunk_samples]
+            piece_BN = functional.pad(piece_BN, (0, max(0, MIN_SAMPLES - piece_BN.shape[1])))
+            length_B = (num_samples_B - begin).clamp(MIN_SAMPLES, self.chunk_samples)  # so few give no frame
+            z_BSD, num_frames_B = self._before_quantizer(piece_BN, length_B)
+            pieces.append(z_BSD[:, : self.chunk_frames])
+            total_B = total_B + num_frames_B
+        return torch.cat(pieces, 1)[:, : int(total_B.max())], total_B
+
+    @torch.no_grad()
+    def autoencode(
+        self, wav_BN: Tensor, num_samples_B: Tensor, num_books: int | None = None
+    ) -> MelDecoderOutput:
+        """Waveforms of any length to the mels that are left of them. Arguments as in ``vectors``."""
+        return self.decode_vectors(*self.vectors(wav_BN, num_samples_B, num_books))
+
+    @property
+    def chunk_frames(self) -> int:
+        """Code frames of a whole chunk."""
+        return self.encoder.max_frames // self.bridge.downsample
 
     @torch.no_grad()
     def decode(self, codes: Codes, num_books: int | None = None) -> MelDecoderOutput:
@@ -160,23 +197,31 @@ class SpeechTokenizer(nn.Module):
             num_books: None reads all.
         """
         codes_BSK = codes.codes_BSK[..., : check_num_books(num_books, len(self.codebook_sizes))]
-        emb_BSD = self.bridge.up(self.quantizer.decode(codes_BSK).to(self.bridge.proj_decoder.weight.dtype))
+        return self.decode_vectors(self.quantizer.decode(codes_BSK), codes.num_frames_B)
+
+    @torch.no_grad()
+    def decode_vectors(self, quantized_BSD: Tensor, num_frames_B: Tensor) -> MelDecoderOutput:
+        """Vectors of any length (see ``vectors``) to mels, chunk by chunk."""
+        emb_BSD = self.bridge.up(quantized_BSD.to(self.bridge.proj_decoder.weight.dtype))
         if emb_BSD.shape[1] == 0:
             emb_BSD = functional.pad(emb_BSD, (0, 0, 0, 1))
-        chunk = self.encoder.max_frames // self.bridge.downsample
+        chunk = self.chunk_frames
         if emb_BSD.shape[1] <= chunk:
-            return self.decoder(emb_BSD, codes.num_frames_B)
+            return self.decoder(emb_BSD, num_frames_B)
         outputs = [
-            self.decoder(emb_BSD[:, begin : begin + chunk], (codes.num_frames_B - begin).clamp(0, chunk))
+            self.decoder(emb_BSD[:, begin : begin + chunk], (num_frames_B - begin).clamp(0, chunk))
             for begin in range(0, emb_BSD.shape[1], chunk)
         ]
         return self._join(outputs, chunk)
 
     def _encode_chunk(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        z_BSD, num_frames_B = self._before_quantizer(wav_BN, num_samples_B)
+        return self.quantizer.encode(z_BSD, valid_steps(num_frames_B, z_BSD.shape[1])), num_frames_B
+
+    def _before_quantizer(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
         mel_BMT, mel_len_B = self.log_mel(wav_BN, num_samples_B)
         dtype = self.encoder.conv1.weight.dtype
-        z_BSD, num_frames_B = self.bridge.down(*self.encoder(mel_BMT.to(dtype), mel_len_B))
-        return self.quantizer.encode(z_BSD, valid_steps(num_frames_B, z_BSD.shape[1])), num_frames_B
+        return self.bridge.down(*self.encoder(mel_BMT.to(dtype), mel_len_B))
 
     def _join(self, outputs: list[MelDecoderOutput], chunk: int) -> MelDecoderOutput:
         """Chunks one after the other; a chunk with a successor is held to its full duration."""

@@ -1,14 +1,16 @@
-"""The residual quantizer of the vector-quantize-pytorch library behind the interface of ours."""
+"""Residual quantizers of the vector-quantize-pytorch library behind the interface of ours."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniaudio.quantizers.rvq import check_codebook_sizes, check_num_books, choose_passing
+from omniaudio.errors import UserError
+from omniaudio.quantizers.base import book_stats, check_codebook_sizes, check_num_books, choose_passing
 from omniaudio.types import QuantizerOutput
 
 
@@ -94,19 +96,66 @@ class VectorQuantizePytorch(nn.Module):
 
     @torch.no_grad()
     def _stats(self, x_FD: Tensor, code_FK: Tensor) -> dict[str, Tensor]:
-        power = (x_FD - x_FD.mean(0)).square().mean().clamp(min=1e-12)
         entry_KFD = self.library.get_codes_from_indices(code_FK[None])[:, 0]
-        stats: dict[str, Tensor] = {}
-        residual_FD = x_FD
-        for depth, size in enumerate(self.codebook_sizes):
-            residual_FD = residual_FD - entry_KFD[depth]
-            count_V = torch.bincount(code_FK[:, depth].clamp(min=0), minlength=size).float()
-            share_V = count_V / count_V.sum().clamp(min=1)
-            error = residual_FD.square().mean()
-            stats |= {
-                f"usage/book{depth}": (count_V > 0).float().mean(),
-                f"perplexity/book{depth}": (-torch.special.xlogy(share_V, share_V).sum()).exp(),
-                f"error/book{depth}": error,
-                f"explained/book{depth}": 1 - error / power,
-            }
-        return stats
+        return book_stats(x_FD, entry_KFD, code_FK, self.codebook_sizes)
+
+
+class FiniteScalar(nn.Module):
+    """The library's residual finite scalar quantizer (arXiv:2309.15505): books that need no learning.
+
+    Args:
+        dim: width D of the vectors.
+        codebook_sizes: codes of every book; all the same, the product of ``levels``.
+        levels: steps of every dimension of a book.
+    """
+
+    def __init__(self, dim: int, codebook_sizes: Sequence[int], levels: Sequence[int]) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import ResidualFSQ
+
+        check_codebook_sizes(codebook_sizes)
+        if set(codebook_sizes) != {math.prod(levels)}:
+            raise UserError(
+                f"books.codebook_sizes {list(codebook_sizes)}: with quantizer=fsq every book has the product of "
+                f"quantizer.levels {list(levels)}, {math.prod(levels)} codes"
+            )
+        self.dim = dim
+        self.codebook_sizes = tuple(codebook_sizes)
+        self.library = ResidualFSQ(dim=dim, levels=list(levels), num_quantizers=len(self.codebook_sizes))
+
+    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+        """As Quantizer; gradients reach ``z`` through the library's projections; there is nothing to commit to."""
+        with torch.autocast(z_BSD.device.type, enabled=False):
+            quantized_BSD, codes_BSK = self.library(z_BSD.float())
+        code_FK = codes_BSK[valid_BS]
+        with torch.no_grad():
+            entry_KFC = self.library.get_codes_from_indices(code_FK[None])[:, 0]
+            entry_KFD = entry_KFC @ self.library.project_out.weight.T
+            entry_KFD[0] += self.library.project_out.bias
+            stats = book_stats(z_BSD[valid_BS].float(), entry_KFD, code_FK, self.codebook_sizes)
+        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
+        output_BSD = torch.where(passes_B11, quantized_BSD.to(z_BSD.dtype), z_BSD)
+        return QuantizerOutput(
+            quantized_BSD=output_BSD * valid_BS[..., None],
+            codes_BSK=codes_BSK.long().masked_fill(~valid_BS[..., None], -1),
+            commit_loss=z_BSD.sum() * 0.0,
+            stats=stats,
+        )
+
+    @torch.no_grad()
+    def encode(self, z_BSD: Tensor, valid_BS: Tensor, num_books: int | None = None) -> Tensor:
+        """As Quantizer."""
+        with torch.autocast(z_BSD.device.type, enabled=False):
+            _, codes_BSK = self.library(z_BSD.float())
+        codes_BSK = codes_BSK.long().masked_fill(~valid_BS[..., None], -1)
+        return codes_BSK[..., : check_num_books(num_books, len(self.codebook_sizes))]
+
+    def decode(self, codes_BSK: Tensor) -> Tensor:
+        """As Quantizer."""
+        num_books = check_num_books(codes_BSK.shape[-1], len(self.codebook_sizes))
+        entry_KBSC = self.library.get_codes_from_indices(
+            functional.pad(codes_BSK, (0, len(self.codebook_sizes) - num_books), value=0)
+        )
+        entry_KBSC = entry_KBSC[:num_books] * (codes_BSK >= 0).permute(2, 0, 1)[..., None]
+        decoded_BSD: Tensor = self.library.project_out(entry_KBSC.sum(0))
+        return decoded_BSD * (codes_BSK[..., :1] >= 0)

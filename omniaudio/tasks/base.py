@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_weights
+from omniaudio.training.balance import GradientBalance
 from omniaudio.training.freeze import apply_trainable, set_training_mode
 from omniaudio.types import Batch
 
@@ -27,10 +28,14 @@ ParameterGroups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A loss before its division: the sum over this rank's valid positions, and how many there are."""
+    """A loss before its division: the sum over this rank's valid positions, and how many there are.
+
+    ``factor`` multiplies its weight (a schedule); what is logged is the loss itself.
+    """
 
     total: Tensor
     count: Tensor | float | int
+    factor: float = 1.0
 
 
 class Task(LightningModule):
@@ -49,6 +54,7 @@ class Task(LightningModule):
         accumulate: batches of one optimizer step.
         seed: all randomness of a step follows from (seed, step, rank).
         max_bad_steps: consecutive non-finite steps after which the run ends.
+        balance: measures, and may equalise, the gradient norms of the losses; None does not.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Task(LightningModule):
         accumulate: int = 1,
         seed: int = 0,
         max_bad_steps: int = 10,
+        balance: GradientBalance | None = None,
     ) -> None:
         super().__init__()
         self._factories = dict(modules)
@@ -77,6 +84,7 @@ class Task(LightningModule):
         self.accumulate = accumulate
         self.seed = seed
         self.max_bad_steps = max_bad_steps
+        self.balance = balance
         self.batches_seen = 0
         self.bad_steps = 0
         self.total_bad_steps = 0
@@ -84,6 +92,7 @@ class Task(LightningModule):
         self.tell: Callable[[str], None] = print
         self.stats: dict[str, Tensor | float] = {}
         self.counts: dict[str, float] = {}
+        self.factors: dict[str, float] = {}
 
     # -- what a subclass writes
 
@@ -164,6 +173,7 @@ class Task(LightningModule):
         if world_size > 1:
             torch.distributed.all_reduce(counts)
         self.counts.update(zip(terms, counts.tolist(), strict=True))
+        self.factors.update({name: term.factor for name, term in terms.items()})
         return {name: term.total * (world_size / max(1.0, self.counts[name])) for name, term in terms.items()}
 
     def weigh(self, losses: Mapping[str, Tensor], split: str) -> Tensor:
@@ -176,7 +186,8 @@ class Task(LightningModule):
             raise UserError(
                 f"task.loss_weights has no weight for {sorted(unknown)}; it names {sorted(self.loss_weights)}"
             )
-        total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
+        weights = self._weights(losses, split)
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         shown = {name: loss.detach().float() for name, loss in losses.items()}
         for name, value in shown.items():
             weight = round(self.counts[name]) if split == "val" else 1
@@ -184,6 +195,25 @@ class Task(LightningModule):
                 self._log({f"{split}/{name}": value}, sync=True, weight=weight)
         self._log({f"{split}/loss": total.detach().float()}, sync=True)
         return total
+
+    def _weights(self, losses: Mapping[str, Tensor], split: str) -> dict[str, float]:
+        """Weight of every loss in this step; gradient norms are measured when due, for the steps that follow."""
+        given = {name: self.loss_weights[name] * self.factors.get(name, 1.0) for name in losses}
+        if self.balance is None or split != "train":
+            return given
+        weights = self.balance.weights(given)
+        step, rest = divmod(self.batches_seen, self.accumulate)
+        due = step % self.balance.every_steps == 0 or (self.balance.equalise and not self.balance.norms)
+        if due and rest == 0:
+            norms = self.balance.measure(self, losses, given)
+            self.log_stats({f"grad_norm/{name}": norm for name, norm in norms.items()})
+        if self.balance.equalise:
+            self.log_stats({f"weight/{name}": weight for name, weight in weights.items()})
+        return weights
+
+    def note(self) -> str:
+        """A few words for the progress bar beside the loss."""
+        return ""
 
     def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
         """Log numbers of the first rank under ``split/``: ranks may know different ones, so none waits.
@@ -242,10 +272,14 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
         checkpoint["total_bad_steps"] = self.total_bad_steps
+        if self.balance is not None:
+            checkpoint["gradient_norms"] = dict(self.balance.norms)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = checkpoint["batches_seen"]
         self.total_bad_steps = checkpoint["total_bad_steps"]
+        if self.balance is not None:
+            self.balance.norms = dict(checkpoint["gradient_norms"])
 
 
 def _ndim(parameter: nn.Parameter) -> int:

@@ -17,10 +17,14 @@ from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.backbone import CausalBackbone
 from omniaudio.losses.mel import SCALES, mel_distance
+from omniaudio.metrics.codebooks import HealthLimits, book_numbers, complaints
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.tasks.base import LossTerm, Task
 from omniaudio.types import NO_LABEL, MelDecoderOutput, WaveBatch
+
+HEALTH_EVERY = 100
+"""Steps between two looks at the books."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class TokenizerTask(Task):
         replaced_share: share of items whose embeddings are quantized, the rest bypasses the quantizer.
         commit_scale: factor on the weight of ``vq/commit``.
         mask_share, mask_span: SpecAugment time masks, see ``mask_time``; span in mel frames.
+        health: limits below which a book is reported; None has HealthLimits' own.
         kwargs: see Task.
     """
 
@@ -70,6 +75,7 @@ class TokenizerTask(Task):
         commit_scale: Ramp = Ramp(0.1, 1.0),
         mask_share: float = 0.05,
         mask_span: int = 10,
+        health: HealthLimits | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -81,6 +87,8 @@ class TokenizerTask(Task):
         self.commit_scale = commit_scale
         self.mask_share = mask_share
         self.mask_span = mask_span
+        self.health = health or HealthLimits()
+        self.ill: set[int] = set()
 
     def losses(self, batch: WaveBatch, split: str) -> dict[str, LossTerm]:
         """All losses of a batch at the tokenizer's sample rate."""
@@ -99,12 +107,27 @@ class TokenizerTask(Task):
         losses = self._reconstruction(batch, decoded)
         num_frames = num_frames_B.sum()
         scale = self.commit_scale.at(self.progress) if trains else 1.0
-        losses["vq/commit"] = LossTerm(scale * quantized.commit_loss * num_frames, num_frames)
+        losses["vq/commit"] = LossTerm(quantized.commit_loss * num_frames, num_frames, factor=scale)
         emb_BSD = tokenizer.bridge.up(quantized.quantized_BSD)
         losses["ce/align"] = self._alignment(emb_BSD, num_frames_B, batch.texts)
         stats = {f"vq/{name}": value for name, value in quantized.stats.items()}
         self.log_stats({**stats, "vq/replaced_share": replaced, "vq/commit_scale": scale}, split)
+        if trains and self.batches_seen % (HEALTH_EVERY * self.accumulate) == 0:
+            self._check_health()
         return losses
+
+    def note(self) -> str:
+        """Share of the codes in use, book by book."""
+        usage = book_numbers(self.stats, "usage")
+        return f"books used {' '.join(f'{100 * share:.0f}' for share in usage)} %" if usage else ""
+
+    def _check_health(self) -> None:
+        """Say once which book has collapsed and what to change; a book that recovers may be named again."""
+        found = complaints(self.stats, self.tokenizer.codebook_sizes, self.health)
+        for book, words in found.items():
+            if book not in self.ill and self.global_rank == 0:
+                self.tell(f"step {self.batches_seen // self.accumulate}: {words}")
+        self.ill = set(found)
 
     def _reconstruction(self, batch: WaveBatch, decoded: MelDecoderOutput) -> dict[str, LossTerm]:
         target_BMT, target_len_B = self.tokenizer.decoder_mel(batch.wav_BN, batch.num_samples_B)

@@ -34,7 +34,8 @@ class ProgressBar(Callback):
         if self.progress is not None and int(pl_module.batches_seen) % trainer.accumulate_grad_batches == 0:
             metrics = trainer.callback_metrics
             shown = [name for name in ("train/loss", "val/loss") if name in metrics]
-            self.progress.advance("  ".join(f"{name} {float(metrics[name]):.3f}" for name in shown))
+            words = [f"{name} {float(metrics[name]):.3f}" for name in shown]
+            self.progress.advance("  ".join([*words, pl_module.note()]).rstrip())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.progress is not None:

@@ -67,19 +67,20 @@ def test_a_users_folder(tmp_path, capsys):
     assert "40 of 40 recordings are good, 0.7 min" in capsys.readouterr().out
 
 
-def test_leaves_its_config_log_and_metrics(config, tmp_path):
-    record = f"record_dir={tmp_path}/exp/prepare"
-    main(config(record, "step=fetch"))
-    main(config(record, "step=shards"))
-    folder = tmp_path / "exp" / "prepare"
-    assert "record_dir" in (folder / "config.yaml").read_text()
-    assert "40 of 40 recordings are good" in (folder / "log.txt").read_text()
-    first, second = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    assert (first["step"], second["step"], second["num_good"]) == ("fetch", "shards", 40)
-    main(config(f"record_dir={tmp_path}/exp2/prepare"))  # another experiment over the same data
-    assert (
-        json.loads((tmp_path / "exp2/prepare/metrics.jsonl").read_text().splitlines()[-1])["num_good"] == 40
-    )
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_step_leaves_its_config_log_and_metrics(config, tmp_path):
+    for step in ("fetch", "shards"):
+        main(config(f"record_dir={tmp_path}/exp/{step}", f"step={step}"))
+        assert f"step: {step}" in (tmp_path / "exp" / step / "config.yaml").read_text()
+    assert [line["step"] for line in metrics(tmp_path / "exp/fetch")] == ["fetch"]
+    (line,) = metrics(tmp_path / "exp/shards")
+    assert (line["step"], line["num_good"]) == ("shards", 40)
+    assert "40 of 40 recordings are good" in (tmp_path / "exp/shards/log.txt").read_text()
+    main(config(f"record_dir={tmp_path}/exp2/all"))  # another experiment over the same data
+    assert [line["step"] for line in metrics(tmp_path / "exp2/all")] == ["fetch", "shards"]
 
 
 BAD = {

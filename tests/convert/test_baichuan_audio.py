@@ -90,7 +90,7 @@ SMALL = [
     "encoder.num_heads=4",
     "encoder.ffn_width=64",
     "quantizer.dim=128",
-    "quantizer.codebook_sizes=[64,32,16,8,8,8,8,8]",
+    "books.codebook_sizes=[64,32,16,8,8,8,8,8]",
     "mel_decoder.num_layers=2",
     "mel_decoder.refine_width=24",
     "flow.prenet.mlp_width=128",
@@ -140,7 +140,7 @@ def test_w_pack_is_query_key_value() -> None:
         "backbone.num_heads=4",
         "backbone.num_kv_heads=2",
     ]
-    sizes = ["backbone.ffn_size=16", "audio_head.head_dim=4", "quantizer.codebook_sizes=[8,4]"]
+    sizes = ["backbone.ffn_size=16", "audio_head.head_dim=4", "books.codebook_sizes=[8,4]"]
     modules = build_parts(("lm",), *small, *sizes, device="cpu")
     theirs = to_released(modules, model_converter())
     weight = torch.arange(16.0)[:, None].expand(16, 8).clone()
@@ -156,7 +156,7 @@ def test_recorded_lm_there_and_back() -> None:
     """The recording in tests/golden holds part of a small model; the rest is filled in."""
     overrides = ["backbone.hidden_size=128", "backbone.num_layers=2", "backbone.num_heads=4"]
     overrides += ["backbone.num_kv_heads=2", "backbone.ffn_size=160"]
-    overrides += ["audio_head.head_dim=32", "quantizer.codebook_sizes=[64,32,16,8,8,8,8,8]"]
+    overrides += ["audio_head.head_dim=32", "books.codebook_sizes=[64,32,16,8,8,8,8,8]"]
     modules = build_parts(("lm",), *overrides, device="cpu")
     small = to_released(modules, model_converter())
     recorded = {**small, **golden_state("lm")}

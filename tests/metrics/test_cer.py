@@ -1,13 +1,18 @@
 import jiwer
 import pytest
 
-from omniaudio.metrics.cer import character_error_rate
+from omniaudio.metrics.cer import character_error_rate, word_error_rate
 
 
 def test_hand_value():
     result = character_error_rate(["abcd"], ["abxd e"], ["en"])  # one substitution, two insertions (" e")
-    assert (result.num_edits, result.num_characters) == (3, 4)
+    assert (result.num_edits, result.num_units) == (3, 4)
     assert result.rate == 0.75
+
+
+def test_words():
+    result = word_error_rate(["Hello there, world!"], ["hello world two"], ["en"])
+    assert (result.num_edits, result.num_units) == (2, 3)
 
 
 def test_case_and_punctuation_do_not_count():

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from omniaudio.errors import UserError
-from omniaudio.quantizers.rvq import ResidualVQ, choose_passing
+from omniaudio.quantizers.base import choose_passing
+from omniaudio.quantizers.rvq import ResidualVQ
 
 
 @pytest.fixture
@@ -164,3 +165,17 @@ def test_sizes_are_checked() -> None:
     for sizes in ([], [8, 1]):
         with pytest.raises(UserError, match="codebook_sizes"):
             ResidualVQ(6, sizes)
+
+
+@pytest.mark.parametrize(("replacement", "mixed"), [("instance", False), ("token", True)])
+def test_replacement_of_items_or_of_frames(replacement: str, mixed: bool) -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(6, [16, 8], book_dropout=0.0, replacement=replacement)
+    z_BSD = torch.randn(8, 40, 6)
+    valid_BS = torch.ones(8, 40, dtype=torch.bool)
+    out = quantizer(z_BSD, valid_BS, bypass_share=0.5).quantized_BSD
+    same_BS = (out == z_BSD).all(-1)
+    assert same_BS.float().mean() == 0.5
+    assert bool((same_BS.any(1) & ~same_BS.all(1)).any()) == mixed
+    with pytest.raises(UserError, match="'word': can be instance, token"):
+        ResidualVQ(6, [16, 8], replacement="word")

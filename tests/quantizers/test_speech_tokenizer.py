@@ -13,6 +13,7 @@ from omniaudio.encoders.whisper import WhisperEncoder
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
 from omniaudio.quantizers.bridge import ConvBridge
+from omniaudio.quantizers.continuous import Continuous
 from omniaudio.quantizers.mel_decoder import MelDecoder
 from omniaudio.quantizers.rvq import ResidualVQ
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
@@ -174,3 +175,30 @@ def test_fingerprint_sees_the_encode_path_only() -> None:
     assert {fact for fact in before if before[fact] != changed[fact]} == {"tokenizer_weights"}
     tokenizer.quantizer.books[2].embed[0].add_(1)
     assert tokenizer.fingerprint() != changed
+
+
+def test_a_continuous_tokenizer_keeps_everything_and_has_no_codes() -> None:
+    tokenizer = make(quantizer=Continuous(32))
+    wav_BN, num_samples_B = noise(80000, 20000, 32000 + 399)
+    codes = tokenizer.encode(wav_BN, num_samples_B)
+    assert codes.codes_BSK.shape == (3, 62, 0) and codes.num_frames_B.tolist() == [62, 15, 25]
+    vectors_BSD, num_frames_B = tokenizer.vectors(wav_BN, num_samples_B)
+    assert num_frames_B.tolist() == [62, 15, 25]
+    alone_BSD, _ = tokenizer.vectors(wav_BN[1:2, :20000], num_samples_B[1:2])
+    torch.testing.assert_close(vectors_BSD[1, :15], alone_BSD[0])
+    mel = tokenizer.autoencode(wav_BN, num_samples_B)
+    assert mel.mel_len_B.tolist() == [250 + 58, 73, 123]
+    _, first = tokenizer(wav_BN[:1, :32000], torch.tensor([32000]))
+    torch.testing.assert_close(mel.refined_BMT[0, :, :123], first.refined_BMT[0])
+
+
+def test_vectors_are_what_the_first_books_say() -> None:
+    tokenizer = make()
+    tokenizer.train()(*noise(32000, 30000))
+    tokenizer.eval()
+    wav_BN, num_samples_B = noise(80000, 20000)
+    codes = tokenizer.encode(wav_BN, num_samples_B)
+    for depth in (1, 3):
+        wanted = tokenizer.decode(codes, depth)
+        made = tokenizer.autoencode(wav_BN, num_samples_B, depth)
+        torch.testing.assert_close(made.refined_BMT, wanted.refined_BMT)

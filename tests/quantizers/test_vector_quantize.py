@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from omniaudio.errors import UserError
-from omniaudio.quantizers.vector_quantize import VectorQuantizePytorch
+from omniaudio.quantizers.vector_quantize import FiniteScalar, VectorQuantizePytorch
 
 VALID = torch.arange(10)[None] < torch.tensor([10, 7, 1])[:, None]
 
@@ -60,3 +60,36 @@ def test_it_follows_its_inputs(quantizer: VectorQuantizePytorch) -> None:
     losses = [float(quantizer(x_BSD * 3, valid_BS).commit_loss) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     assert quantizer.state_dict().keys() == VectorQuantizePytorch(6, [16, 8, 4]).state_dict().keys()
+
+
+@pytest.fixture
+def scalar() -> FiniteScalar:
+    torch.manual_seed(0)
+    return FiniteScalar(6, [24, 24, 24], levels=[4, 3, 2])
+
+
+def test_finite_scalar_agrees_with_itself(scalar: FiniteScalar, z_BSD: Tensor) -> None:
+    output = scalar(z_BSD, VALID)
+    codes_BSK = scalar.encode(z_BSD, VALID)
+    assert torch.equal(output.codes_BSK, codes_BSK) and codes_BSK.dtype == torch.int64
+    assert (codes_BSK[~VALID] == -1).all() and codes_BSK[VALID].min() >= 0 and codes_BSK.max() < 24
+    torch.testing.assert_close(scalar.decode(codes_BSK), output.quantized_BSD, atol=1e-5, rtol=1e-5)
+    error = (z_BSD - output.quantized_BSD)[VALID].square().mean()
+    torch.testing.assert_close(output.stats["error/book2"], error)
+    assert scalar.decode(scalar.encode(z_BSD, VALID, 1)).shape == z_BSD.shape
+    assert not torch.equal(scalar.decode(codes_BSK[..., :1]), scalar.decode(codes_BSK))
+
+
+def test_finite_scalar_passes_gradients_and_spares_bypassing_items(
+    scalar: FiniteScalar, z_BSD: Tensor
+) -> None:
+    z_BSD.requires_grad_()
+    scalar(z_BSD, VALID).quantized_BSD.square().sum().backward()
+    assert z_BSD.grad is not None and z_BSD.grad[VALID].abs().sum() > 0 and (z_BSD.grad[~VALID] == 0).all()
+    untouched = scalar(z_BSD, VALID, bypass_share=1.0).quantized_BSD
+    assert torch.equal(untouched, z_BSD * VALID[..., None])
+
+
+def test_finite_scalar_books_are_the_product_of_the_levels() -> None:
+    with pytest.raises(UserError, match=r"books.codebook_sizes \[24, 8\].*\[4, 3, 2\], 24 codes"):
+        FiniteScalar(6, [24, 8], levels=[4, 3, 2])

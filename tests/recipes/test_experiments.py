@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from omniaudio.cli.main import CONF_DIR, compose
 from omniaudio.config import build
+from omniaudio.training.artifacts import load_module
 from tests.conftest import STAGES, run_stage
 
 EXPERIMENTS = sorted(
@@ -106,9 +108,23 @@ def test_the_parts_fit_each_other(scale):
     assert flow.mel_spec == vocoder.mel_spec
 
 
-@pytest.mark.parametrize("quantizer", ["rvq", "vector_quantize_pytorch"])
-def test_the_library_quantizer_is_one_override_away(tiny_chain, tiny_data, tmp_path, quantizer):
+@pytest.mark.parametrize(
+    ("quantizer", "words", "name"),
+    [
+        ("rvq", [], "ResidualVQ"),
+        ("rvq", ["quantizer.replacement=token"], "token"),
+        ("rvq", ["quantizer.restart_after=null", "quantizer.shrink=0"], "ResidualVQ"),
+        ("projected", [], "ProjectedResidualVQ"),
+        ("vector_quantize_pytorch", [], "VectorQuantizePytorch"),
+        ("fsq", ["quantizer.levels=[4,3]", "books.codebook_sizes=[12,12,12]"], "FiniteScalar"),
+        ("continuous", [], "Continuous"),
+    ],
+)
+def test_every_quantizer_is_one_override_away(tiny_chain, tiny_data, tmp_path, quantizer, words, name):
     (tmp_path / "text_lm").symlink_to(tiny_chain / "text_lm")
-    run_stage("tokenizer", tiny_data, tmp_path, f"quantizer={quantizer}")
-    config = (tmp_path / "tokenizer" / "config.yaml").read_text()
-    assert ("VectorQuantizePytorch" in config) == (quantizer == "vector_quantize_pytorch")
+    run_stage("tokenizer", tiny_data, tmp_path, f"quantizer={quantizer}", *words)
+    assert name in (tmp_path / "tokenizer" / "config.yaml").read_text()
+    assert (tmp_path / "tokenizer" / "final" / "align" / "model.safetensors").exists()
+    tokenizer = load_module(tmp_path / "tokenizer" / "final" / "tokenizer")
+    mel = tokenizer.autoencode(torch.randn(1, 16000) * 0.1, torch.tensor([16000]))
+    assert mel.refined_BMT.isfinite().all()

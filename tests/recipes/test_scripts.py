@@ -148,7 +148,7 @@ def test_options_reach_the_commands() -> None:
         ),
         *("--overrides", "seed=3 optim.lr=1e-4"),
     )
-    assert found[-1] == ["omniaudio prepare corpus=cats step=fetch record_dir=exp/try/prepare"]
+    assert found[-1] == ["omniaudio prepare corpus=cats step=fetch record_dir=exp/try/fetch"]
     assert found[2] == [
         "omniaudio train experiment=baichuan_audio/tokenizer scale=tiny data=cats tag=try trainer=gpu "
         "strategy=zero2 devices=2 encoder.pretrained=openai/whisper-tiny seed=3 optim.lr=1e-4"

@@ -23,6 +23,7 @@ from omniaudio.quantizers.rvq import ResidualVQ
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.tasks.tokenizer import Ramp, TokenizerTask
+from omniaudio.training.balance import GradientBalance
 from omniaudio.training.schedule import warmup_cosine
 from omniaudio.types import WaveBatch
 
@@ -154,3 +155,59 @@ def test_another_sample_rate_is_refused() -> None:
     batch.sample_rate_hz = 24000
     with pytest.raises(UserError, match="24000 Hz"):
         task.losses(batch, "train")
+
+
+def test_what_is_logged_is_the_loss_and_its_ramp_weighs_it(tmp_path: Path) -> None:
+    """vq/commit is logged as it is; in the sum it counts with its ramp, which begins at 0."""
+    task = make_task(commit_scale=Ramp(0.0, 1.0), max_steps=1)
+    fit(tmp_path, task, Waves(), steps=1)
+    assert task.seen["train/vq/commit"] > 0
+    scale = task.seen["train/vq/commit_scale"]
+    weights = {**LOSSES, "vq/commit": LOSSES["vq/commit"] * scale}
+    total = sum(weight * float(task.seen[f"train/{name}"]) for name, weight in weights.items())
+    assert float(task.seen["train/loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_gradient_norms_are_logged_when_due_and_change_nothing(tmp_path: Path) -> None:
+    plain, measured = make_task(), make_task(balance=GradientBalance(["tokenizer.encoder.*"], every_steps=2))
+    for name, task in (("plain", plain), ("measured", measured)):
+        fit(tmp_path / name, task, Waves())
+    norms = {name.removeprefix("train/grad_norm/") for name in measured.seen if "grad_norm/" in name}
+    assert norms == set(LOSSES)
+    assert all(measured.seen[f"train/grad_norm/{name}"] > 0 for name in LOSSES)
+    for ours, theirs in zip(plain.parameters(), measured.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_balanced_weights_come_from_the_first_step_on(tmp_path: Path) -> None:
+    task = make_task(balance=GradientBalance(["tokenizer.encoder.*"], equalise=True))
+    fit(tmp_path, task, Waves())
+    assert set(task.balance.norms) == set(LOSSES)
+    shares = {name: task.seen[f"train/weight/{name}"] * task.balance.norms[name] for name in LOSSES}
+    pulls = {name: share / LOSSES[name] ** 2 for name, share in shares.items() if name != "vq/commit"}
+    assert max(pulls.values()) == pytest.approx(min(pulls.values()), rel=1e-4)
+
+
+def test_a_collapsed_book_is_named_once_with_the_remedy() -> None:
+    task = make_task()
+    task.configure_model()
+    told: list[str] = []
+    task.tell = told.append
+    healthy = {"usage": 0.9, "perplexity": 5.0, "explained": 0.4}
+
+    def look(**second: float) -> None:
+        task.stats = {
+            f"vq/{name}/book{book}": ({**healthy, "explained": 0.6, **second} if book else healthy)[name]
+            for name in healthy
+            for book in range(2)
+        }
+        task._check_health()
+
+    look()
+    assert task.note() == "books used 90 90 %" and not told
+    look(usage=0.05)
+    look(usage=0.05)
+    assert len(told) == 1 and "book 2 of 3: 5% of its 8 codes" in told[0]
+    look()
+    look(usage=0.05)
+    assert len(told) == 2, "a book that recovered is named again"

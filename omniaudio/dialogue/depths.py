@@ -1,0 +1,204 @@
+"""What a speech tokenizer keeps, by number of books: the layout of table 1 of arXiv:2502.17239.
+
+Each depth is measured three ways on the same held-out clips: how far the mel is from the true one, what the frozen
+text LLM of the tokenizer's training reads from the embeddings, and what independent recognisers hear in the speech.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from omniaudio.dialogue.evaluation import Clip, cer_of
+from omniaudio.dialogue.remel import remel
+from omniaudio.frontend.audio import resample
+from omniaudio.frontend.mel import LogMel, MelSpec
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.metrics.asr_judge import AsrJudge
+from omniaudio.metrics.cer import word_error_rate
+from omniaudio.metrics.mel import mel_mae
+from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import device_of
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+class Vocoder(Protocol):
+    """Log-mel to waveform."""
+
+    mel_spec: MelSpec
+
+    def __call__(self, mel_BMT: Tensor) -> Tensor: ...
+
+
+@dataclass(kw_only=True)
+class Reader:
+    """The frozen text LLM that the tokenizer was trained with, and what fits embeddings to it."""
+
+    llm: CausalBackbone
+    align: nn.Module
+    text_tokenizer: TextTokenizer
+    space: TokenSpace
+
+    @torch.inference_mode()
+    def loss(self, emb_SD: Tensor, text: str) -> tuple[float, int]:
+        """Cross-entropy (sum in nats) of the transcript and its end after the embeddings, and its pieces."""
+        ids_L = torch.tensor([*self.text_tokenizer.encode(text), self.space.eos], device=emb_SD.device)
+        heard_SD = self.align(emb_SD)
+        embeds_LD = torch.cat([heard_SD, self.llm.embed_text(ids_L[:-1]).to(heard_SD.dtype)])
+        hidden_LD = self.llm(embeds_LD, [len(embeds_LD)])[len(heard_SD) - 1 :]
+        return float(self.llm.text_loss(hidden_LD, ids_L).sum()), len(ids_L)
+
+    @torch.inference_mode()
+    def transcribe(self, emb_SD: Tensor, max_pieces: int = 100) -> str:
+        """The likeliest words, piece by piece, until the end."""
+        cache, ids = self.llm.new_cache(), list[int]()
+        hidden_D = self.llm.step(self.align(emb_SD), cache)[-1]
+        while len(ids) < max_pieces:
+            best = int(self.llm.lm_head(hidden_D)[: self.space.text_vocab_size].argmax())
+            if best == self.space.eos:
+                break
+            ids.append(best)
+            hidden_D = self.llm.step(
+                self.llm.embed_text(torch.tensor([best], device=hidden_D.device)), cache
+            )[-1]
+        return self.text_tokenizer.decode(ids)
+
+
+@dataclass(kw_only=True)
+class DepthRow:
+    """One row of the table.
+
+    Attributes:
+        depth: number of books; 0 is the continuous model.
+        mae: mean absolute error of the refined log-mel.
+        align_loss: nats a piece of the frozen LLM on the transcripts; None without a reader.
+        wer, cer: name of the reader -> rate; "LLM" is the frozen one.
+        heard: name of the reader -> what it wrote of every clip.
+    """
+
+    depth: int
+    mae: float
+    align_loss: float | None = None
+    wer: dict[str, float] = field(default_factory=dict)
+    cer: dict[str, float] = field(default_factory=dict)
+    heard: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return "no VQ" if not self.depth else f"{self.depth} book{'s' if self.depth > 1 else ''}"
+
+
+def score_depth(
+    tokenizer: SpeechTokenizer,
+    clips: Sequence[Clip],
+    depth: int,
+    track: Track,
+    reader: Reader | None = None,
+    vocoder: Vocoder | None = None,
+    judges: Sequence[AsrJudge] = (),
+) -> DepthRow:
+    """Measure one depth.
+
+    Args:
+        tokenizer: in eval mode; a continuous one is measured with depth 0.
+        clips: held-out speech with transcripts.
+        depth: leading books to read.
+        track: progress bar.
+        reader: the frozen LLM; None leaves its columns out.
+        vocoder: speaks the refined mel to the judges; None leaves them out.
+        judges: recognisers, each named by its source.
+    """
+    log_mel = LogMel(tokenizer.decoder_mel_spec).to(device_of(tokenizer))
+    row = DepthRow(depth=depth, mae=0.0)
+    error, mae_count, loss, pieces = 0.0, 0, 0.0, 0
+    wavs: list[np.ndarray] = []
+    read: list[str] = []
+    for clip in track(clips, row.name):
+        wav_N = resample(clip.wav_N, clip.sample_rate_hz, tokenizer.sample_rate_hz)
+        wav_BN = torch.from_numpy(wav_N)[None].to(device_of(tokenizer))
+        length_B = torch.tensor([len(wav_N)], device=wav_BN.device)
+        with torch.inference_mode():
+            quantized_BSD, num_frames_B = tokenizer.vectors(wav_BN, length_B, depth or None)
+            made = tokenizer.decode_vectors(quantized_BSD, num_frames_B)
+            emb_SD = tokenizer.bridge.up(quantized_BSD)[0, : int(num_frames_B)]
+            true_BMT, true_len_B = log_mel(wav_BN, length_B)
+        total, count = mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
+        error, mae_count = error + total, mae_count + count
+        if reader is not None:
+            nats, num = reader.loss(emb_SD, clip.text)
+            loss, pieces = loss + nats, pieces + num
+            read.append(reader.transcribe(emb_SD))
+        if vocoder is not None and judges:
+            spec = vocoder.mel_spec
+            with torch.inference_mode():
+                mel_BMT, mel_len_B = remel(made.refined_BMT, made.mel_len_B, tokenizer.decoder_mel_spec, spec)
+                wavs.append(vocoder(mel_BMT[..., : int(mel_len_B)])[0].float().cpu().numpy())
+    row.mae = error / mae_count
+    if reader is not None:
+        row.align_loss = loss / pieces
+        _add(row, "LLM", clips, read)
+    if vocoder is not None:
+        for judge in judges:
+            rate_hz = vocoder.mel_spec.sample_rate_hz
+            starts = track(range(0, len(wavs), judge.batch_size), f"{row.name}: {judge.name}")
+            parts = [slice(start, start + judge.batch_size) for start in starts]
+            languages = [clip.language for clip in clips]
+            heard = [
+                text for part in parts for text in judge.transcribe(wavs[part], rate_hz, languages[part])
+            ]
+            _add(row, judge.name, clips, heard)
+    return row
+
+
+def _add(row: DepthRow, name: str, clips: Sequence[Clip], heard: list[str]) -> None:
+    row.heard[name], row.cer[name] = heard, cer_of(clips, heard)
+    texts, languages = [clip.text for clip in clips], [clip.language for clip in clips]
+    row.wer[name] = word_error_rate(texts, heard, languages).rate
+
+
+def load_reader(tokenizer: Path, llm: str | Path, text_tokenizer: str | Path, device: str) -> Reader | None:
+    """The reader of a trained tokenizer.
+
+    Args:
+        tokenizer: ``<stage>/final/tokenizer``; ``<stage>/final/align`` stands beside it, the ids in the stage's
+            config. None is returned for one that was trained without.
+    """
+    from omniaudio.config import build
+    from omniaudio.training.artifacts import load_module
+
+    align = tokenizer.parent / "align"
+    if not align.is_dir():
+        return None
+    config = yaml.safe_load((tokenizer.parents[1] / "config.yaml").read_text("utf-8"))
+    backbone: Any = load_module(llm, device)
+    return Reader(
+        llm=getattr(backbone, "backbone", backbone),
+        align=load_module(align, device),
+        text_tokenizer=TextTokenizer.from_file(text_tokenizer),
+        space=build(config["task"]["token_space"], "task.token_space"),
+    )
+
+
+def table(rows: Sequence[DepthRow]) -> list[list[str]]:
+    """Head and lines of the table, the most books first, as the paper has it."""
+    readers = list(dict.fromkeys(name for row in rows for name in row.cer))
+    head = ["speech tokenizer", "mel MAE", "alignment, nats"]
+    head += [f"{rate} by {name}" for name in readers for rate in ("WER", "CER")]
+    lines = []
+    for row in sorted(rows, key=lambda row: row.depth or len(rows) * 100, reverse=True):
+        rates = [rate.get(name) for name in readers for rate in (row.wer, row.cer)]
+        numbers = [f"{row.mae:.3f}", "-" if row.align_loss is None else f"{row.align_loss:.3f}"]
+        lines.append(
+            [row.name, *numbers, *("-" if rate is None else f"{100 * rate:.1f} %" for rate in rates)]
+        )
+    return [head, *lines]

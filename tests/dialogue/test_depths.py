@@ -1,0 +1,120 @@
+"""A tokenizer by number of books: what the frozen LLM reads, the table, the command."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from omniaudio.cli import evaluate
+from omniaudio.cli.main import compose
+from omniaudio.dialogue.depths import DepthRow, load_reader, score_depth, table
+from omniaudio.dialogue.evaluation import choose_clips
+from omniaudio.errors import UserError
+from omniaudio.training.artifacts import load_module
+from tests.conftest import run_stage
+
+
+def quiet(items, description):
+    return items
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_chain):
+    tokenizer = tiny_chain / "tokenizer/final/tokenizer"
+    return load_reader(
+        tokenizer, tiny_chain / "text_lm/final/backbone", tiny_chain / "text_lm/tokenizer.json", "cpu"
+    )
+
+
+def test_the_readers_loss_is_that_of_one_long_document(reader):
+    emb_SD = torch.randn(5, reader.align.in_features)
+    ids = reader.text_tokenizer.encode("hold the line")
+    total, count = reader.loss(emb_SD, "hold the line")
+    assert count == len(ids) + 1
+    with torch.inference_mode():
+        embeds = torch.cat([reader.align(emb_SD), reader.llm.embed_text(torch.tensor(ids))])
+        logits = reader.llm.lm_head(reader.llm(embeds, [len(embeds)]))
+    wanted = sum(-logits[4 + i].log_softmax(-1)[piece] for i, piece in enumerate([*ids, reader.space.eos]))
+    assert total == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_the_transcript_is_what_the_whole_forward_finds_likeliest(reader):
+    emb_SD = torch.randn(5, reader.align.in_features)
+    text = reader.transcribe(emb_SD, max_pieces=4)
+    ids = []
+    with torch.inference_mode():
+        for _ in range(4):
+            embeds = torch.cat(
+                [reader.align(emb_SD), reader.llm.embed_text(torch.tensor(ids, dtype=torch.int64))]
+            )
+            hidden = reader.llm(embeds, [len(embeds)])[-1]
+            ids.append(int(reader.llm.lm_head(hidden)[: reader.space.text_vocab_size].argmax()))
+            if ids[-1] == reader.space.eos:
+                ids.pop()
+                break
+    assert text == reader.text_tokenizer.decode(ids)
+
+
+class Parrot:
+    """A recogniser that heard everything but the first clip."""
+
+    name, batch_size = "parrot", 2
+
+    def __init__(self, texts):
+        self.texts, self.rates = ["", *texts[1:]], []
+
+    def transcribe(self, wavs, sample_rate_hz, languages):
+        assert all(len(wav) > 1000 for wav in wavs)
+        self.rates.append(sample_rate_hz)
+        start = 2 * (len(self.rates) - 1)
+        return self.texts[start : start + len(wavs)]
+
+
+def test_a_row_holds_every_measure(tiny_chain, tiny_data, reader):
+    clips = choose_clips(tiny_data / "shards", "test", 3)
+    tokenizer = load_module(tiny_chain / "tokenizer/final/tokenizer")
+    vocoder, judge = load_module(tiny_chain / "vocoder/final/vocoder"), Parrot([clip.text for clip in clips])
+    row = score_depth(tokenizer, clips, 4, quiet, reader, vocoder, [judge])
+    assert row.name == "4 books" and row.mae > 0 and row.align_loss > 0
+    first = len(clips[0].text.split())
+    assert row.wer["parrot"] == pytest.approx(first / sum(len(clip.text.split()) for clip in clips))
+    assert set(row.cer) == {"LLM", "parrot"} and set(judge.rates) == {24000}
+    assert score_depth(tokenizer, clips, 4, quiet).mae == row.mae
+
+
+def test_the_table_has_the_order_of_the_paper():
+    rows = [DepthRow(depth=depth, mae=0.5 + depth) for depth in (1, 4, 0, 8)]
+    rows[1].cer, rows[1].wer = {"whisper": 0.25}, {"whisper": 0.5}
+    lines = table(rows)
+    assert lines[0] == ["speech tokenizer", "mel MAE", "alignment, nats", "WER by whisper", "CER by whisper"]
+    assert [line[0] for line in lines[1:]] == ["no VQ", "8 books", "4 books", "1 book"]
+    assert lines[3] == ["4 books", "4.500", "-", "50.0 %", "25.0 %"] and lines[1][3:] == ["-", "-"]
+
+
+@pytest.mark.slow
+def test_the_command_with_a_continuous_row(tiny_chain, tiny_data, tmp_path, capsys):
+    exp_dir, other = tmp_path / "exp", tmp_path / "continuous"
+    for folder in (exp_dir, other):
+        folder.mkdir()
+        (folder / "text_lm").symlink_to(tiny_chain / "text_lm")
+    shutil.copytree(tiny_chain / "tokenizer", exp_dir / "tokenizer")
+    run_stage("tokenizer", tiny_data, other, "quantizer=continuous")
+    words = [
+        "system=baichuan_audio",
+        "scale=tiny",
+        f"exp_dir={exp_dir}",
+        f"data_dir={tiny_data}",
+        "task=tokenizer",
+    ]
+    words += ["depths=[1,8]", f"continuous={other}/tokenizer/final/tokenizer", "num_clips=2"]
+    evaluate.main(compose("evaluate", words))
+    assert "| no VQ |" in capsys.readouterr().out
+    table_lines = (exp_dir / "evaluate_tokenizer/table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table_lines[2:]] == ["| no VQ", "| 8 books", "| 1 book"]
+    record = json.loads((exp_dir / "evaluate_tokenizer/results.json").read_text())
+    assert {row["depth"] for row in record["rows"]} == {0, 1, 8} and "task=tokenizer" in record["command"]
+    evaluate.main(compose("evaluate", words))
+    assert "done before" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'poem' is not one of all, tokenizer"):
+        evaluate.main(compose("evaluate", [*words, "task=poem"]))
