@@ -10,7 +10,7 @@ import omniaudio
 from omniaudio.metrics import page as html
 from omniaudio.metrics.codes import BookUse
 from omniaudio.metrics.page import Page
-from omniaudio.metrics.plots import book_bars, loss_curves, mae_by_books
+from omniaudio.metrics.plots import book_bars, book_curves, loss_curves, mae_by_books
 from omniaudio.metrics.records import Curve, StageRecord, read_json
 
 FLOW = (
@@ -149,7 +149,11 @@ def curve_section(page: Page, stages: Mapping[str, StageRecord], folder: Path) -
         if losses:
             picture = f"images/curves_{name}.png"
             loss_curves(folder / picture, record.curves, losses)
-            parts.append(html.card(f"<h3>{html.escape(name)}</h3>", html.image(picture, f"losses of {name}")))
+            images = [html.image(picture, f"losses of {name}")]
+            books = f"images/books_{name}.png"
+            if book_curves(folder / books, record.curves):
+                images.append(html.image(books, f"books of {name} during training"))
+            parts.append(html.card(f"<h3>{html.escape(name)}</h3>", *images))
     if not parts:
         parts = [html.missing("No losses yet: no stage has been trained.")]
     lead = (

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from omniaudio.init import start_silent
 from omniaudio.sdpa import sdpa
@@ -81,6 +82,25 @@ class SelfAttention(nn.Module):
         mask = None if self.causal else visible_B11T
         y = sdpa(q, k, v, mask, is_causal=self.causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+def run_layers(
+    layers: nn.ModuleList, x_BTD: Tensor, visible_B11T: Tensor | None = None, *, recompute: bool = False
+) -> Tensor:
+    """Layers one after the other.
+
+    Args:
+        layers: of TransformerLayer.
+        x_BTD, visible_B11T: as in TransformerLayer.forward.
+        recompute: keep only the input of every layer for the backward pass and compute the rest again: the
+            memory of one layer instead of all, for a third more work (arXiv:1604.06174).
+    """
+    for layer in layers:
+        if recompute and torch.is_grad_enabled():
+            x_BTD = checkpoint(layer, x_BTD, visible_B11T, use_reentrant=False)
+        else:
+            x_BTD = layer(x_BTD, visible_B11T)
+    return x_BTD
 
 
 class TransformerLayer(nn.Module):

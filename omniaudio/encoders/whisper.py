@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniaudio.encoders.transformer import TransformerLayer, sinusoids
+from omniaudio.encoders.transformer import TransformerLayer, run_layers, sinusoids
 from omniaudio.errors import UserError
 from omniaudio.init import start_loud
 from omniaudio.types import valid_steps
@@ -28,6 +28,7 @@ class WhisperEncoder(nn.Module):
         num_heads: attention heads.
         ffn_width: feed-forward width.
         max_frames: longest output, in frames; the input may have twice as many.
+        recompute: see run_layers.
         pretrained: name on the hub, or local folder, of a Whisper checkpoint to start from, or None.
     """
 
@@ -39,12 +40,14 @@ class WhisperEncoder(nn.Module):
         num_heads: int,
         ffn_width: int,
         max_frames: int = 1500,
+        recompute: bool = False,
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
         self.num_mels = num_mels
         self.width = width
         self.max_frames = max_frames
+        self.recompute = recompute
         self.positional_embedding: Tensor
         self.register_buffer("positional_embedding", sinusoids(max_frames, width))
         self.conv1 = nn.Conv1d(num_mels, width, kernel_size=3, padding=1)
@@ -52,7 +55,7 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(width, num_heads, ffn_width) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(width)
         start_loud(self.conv1, self.conv2)
-        if pretrained is not None:
+        if pretrained is not None and not self.conv1.weight.is_meta:
             load_pretrained(self, pretrained)
 
     @staticmethod
@@ -80,9 +83,7 @@ class WhisperEncoder(nn.Module):
 
         hidden_len_B = self.output_length(mel_len_B)
         valid_BT = valid_steps(hidden_len_B, x_BTD.shape[1])
-        visible_B11T = valid_BT[:, None, None]
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, visible_B11T)
+        x_BTD = run_layers(self.layers, x_BTD, valid_BT[:, None, None], recompute=self.recompute)
         return self.layer_norm(x_BTD) * valid_BT[..., None], hidden_len_B
 
 

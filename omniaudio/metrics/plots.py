@@ -50,6 +50,51 @@ def loss_curves(path: Path, curves: Mapping[str, Curve], names: Sequence[str]) -
     _save(figure, path)
 
 
+def book_curves(path: Path, curves: Mapping[str, Curve]) -> bool:
+    """How every book fared in training: codes in use, perplexity, error left, codes replaced.
+
+    Args:
+        path: PNG to write.
+        curves: 'train/vq/usage/book0' -> (step, value), and so on.
+
+    Returns:
+        False, and nothing is drawn, if no book was logged.
+    """
+    titles = {
+        "usage": "codes in use, %",
+        "perplexity": "perplexity",
+        "error": "error left (mean square)",
+        "restarts": "codes replaced, a step",
+    }
+    found = {name: _by_book(curves, name) for name in titles}
+    if not any(found.values()):
+        return False
+    figure = _figure(2.9 * len(titles), 2.2)
+    for i, (name, title) in enumerate(titles.items()):
+        axes = figure.add_subplot(1, len(titles), i + 1)
+        for book, curve in enumerate(found[name]):
+            steps, values = np.array(curve).T
+            shade = 1 - 0.8 * book / max(1, len(found[name]) - 1)
+            scale = 100 if name == "usage" else 1
+            axes.plot(
+                steps, scale * smoothed(values), color=BLUE, alpha=shade, linewidth=1.2, label=f"{book + 1}"
+            )
+        _tidy(axes)
+        axes.set_title(title, loc="left", fontsize=8.5, color=INK, fontweight="bold")
+        axes.set_xlabel("step", fontsize=7, color=SOFT)
+        if i == 0:
+            axes.legend(frameon=False, fontsize=6, labelcolor=INK, ncols=4, title="book", title_fontsize=6)
+    _save(figure, path)
+    return True
+
+
+def _by_book(curves: Mapping[str, Curve], name: str) -> list[Curve]:
+    found: list[Curve] = []
+    while curve := curves.get(f"train/vq/{name}/book{len(found)}"):
+        found.append(curve)
+    return found
+
+
 def spectrograms(path: Path, mels: Mapping[str, np.ndarray], seconds_a_frame: float) -> None:
     """Log-mels (M, T) side by side on one scale of colour and of time.
 

@@ -86,11 +86,16 @@ class Codebook(nn.Module):
         """Squared distances (F, V) of float32 inputs."""
         return _squared_distances(x_FD, self.embed)
 
+    def nearest(self, x_FD: Tensor) -> Tensor:
+        """Code (F,) of the smallest distance to every float32 input."""
+        # The input's own square is the same for all codes.
+        return torch.addmm(self.embed.square().sum(-1), x_FD, self.embed.t(), alpha=-2).argmin(-1)
+
     def choose(self, x_FD: Tensor) -> Tensor:
         """Code (F,) of every input: the nearest, or while training a sample around it."""
-        distance_FV = self.distances(x_FD)
         if not self.training or self.options.gumbel_temperature == 0:
-            return distance_FV.argmin(-1)
+            return self.nearest(x_FD)
+        distance_FV = self.distances(x_FD)
         unit = distance_FV.min(-1).values.mean() * self.options.gumbel_temperature
         noise_FV = -torch.empty_like(distance_FV).exponential_().clamp(min=MIN_COUNT).log()
         return (noise_FV - distance_FV / unit.clamp(min=MIN_COUNT)).argmax(-1)

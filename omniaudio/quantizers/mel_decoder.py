@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniaudio.encoders.transformer import TransformerLayer, sinusoids
+from omniaudio.encoders.transformer import TransformerLayer, run_layers, sinusoids
 from omniaudio.init import start_silent
 from omniaudio.types import MelDecoderOutput, valid_steps
 
@@ -99,6 +99,7 @@ class MelDecoder(nn.Module):
         max_frames: longest sequence of hidden states.
         mel_mean, mel_std: level and spread of a typical target log-mel: where the coarse mel's scale and
             bias start, so that training need not travel there first.
+        recompute: see run_layers.
     """
 
     def __init__(
@@ -114,12 +115,14 @@ class MelDecoder(nn.Module):
         max_frames: int = 3000,
         mel_mean: float = 0.0,
         mel_std: float = 1.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
         self.num_mels = num_mels
         self.mel_frames_per_code = mel_frames_per_code
         self.max_frames = max_frames
+        self.recompute = recompute
         self.positional_embedding: Tensor
         self.register_buffer("positional_embedding", sinusoids(max_frames, width))
         self.dconv1 = NormedDeconv(width, width, kernel_size=3, stride=FRAMES_PER_CODE)
@@ -161,8 +164,7 @@ class MelDecoder(nn.Module):
         emb_BSD = emb_BSD * valid_steps(num_frames_B, emb_BSD.shape[1])[..., None]
         x_BTD = self.dconv1(emb_BSD.transpose(1, 2), num_frames_B).transpose(1, 2)
         x_BTD = x_BTD + self.positional_embedding[: x_BTD.shape[1]].to(x_BTD.dtype)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD)
+        x_BTD = run_layers(self.layers, x_BTD, recompute=self.recompute)
         hidden_len_B = self.hidden_length(num_frames_B)
         hidden_BTD = self.layer_norm(x_BTD) * valid_steps(hidden_len_B, x_BTD.shape[1])[..., None]
 

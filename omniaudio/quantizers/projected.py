@@ -140,7 +140,7 @@ class ProjectedResidualVQ(nn.Module):
         residual_FD, codes = z_BSD[valid_BS], []
         for book in self.books[: check_num_books(num_books, len(self.books))]:
             assert isinstance(book, ProjectedBook)
-            code_F = book.codebook.distances(book.down(residual_FD)).argmin(-1)
+            code_F = book.codebook.nearest(book.down(residual_FD))
             residual_FD = residual_FD - book.up(code_F)
             codes.append(code_F)
         return scatter(torch.stack(codes, -1), valid_BS, fill=-1)

@@ -92,7 +92,7 @@ class ResidualVQ(nn.Module):
         codes = []
         for book in self.books[: check_num_books(num_books, len(self.books))]:
             assert isinstance(book, Codebook)
-            code_F = _distances_fp32(book, residual_FD).argmin(-1)
+            code_F = _nearest_fp32(book, residual_FD)
             residual_FD = (residual_FD.float() - book.lookup(code_F)).to(residual_FD.dtype)
             codes.append(code_F)
         return scatter(torch.stack(codes, -1), valid_BS, fill=-1)
@@ -137,9 +137,9 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, -1), total_FD, kept_FD, stats
 
 
-def _distances_fp32(book: Codebook, x_FD: Tensor) -> Tensor:
+def _nearest_fp32(book: Codebook, x_FD: Tensor) -> Tensor:
     with torch.autocast(x_FD.device.type, enabled=False):
-        return book.distances(x_FD.float())
+        return book.nearest(x_FD.float())
 
 
 def _mean_square(x_FD: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ stops a non-finite step before the optimizer moves.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,7 +258,7 @@ class Task(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
         self.total_bad_steps += 1
-        keys = ", ".join(self._current.keys[:16]) if self._current is not None else "?"
+        keys = ", ".join(faulty_keys(self._current)[:16]) if self._current is not None else "?"
         message = (
             f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; samples: {keys}"
         )
@@ -280,6 +281,16 @@ class Task(LightningModule):
         self.total_bad_steps = checkpoint["total_bad_steps"]
         if self.balance is not None:
             self.balance.norms = dict(checkpoint["gradient_norms"])
+
+
+def faulty_keys(batch: Batch) -> list[str]:
+    """Keys of the samples whose own numbers are not finite; of all samples if every input is finite."""
+    finite_B = torch.ones(len(batch.keys), dtype=torch.bool)
+    for item in dataclasses.fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(batch.keys):
+            finite_B &= value.reshape(len(value), -1).isfinite().all(1).cpu()
+    return [key for key, finite in zip(batch.keys, finite_B, strict=True) if not finite] or list(batch.keys)
 
 
 def _ndim(parameter: nn.Parameter) -> int:

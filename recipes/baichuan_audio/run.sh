@@ -9,7 +9,7 @@
 #
 #   --data asterisk      corpus (conf/corpus)
 #   --audio_dir DIR      your own folder of wav files with transcripts, instead of --data
-#   --scale mini         tiny | mini | mini_long | full        (conf/scale)
+#   --scale mini         tiny | mini | mini_long | whisper_base | full   (conf/scale)
 #   --trainer cpu        cpu | gpu                             (conf/trainer)
 #   --strategy single    single | ddp | zero1 | zero2 | zero3; --devices 1
 #   --tag NAME           results go to exp/NAME; default baichuan_audio_<data>_<scale>

@@ -48,6 +48,80 @@ def test_pretrained_gives_the_hidden_states_of_transformers(checkpoint: Path) ->
     assert hidden_len_B.tolist() == [20, 20]
 
 
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "mels"), [(16, 2, 2, 8), (24, 1, 3, 80), (32, 3, 4, 128)]
+)
+@pytest.mark.parametrize("frames", [3, 38, 41])
+def test_any_size_at_true_length_is_transformers_at_that_length(
+    tmp_path: Path, width: int, layers: int, heads: int, mels: int, frames: int
+) -> None:
+    """Theirs takes one length only: its positions are cut to ours, nothing is padded to 30 s."""
+    from transformers import WhisperConfig, WhisperModel
+
+    sizes = {
+        "d_model": width,
+        "encoder_layers": layers,
+        "encoder_attention_heads": heads,
+        "num_mel_bins": mels,
+    }
+    small = {
+        "encoder_ffn_dim": 2 * width,
+        "decoder_layers": 1,
+        "decoder_attention_heads": heads,
+        "vocab_size": 32,
+    }
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    theirs = WhisperModel(WhisperConfig(**sizes, **small, **ids, max_source_positions=50)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = WhisperEncoder(
+        mels, width, layers, heads, 2 * width, max_frames=50, pretrained=str(tmp_path)
+    ).eval()
+    mel_BMT = torch.randn(1, mels, frames)
+    length = (frames - 1) // 2 + 1
+    encoder = theirs.encoder
+    encoder.config.max_source_positions = length
+    encoder.embed_positions = torch.nn.Embedding.from_pretrained(encoder.embed_positions.weight[:length])
+    even_BMT = torch.nn.functional.pad(
+        mel_BMT, (0, 2 * length - frames)
+    )  # its convolutions pad with zeros too
+    with torch.no_grad():
+        hidden_BTD, _ = ours(mel_BMT, torch.tensor([frames]))
+        if frames % 2 == 0:
+            torch.testing.assert_close(hidden_BTD, encoder(mel_BMT).last_hidden_state, atol=1e-4, rtol=1e-4)
+        else:  # an even input of which ours is told that the last frame is padding
+            padded_BTD, _ = ours(even_BMT, torch.tensor([frames]))
+            torch.testing.assert_close(hidden_BTD, padded_BTD, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pretrained_model_is_not_fetched_for_its_shape(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        encoder = WhisperEncoder(**SIZES, pretrained=str(tmp_path / "nothing"))
+    assert encoder.conv1.weight.is_meta
+
+
+def test_recomputing_gives_the_same_gradients_with_fewer_saved_tensors() -> None:
+    torch.manual_seed(0)
+    plain = WhisperEncoder(**SIZES)
+    saving = WhisperEncoder(**SIZES, recompute=True)
+    saving.load_state_dict(plain.state_dict())
+    mel_BMT, lengths = torch.randn(2, 8, 30), torch.tensor([30, 17])
+    sizes = []
+    for encoder in (plain, saving):
+        saved: list[int] = []
+
+        def keep(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = encoder(mel_BMT, lengths)[0].square().sum()
+        sizes.append(sum(saved))
+        loss.backward()
+    assert sizes[1] < 0.5 * sizes[0]
+    for ours, theirs in zip(plain.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_pretrained_of_another_shape_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"conv1\.weight has shape \(16, 8, 3\) there, \(32, 8, 3\) here"):
         WhisperEncoder(**{**SIZES, "width": 32}, pretrained=str(checkpoint))

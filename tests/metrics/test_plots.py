@@ -3,10 +3,17 @@ import pytest
 from PIL import Image
 
 from omniaudio.metrics.codes import BookUse
-from omniaudio.metrics.plots import book_bars, loss_curves, mae_by_books, smoothed, spectrograms
+from omniaudio.metrics.plots import book_bars, book_curves, loss_curves, mae_by_books, smoothed, spectrograms
 
 CURVES = {"train/loss": [(0.0, 2.0), (1.0, 1.0)], "val/loss": [(1.0, 1.5)], "train/ce/text": [(0.0, 1.0)]}
 BOOKS = [BookUse(size=16, num_frames=100, usage=0.5, perplexity=4.0)] * 3
+
+
+BOOK_CURVES = {
+    f"train/vq/{name}/book{book}": [(0.0, 0.5 + book), (10.0, 0.9)]
+    for name in ("usage", "perplexity", "error", "restarts")
+    for book in range(3)
+}
 
 
 def draw(path, what: str) -> None:
@@ -16,13 +23,15 @@ def draw(path, what: str) -> None:
         spectrograms(
             path, {"original": np.random.randn(20, 30), "flow": np.zeros((20, 25), np.float16)}, 0.02
         )
+    elif what == "book curves":
+        assert book_curves(path, BOOK_CURVES)
     elif what == "books":
         book_bars(path, BOOKS)
     else:
         mae_by_books(path, {"refined": [3.0, 2.0, 1.0], "coarse": [3.0, 2.5, 2.0]})
 
 
-@pytest.mark.parametrize("what", ["curves", "spectrograms", "books", "mae"])
+@pytest.mark.parametrize("what", ["curves", "spectrograms", "book curves", "books", "mae"])
 def test_picture_is_drawn_and_the_same_every_time(tmp_path, what):
     np.random.seed(0)
     draw(tmp_path / "deep" / "one.png", what)
@@ -31,6 +40,10 @@ def test_picture_is_drawn_and_the_same_every_time(tmp_path, what):
     picture = np.asarray(Image.open(tmp_path / "two.png").convert("RGB"))
     assert picture.std() > 5, "an empty picture"
     assert (tmp_path / "deep" / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_a_stage_without_books_has_no_picture_of_them(tmp_path):
+    assert not book_curves(tmp_path / "none.png", CURVES) and not (tmp_path / "none.png").exists()
 
 
 def test_drawing_leaves_no_global_figure(tmp_path):

@@ -128,3 +128,31 @@ def test_every_quantizer_is_one_override_away(tiny_chain, tiny_data, tmp_path, q
     tokenizer = load_module(tmp_path / "tokenizer" / "final" / "tokenizer")
     mel = tokenizer.autoencode(torch.randn(1, 16000) * 0.1, torch.tensor([16000]))
     assert mel.refined_BMT.isfinite().all()
+
+
+def count(module: torch.nn.Module) -> int:
+    """Parameters, and the codes of the books."""
+    books = sum(
+        buffer.numel() for name, buffer in module.named_buffers() if "books" in name and "unused" not in name
+    )
+    return sum(p.numel() for p in module.parameters()) + books
+
+
+def test_the_full_size_has_the_papers_parameters():
+    """1.196 B for tokenizer, prenet and U-Net; with a judge of 1.5 B, and a checkpoint that nobody has to fetch."""
+    words = ["experiment=baichuan_audio/tokenizer", "scale=full", "backbone=qwen2_1_5b"]
+    config = compose("train", [*words, "encoder.pretrained=openai/whisper-large-v3"])
+    flow = compose("train", ["experiment=baichuan_audio/flow", "scale=full"])["flow"]
+    with torch.device("meta"):
+        tokenizer, judge, decoder = build(config["tokenizer"]), build(config["backbone"]), build(flow)
+    parts = {
+        name: count(tokenizer.get_submodule(name)) for name in ("encoder", "bridge", "quantizer", "decoder")
+    }
+    assert parts["encoder"] == 635_048_960
+    assert parts["bridge"] == 85_208_320
+    assert parts["quantizer"] == 2 * 99_614_720 + 19_456, "codes, their averages, their counts"
+    assert parts["decoder"] == 163_747_392
+    total = sum(parts.values()) + count(decoder)
+    assert abs(total / 1e9 - 1.196) < 0.001
+    assert 1.5e9 < sum(p.numel() for p in judge.parameters()) < 1.6e9
+    assert tokenizer.encoder.recompute and tokenizer.decoder.recompute

@@ -162,7 +162,7 @@ def test_options_reach_the_commands() -> None:
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (("--scale", "huge"), "--scale huge: can be full mini mini_long tiny"),
+        (("--scale", "huge"), "--scale huge: can be full mini mini_long tiny whisper_base"),
         (("--trainer", "tpu"), "--trainer tpu: can be cpu gpu"),
         (("--audio_dir", "no/such"), "--audio_dir no/such: there is no such folder"),
     ],

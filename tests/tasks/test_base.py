@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from omniaudio.data.datamodule import StepData
 from omniaudio.errors import UserError
-from omniaudio.tasks.base import LossTerm, Task, step_seed
+from omniaudio.tasks.base import LossTerm, Task, faulty_keys, step_seed
 from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
 from omniaudio.training.loggers import JsonLinesLogger
 from omniaudio.training.schedule import warmup_cosine
-from omniaudio.types import Batch
+from omniaudio.types import Batch, WaveBatch
 
 
 @dataclass(kw_only=True)
@@ -137,6 +137,16 @@ def test_a_non_finite_step_is_skipped_and_its_samples_named(
     assert all(torch.isfinite(p).all() for p in task.parameters())
     assert "point-1" in capsys.readouterr().out
     assert task.total_bad_steps == 1
+
+
+def test_only_the_samples_at_fault_are_named() -> None:
+    wav_BN = torch.zeros(3, 8)
+    lengths = {"num_samples_B": torch.tensor([8, 8, 8]), "sample_rate_hz": 16000}
+    words = {"texts": ["", "", ""], "languages": ["en", "en", "en"]}
+    batch = WaveBatch(keys=["a", "b", "c"], wav_BN=wav_BN, **lengths, **words)
+    assert faulty_keys(batch) == ["a", "b", "c"], "every input is finite: any of them may be it"
+    wav_BN[1, 3] = float("nan")
+    assert faulty_keys(batch) == ["b"]
 
 
 def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
