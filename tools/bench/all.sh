@@ -4,16 +4,24 @@ set -euo pipefail
 
 cd "$(dirname "$0")/../.."
 python=$(bash tools/setup_env.sh)
+export DS_ACCELERATOR=cpu
 results=tools/bench/RESULTS.md
-rows=$(for row in tools/bench/row*.py; do "$python" "$row" 2> /dev/null; done)
-{
-  echo "# Benches"
-  echo
-  echo "\`bash tools/bench/all.sh\`, $(date -u +%F), commit $(git describe --always --dirty), $(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $("$python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)')."
-  echo "Process CPU time, medians of five pairs; the ratio is the peer's time over ours."
-  echo
-  echo "| what | ours | peer | ratio | target | limit | threads |"
-  echo "| --- | --- | --- | --- | --- | --- | --- |"
-  echo "$rows"
-} > "$results"
+rows="" failed=""
+for row in tools/bench/row*.py; do
+  output=$("$python" "$row" 2> /dev/null) || failed+=" $row"
+  rows+=$(grep -E '^\|' <<< "$output" || echo "| $row failed: $(tail -n 1 <<< "$output") |")$'\n'
+done
+processor=$(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs)
+versions=$("$python" -c 'import torch, transformers as t; print(f"torch {torch.__version__}, transformers {t.__version__}")')
+cat > "$results" << END
+# Benches
+
+\`bash tools/bench/all.sh\`, $(date -u +%F), commit $(git describe --always --dirty), $processor, $versions.
+Process CPU time, medians of five pairs; the ratio is the peer's time over ours.
+
+| what | ours | peer | ratio | target | limit | threads |
+| --- | --- | --- | --- | --- | --- | --- |
+$rows
+END
 cat "$results"
+[[ -z $failed ]] || { echo "failed:$failed" >&2; exit 1; }
