@@ -30,7 +30,9 @@ from omniaudio.fingerprint import digest
 from omniaudio.training.artifacts import plain
 
 STAMP, RUNNING = "stamp.json", "running.json"
-NOT_IN_KEY = {"exp_dir", "data_dir", "tag", "tracker", "num_workers", "num_threads", "checkpoint_every_steps"}
+NOT_IN_KEY = {
+    "exp_dir", "data_dir", "tag", "tracker", "num_workers", "num_threads", "checkpoint_every_steps", "health",
+}  # fmt: skip
 SECRET_WORDS = ("token", "password", "secret", "api_key")
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "hydra-core", "webdataset", "numpy")
 

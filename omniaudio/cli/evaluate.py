@@ -98,9 +98,10 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         lines = table(rows)
         for row in rows:
             run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
-        command = command_of(
-            "evaluate", {**config, "asr_judge": judges[0] if judges else None}, "task=tokenizer"
-        )
+        asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
+        asked += [f"depths={config['depths']}".replace(" ", "")]
+        asked += [f"asr_judge=[{','.join(judges)}]"] if judges else []
+        command = command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
         record = {"command": command, "rows": [dataclasses.asdict(row) for row in rows]}
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
         rules = [lines[0], ["---"] * len(lines[0]), *lines[1:]]

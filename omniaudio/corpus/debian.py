@@ -48,10 +48,11 @@ def _download(packages: Sequence[str], scratch: Path) -> None:
     sandbox = ["-o", "APT::Sandbox::User=root"] if as_root else []
     command = ["apt-get", *sandbox, "download", *packages]
     sizes = _run([*command, "--print-uris"], scratch)
-    if sizes.returncode != 0 and as_root:
+    done = _run(command, scratch, Progress("fetch", _megabytes(sizes.stdout), unit=" MB"))
+    if done.returncode != 0 and as_root:  # its lists may be old: names and addresses of packages change
         _run(["apt-get", *sandbox, "update"], scratch)
         sizes = _run([*command, "--print-uris"], scratch)
-    done = _run(command, scratch, Progress("fetch", _megabytes(sizes.stdout), unit=" MB"))
+        done = _run(command, scratch, Progress("fetch", _megabytes(sizes.stdout), unit=" MB"))
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         reason = lines[0].removeprefix("E:").strip() if lines else f"exit code {done.returncode}"

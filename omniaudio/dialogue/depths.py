@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from omniaudio.dialogue.evaluation import Clip, cer_of
 from omniaudio.dialogue.remel import remel
+from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import TextTokenizer
@@ -64,8 +65,9 @@ class Reader:
         cache, ids = self.llm.new_cache(), list[int]()
         hidden_D = self.llm.step(self.align(emb_SD), cache)[-1]
         while len(ids) < max_pieces:
-            best = int(self.llm.lm_head(hidden_D)[: self.space.text_vocab_size].argmax())
-            if best == self.space.eos:
+            logits_V = self.llm.lm_head(hidden_D)
+            best = int(logits_V[: self.space.text_vocab_size].argmax())
+            if logits_V[self.space.eos] >= logits_V[best]:
                 break
             ids.append(best)
             hidden_D = self.llm.step(
@@ -118,6 +120,11 @@ def score_depth(
         vocoder: speaks the refined mel to the judges; None leaves them out.
         judges: recognisers, each named by its source.
     """
+    if (depth == 0) != (not tokenizer.codebook_sizes):
+        raise UserError(
+            f"depth {depth}: a tokenizer of {len(tokenizer.codebook_sizes)} books; 0 is for one trained with "
+            "quantizer=continuous, and only for that"
+        )
     log_mel = LogMel(tokenizer.decoder_mel_spec).to(device_of(tokenizer))
     row = DepthRow(depth=depth, mae=0.0)
     error, mae_count, loss, pieces = 0.0, 0, 0.0, 0

@@ -98,6 +98,8 @@ def book_stats(x_FD: Tensor, entry_KFD: Tensor, code_FK: Tensor, sizes: Sequence
         code_FK: codes, -1 where a book was dropped.
         sizes: codes of every book.
     """
+    if not len(x_FD):
+        return {}
     power = (x_FD - x_FD.mean(0)).square().mean().clamp(min=1e-12)
     residual_FD = x_FD
     stats: dict[str, Tensor] = {}

@@ -104,6 +104,8 @@ class Codebook(nn.Module):
     def start(self, x_FD: Tensor, place_F: Tensor) -> None:
         """Take the first codes from the first batch, the same for any number of ranks; later calls do nothing.
 
+        (Of one batch a step: with accumulation, ranks share other items out. Sampled codes are each rank's own.)
+
         Args:
             x_FD: inputs of this rank.
             place_F: number of each input in the global batch, of which no other has the same.
@@ -245,7 +247,7 @@ def agreed_rows(x_FD: Tensor, place_F: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _mixed(place_F: Tensor, seed: int) -> Tensor:
-    """Int64 hash of places; arithmetic wraps. The finalizer of splitmix64 (Steele et al., 2014)."""
+    """Hash of places, in int64 that wraps: the constants of splitmix64's finalizer (Steele et al., 2014)."""
     z_F = place_F + (seed % 2**31 + 1) * 0x9E3779B9
     z_F = (z_F ^ (z_F >> 30)) * -0x40A7B892E31B1A47
     z_F = (z_F ^ (z_F >> 27)) * -0x6B2FB644ECCEEE15

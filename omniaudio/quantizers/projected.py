@@ -43,11 +43,14 @@ class ProjectedBook(nn.Module):
 
     def down(self, x_FD: Tensor) -> Tensor:
         """Vectors to directions (F, C), float32."""
-        return functional.normalize(self.in_proj(x_FD).float(), dim=-1)
+        return functional.normalize(self.in_proj(x_FD.to(self.in_proj.weight.dtype)).float(), dim=-1)
 
     def up(self, code_F: Tensor) -> Tensor:
         """Codes to what they stand for (F, D); code -1 gives zeros."""
-        return self.out_proj(self._directions(code_F)) * (code_F >= 0)[..., None]
+        return self._out(self._directions(code_F)) * (code_F >= 0)[..., None]
+
+    def _out(self, direction_FC: Tensor) -> Tensor:
+        return self.out_proj(direction_FC.to(self.out_proj.weight.dtype)).float()
 
     def _directions(self, code_F: Tensor) -> Tensor:
         return functional.normalize(self.codebook.lookup(code_F), dim=-1)
@@ -68,7 +71,7 @@ class ProjectedBook(nn.Module):
             self._to_sphere()
         commit = (direction_FC - chosen_FC).square().sum() / max(1, direction_FC.numel())
         passed_FC = direction_FC + (chosen_FC - direction_FC).detach()
-        return code_F, self.out_proj(passed_FC), commit, restarts
+        return code_F, self._out(passed_FC), commit, restarts
 
     def _to_sphere(self) -> None:
         self.codebook.embed.copy_(functional.normalize(self.codebook.embed, dim=-1))
@@ -108,7 +111,11 @@ class ProjectedResidualVQ(nn.Module):
 
     def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
         """As Quantizer; gradients reach ``z`` through the projections, not straight through."""
-        x_FD = z_BSD[valid_BS]
+        with torch.autocast(z_BSD.device.type, enabled=False):
+            return self._quantize(z_BSD, valid_BS, bypass_share)
+
+    def _quantize(self, z_BSD: Tensor, valid_BS: Tensor, bypass_share: float) -> QuantizerOutput:
+        x_FD = z_BSD[valid_BS].float()
         dropout = self.book_dropout if self.training else 0.0
         keep_FK = kept_books(valid_BS, len(self.books), dropout)
         residual_FD, kept_FD, place_F = x_FD, torch.zeros_like(x_FD), places(valid_BS)
@@ -124,7 +131,11 @@ class ProjectedResidualVQ(nn.Module):
             if self.training:
                 stats[f"restarts/book{depth}"] = restarts
         code_FK = torch.stack(codes, -1)
-        stats |= book_stats(x_FD.detach().float(), torch.stack(entries), code_FK, self.codebook_sizes)
+        stats |= book_stats(x_FD.detach(), torch.stack(entries), code_FK, self.codebook_sizes)
+        for depth, book in enumerate(self.books):
+            assert isinstance(book, ProjectedBook)
+            used = book.codebook.stats(code_FK[:, depth])
+            stats |= {f"{name}/book{depth}": value for name, value in used.items()}
         passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
         quantized_BSD = torch.where(passes_B11, scatter(kept_FD.to(z_BSD.dtype), valid_BS), z_BSD)
         return QuantizerOutput(
@@ -137,12 +148,13 @@ class ProjectedResidualVQ(nn.Module):
     @torch.no_grad()
     def encode(self, z_BSD: Tensor, valid_BS: Tensor, num_books: int | None = None) -> Tensor:
         """As Quantizer."""
-        residual_FD, codes = z_BSD[valid_BS], []
-        for book in self.books[: check_num_books(num_books, len(self.books))]:
-            assert isinstance(book, ProjectedBook)
-            code_F = book.codebook.nearest(book.down(residual_FD))
-            residual_FD = residual_FD - book.up(code_F)
-            codes.append(code_F)
+        residual_FD, codes = z_BSD[valid_BS].float(), list[Tensor]()
+        with torch.autocast(z_BSD.device.type, enabled=False):
+            for book in self.books[: check_num_books(num_books, len(self.books))]:
+                assert isinstance(book, ProjectedBook)
+                code_F = book.codebook.nearest(book.down(residual_FD))
+                residual_FD = residual_FD - book.up(code_F)
+                codes.append(code_F)
         return scatter(torch.stack(codes, -1), valid_BS, fill=-1)
 
     def decode(self, codes_BSK: Tensor) -> Tensor:

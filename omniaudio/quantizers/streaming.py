@@ -1,8 +1,8 @@
 """Codes while the speaker still speaks: fixed segments, each heard with some of the past.
 
 The encoder attends in both directions, so a segment that has not heard the rest of the clip gets other codes
-than the clip as a whole; ``omniaudio evaluate`` measures how many. The number of codes is the same, and
-segments of 30 s without context are exactly the chunks of ``SpeechTokenizer.encode``.
+than the clip as a whole. The number of codes is the same, and segments of 30 s without context are exactly the
+chunks of ``SpeechTokenizer.encode``.
 """
 
 from __future__ import annotations

@@ -130,8 +130,9 @@ class FiniteScalar(nn.Module):
         code_FK = codes_BSK[valid_BS]
         with torch.no_grad():
             entry_KFC = self.library.get_codes_from_indices(code_FK[None])[:, 0]
-            entry_KFD = entry_KFC @ self.library.project_out.weight.T
-            entry_KFD[0] += self.library.project_out.bias
+            nothing_FC = torch.zeros_like(entry_KFC[0])
+            entry_KFD = self.library.project_out(entry_KFC) - self.library.project_out(nothing_FC)
+            entry_KFD[0] += self.library.project_out(nothing_FC)
             stats = book_stats(z_BSD[valid_BS].float(), entry_KFD, code_FK, self.codebook_sizes)
         passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
         output_BSD = torch.where(passes_B11, quantized_BSD.to(z_BSD.dtype), z_BSD)

@@ -206,11 +206,22 @@ class Task(LightningModule):
         step, rest = divmod(self.batches_seen, self.accumulate)
         due = step % self.balance.every_steps == 0 or (self.balance.equalise and not self.balance.norms)
         if due and rest == 0:
-            norms = self.balance.measure(self, losses, given)
-            self.log_stats({f"grad_norm/{name}": norm for name, norm in norms.items()})
-        if self.balance.equalise:
+            self._measure(losses, given)
+        if self.balance is not None and self.balance.equalise:
             self.log_stats({f"weight/{name}": weight for name, weight in weights.items()})
         return weights
+
+    def _measure(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+        assert self.balance is not None
+        try:
+            norms = self.balance.measure(self, losses, weights)
+        except UserError as error:
+            if self.balance.equalise:
+                raise
+            self.tell(f"{error}; they are not measured")  # only watched: no reason to end a training
+            self.balance = None
+            return
+        self.log_stats({f"grad_norm/{name}": norm for name, norm in norms.items()})
 
     def note(self) -> str:
         """A few words for the progress bar beside the loss."""
@@ -258,10 +269,10 @@ class Task(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
         self.total_bad_steps += 1
-        keys = ", ".join(faulty_keys(self._current)[:16]) if self._current is not None else "?"
-        message = (
-            f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; samples: {keys}"
-        )
+        faulty = faulty_keys(self._current) if self._current is not None else []
+        named = self._current.keys if self._current is not None and not faulty else faulty
+        samples = f"{'samples' if faulty else 'one of'}: {', '.join(named[:16])}"
+        message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; {samples}"
         self.tell(message)
         if self.bad_steps >= self.max_bad_steps:
             raise UserError(
@@ -280,17 +291,17 @@ class Task(LightningModule):
         self.batches_seen = checkpoint["batches_seen"]
         self.total_bad_steps = checkpoint["total_bad_steps"]
         if self.balance is not None:
-            self.balance.norms = dict(checkpoint["gradient_norms"])
+            self.balance.norms = dict(checkpoint.get("gradient_norms", {}))
 
 
 def faulty_keys(batch: Batch) -> list[str]:
-    """Keys of the samples whose own numbers are not finite; of all samples if every input is finite."""
+    """Keys of the samples whose own numbers are not finite."""
     finite_B = torch.ones(len(batch.keys), dtype=torch.bool)
     for item in dataclasses.fields(batch):
         value = getattr(batch, item.name)
         if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(batch.keys):
             finite_B &= value.reshape(len(value), -1).isfinite().all(1).cpu()
-    return [key for key, finite in zip(batch.keys, finite_B, strict=True) if not finite] or list(batch.keys)
+    return [key for key, finite in zip(batch.keys, finite_B, strict=True) if not finite]
 
 
 def _ndim(parameter: nn.Parameter) -> int:

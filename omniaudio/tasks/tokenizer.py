@@ -118,11 +118,18 @@ class TokenizerTask(Task):
 
     def note(self) -> str:
         """Share of the codes in use, book by book."""
-        usage = book_numbers(self.stats, "usage")
+        usage = book_numbers(self.stats, "usage") if self._counts_use else []
         return f"books used {' '.join(f'{100 * share:.0f}' for share in usage)} %" if usage else ""
+
+    @property
+    def _counts_use(self) -> bool:
+        """Our books remember the last steps; others tell the use of one batch, which is no measure of them."""
+        return hasattr(self.tokenizer.quantizer, "books")
 
     def _check_health(self) -> None:
         """Say once which book has collapsed and what to change; a book that recovers may be named again."""
+        if not self._counts_use:
+            return
         found = complaints(self.stats, self.tokenizer.codebook_sizes, self.health)
         for book, words in found.items():
             if book not in self.ill and self.global_rank == 0:

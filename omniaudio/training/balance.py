@@ -7,6 +7,7 @@ arXiv:2502.17239, section 3.1, chooses the size of its text LLM by matched gradi
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -54,30 +55,31 @@ class GradientBalance:
             module: names its parameters as the patterns do.
             losses: global means, scaled by the number of ranks (see Task.reduced).
             weights: those of weight 0 are left out.
+
+        Raises:
+            UserError: the patterns match nothing that learns, or ZeRO 3 holds pieces of the parameters.
         """
         parameters = self._parameters(module)
         found = {}
         for name, loss in losses.items():
             if not weights[name] or not loss.requires_grad:
                 continue
-            gradients = torch.autograd.grad(
-                weights[name] * loss, parameters, retain_graph=True, allow_unused=True
-            )
-            found[name] = _global_norm(gradients, parameters)
-        for name, norm in found.items():
-            before = self.norms.get(name, norm)
-            self.norms[name] = self.decay * before + (1 - self.decay) * norm
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            norm = _global_norm(gradients, parameters)
+            if math.isfinite(
+                norm
+            ):  # the step of a bad batch is skipped; the averages must not have it either
+                self.norms[name] = self.decay * self.norms.get(name, norm) + (1 - self.decay) * norm
+            found[name] = weights[name] * norm
         return found
 
     def weights(self, weights: Mapping[str, float]) -> dict[str, float]:
         """The weights to train with: those given, or balanced ones once norms are known."""
-        known = {name: self.norms[name] for name in weights if self.norms.get(name, 0.0) > MIN_NORM}
+        known = {n: w for n, w in weights.items() if w and self.norms.get(n, 0.0) > MIN_NORM}
         if not self.equalise or not known:
             return dict(weights)
-        pull, total = sum(known.values()), sum(weights[name] for name in known)
-        balanced = {
-            name: weights[name] * pull * (weights[name] / total) / norm for name, norm in known.items()
-        }
+        pull, total = sum(w * self.norms[n] for n, w in known.items()), sum(known.values())
+        balanced = {n: pull * (w / total) / self.norms[n] for n, w in known.items()}
         return {**weights, **balanced}
 
     def _parameters(self, module: nn.Module) -> list[nn.Parameter]:

@@ -49,11 +49,33 @@ def test_the_transcript_is_what_the_whole_forward_finds_likeliest(reader):
                 [reader.align(emb_SD), reader.llm.embed_text(torch.tensor(ids, dtype=torch.int64))]
             )
             hidden = reader.llm(embeds, [len(embeds)])[-1]
-            ids.append(int(reader.llm.lm_head(hidden)[: reader.space.text_vocab_size].argmax()))
-            if ids[-1] == reader.space.eos:
-                ids.pop()
+            logits = reader.llm.lm_head(hidden)
+            allowed = [*range(reader.space.text_vocab_size), reader.space.eos]
+            best = allowed[int(logits[allowed].argmax())]
+            if best == reader.space.eos:
                 break
+            ids.append(best)
     assert text == reader.text_tokenizer.decode(ids)
+
+
+def test_the_transcript_ends_where_the_llm_says_so(reader):
+    """The end stands after the text pieces in these vocabularies; it must be heard all the same."""
+    steps = []
+
+    class Head(torch.nn.Module):
+        def forward(self, hidden_D):
+            steps.append(1)
+            logits_V = torch.zeros(reader.llm.vocab_size)
+            logits_V[reader.space.eos if len(steps) == 3 else 5] = 9.0
+            return logits_V
+
+    assert reader.space.eos >= reader.space.text_vocab_size
+    head, reader.llm.lm_head = reader.llm.lm_head, Head()
+    try:
+        text = reader.transcribe(torch.randn(5, reader.align.in_features))
+    finally:
+        reader.llm.lm_head = head
+    assert text == reader.text_tokenizer.decode([5, 5])
 
 
 class Parrot:
@@ -81,6 +103,8 @@ def test_a_row_holds_every_measure(tiny_chain, tiny_data, reader):
     assert row.wer["parrot"] == pytest.approx(first / sum(len(clip.text.split()) for clip in clips))
     assert set(row.cer) == {"LLM", "parrot"} and set(judge.rates) == {24000}
     assert score_depth(tokenizer, clips, 4, quiet).mae == row.mae
+    with pytest.raises(UserError, match="depth 0: a tokenizer of 8 books"):
+        score_depth(tokenizer, clips, 0, quiet)
 
 
 def test_the_table_has_the_order_of_the_paper():

@@ -82,3 +82,15 @@ def test_an_item_is_coded_alike_alone_and_in_a_batch(num_items: int) -> None:
     quantizer.train()(z_BSD, valid_BS)
     whole = quantizer.eval().encode(z_BSD, valid_BS)
     assert torch.equal(quantizer.encode(z_BSD[:num_items], valid_BS[:num_items]), whole[:num_items])
+
+
+def test_codes_stay_under_autocast_and_a_model_of_another_type_works() -> None:
+    quantizer, (z_BSD, valid_BS) = make(), batch()
+    quantizer.train()(z_BSD, valid_BS)
+    codes_BSK = quantizer.eval().encode(z_BSD, valid_BS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantizer(z_BSD, valid_BS).codes_BSK, codes_BSK)
+        assert torch.equal(quantizer.encode(z_BSD, valid_BS), codes_BSK)
+    quantizer.bfloat16().train()
+    out = quantizer(z_BSD.bfloat16(), valid_BS)
+    assert out.quantized_BSD.dtype == torch.bfloat16 and out.quantized_BSD.isfinite().all()

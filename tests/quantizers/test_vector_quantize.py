@@ -93,3 +93,12 @@ def test_finite_scalar_passes_gradients_and_spares_bypassing_items(
 def test_finite_scalar_books_are_the_product_of_the_levels() -> None:
     with pytest.raises(UserError, match=r"books.codebook_sizes \[24, 8\].*\[4, 3, 2\], 24 codes"):
         FiniteScalar(6, [24, 8], levels=[4, 3, 2])
+
+
+def test_finite_scalar_without_a_projection() -> None:
+    scalar = FiniteScalar(3, [24, 24], levels=[4, 3, 2])
+    z_BSD, valid_BS = torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
+    output = scalar(z_BSD, valid_BS)
+    torch.testing.assert_close(scalar.decode(output.codes_BSK), output.quantized_BSD, atol=1e-5, rtol=1e-5)
+    error = (z_BSD - output.quantized_BSD).square().mean()
+    torch.testing.assert_close(output.stats["error/book1"], error)

@@ -111,10 +111,10 @@ def test_the_parts_fit_each_other(scale):
 @pytest.mark.parametrize(
     ("quantizer", "words", "name"),
     [
-        ("rvq", [], "ResidualVQ"),
-        ("rvq", ["quantizer.replacement=token"], "token"),
-        ("rvq", ["quantizer.restart_after=null", "quantizer.shrink=0"], "ResidualVQ"),
-        ("projected", [], "ProjectedResidualVQ"),
+        ("rvq", [], "rvq.ResidualVQ"),
+        ("rvq", ["quantizer.replacement=token"], "replacement: token"),
+        ("rvq", ["quantizer.restart_after=null", "quantizer.shrink=0"], "restart_after: null"),
+        ("projected", [], "projected.ProjectedResidualVQ"),
         ("vector_quantize_pytorch", [], "VectorQuantizePytorch"),
         ("fsq", ["quantizer.levels=[4,3]", "books.codebook_sizes=[12,12,12]"], "FiniteScalar"),
         ("continuous", [], "Continuous"),

@@ -144,7 +144,7 @@ def test_only_the_samples_at_fault_are_named() -> None:
     lengths = {"num_samples_B": torch.tensor([8, 8, 8]), "sample_rate_hz": 16000}
     words = {"texts": ["", "", ""], "languages": ["en", "en", "en"]}
     batch = WaveBatch(keys=["a", "b", "c"], wav_BN=wav_BN, **lengths, **words)
-    assert faulty_keys(batch) == ["a", "b", "c"], "every input is finite: any of them may be it"
+    assert faulty_keys(batch) == []
     wav_BN[1, 3] = float("nan")
     assert faulty_keys(batch) == ["b"]
 

@@ -183,9 +183,21 @@ def test_balanced_weights_come_from_the_first_step_on(tmp_path: Path) -> None:
     task = make_task(balance=GradientBalance(["tokenizer.encoder.*"], equalise=True))
     fit(tmp_path, task, Waves())
     assert set(task.balance.norms) == set(LOSSES)
-    shares = {name: task.seen[f"train/weight/{name}"] * task.balance.norms[name] for name in LOSSES}
-    pulls = {name: share / LOSSES[name] ** 2 for name, share in shares.items() if name != "vq/commit"}
-    assert max(pulls.values()) == pytest.approx(min(pulls.values()), rel=1e-4)
+    given = {**LOSSES, "vq/commit": LOSSES["vq/commit"] * float(task.seen["train/vq/commit_scale"])}
+    pulls = [
+        task.seen[f"train/weight/{name}"] * norm / given[name] for name, norm in task.balance.norms.items()
+    ]
+    assert max(pulls) == pytest.approx(min(pulls), rel=1e-4)
+
+
+def test_norms_that_cannot_be_measured_end_only_a_balanced_training(tmp_path: Path) -> None:
+    told: list[str] = []
+    task = make_task(balance=GradientBalance(["nothing.*"], every_steps=1))
+    task.tell = told.append
+    fit(tmp_path / "watched", task, Waves())
+    assert len(told) == 1 and "match no trained parameter; they are not measured" in told[0]
+    with pytest.raises(UserError, match="match no trained parameter"):
+        fit(tmp_path / "balanced", make_task(balance=GradientBalance(["nothing.*"], equalise=True)), Waves())
 
 
 def test_a_collapsed_book_is_named_once_with_the_remedy() -> None:

@@ -50,9 +50,28 @@ def test_without_equalise_the_weights_stay() -> None:
 
 def test_averages_follow_slowly() -> None:
     balance, module = GradientBalance(["encoder.*"], decay=0.5), Two()
-    for weight in (1.0, 2.0):
-        balance.measure(module, losses(module), {"small": weight, "large": 0.0, "aside": 0.0})
+    for factor in (1.0, 2.0):
+        given = {name: factor * loss for name, loss in losses(module).items()}
+        balance.measure(module, given, {"small": 1.0, "large": 0.0, "aside": 0.0})
     assert balance.norms["small"] == pytest.approx(4.5)
+
+
+def test_a_ramped_weight_pulls_as_it_says_now() -> None:
+    balance, module = GradientBalance(["encoder.*"], equalise=True), Two()
+    balance.measure(module, losses(module), {"small": 0.1, "large": 1.0, "aside": 0.0})
+    weights = balance.weights({"small": 1.0, "large": 1.0, "aside": 0.0})  # ten times the weight of before
+    after = GradientBalance(["encoder.*"]).measure(module, losses(module), weights)
+    assert after["small"] == pytest.approx(after["large"])
+
+
+def test_a_bad_batch_is_not_remembered() -> None:
+    balance, module = GradientBalance(["encoder.*"], equalise=True, decay=0.5), Two()
+    weights = {"small": 1.0, "large": 1.0, "aside": 0.0}
+    balance.measure(module, losses(module), weights)
+    before = dict(balance.norms)
+    bad = {name: loss * float("inf") for name, loss in losses(module).items()}
+    balance.measure(module, bad, weights)
+    assert balance.norms == before
 
 
 def test_patterns_must_match_and_numbers_make_sense() -> None:

@@ -8,7 +8,7 @@ export DS_ACCELERATOR=cpu
 results=tools/bench/RESULTS.md
 rows="" failed=""
 for row in tools/bench/row*.py; do
-  output=$("$python" "$row" 2> /dev/null) || failed+=" $row"
+  output=$("$python" "$row" 2>&1) || failed+=" $row"
   rows+=$(grep -E '^\|' <<< "$output" || echo "| $row failed: $(tail -n 1 <<< "$output") |")$'\n'
 done
 processor=$(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs)

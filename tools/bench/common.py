@@ -54,7 +54,7 @@ def compare(
     ratio, ratio_wall = (statistics.median(t["peer"]) / statistics.median(t["ours"]) for t in (cpu, wall))
     print(
         f"| {name} | {times['ours']:.3f} s | {peer_name}: {times['peer']:.3f} s | {ratio:.2f} (wall {ratio_wall:.2f}) "
-        f"| {target:g} | {limit} | {THREADS} of {os.cpu_count()} |",
+        f"| {target:.3g} | {limit} | {THREADS} of {os.cpu_count()} |",
         flush=True,
     )
 
