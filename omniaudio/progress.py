@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,13 +27,14 @@ class Progress:
         self.live = sys.stderr.isatty()
         self.width = 0
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
+    def advance(self, note: str | Callable[[], str] = "", steps: int = 1) -> None:
+        """Count; ``note`` stands at the end of the line (a function is called only when a line is shown)."""
         self.done += steps
         now = time.monotonic()
         last = self.done == self.total
         if now - self.last_line >= (0.2 if self.live else LOG_EVERY_SEC) or (last and self.live):
             self.last_line = now
-            self._show(now, note)
+            self._show(now, note() if callable(note) else note)
 
     def close(self) -> None:
         if self.live and self.width:

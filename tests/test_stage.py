@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,22 @@ def test_log_and_metrics_are_those_of_the_run_that_ended(tmp_path):
     assert [json.loads(line)["part"] for line in lines] == ["first", "second"]
     stopped, done = (tmp_path / "s" / "log.txt").read_text().splitlines()
     assert "UserError: no more space" in stopped and done.endswith("both parts")
+
+
+def test_no_right_to_write_is_one_line():
+    """As another user where the tests run as root, who may write everywhere."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        if root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=f"{folder}/s: Permission denied"):
+                run(Path(folder) / "s", {"a": 1}, [])
+        finally:
+            if root:
+                os.seteuid(0)
+            os.chmod(folder, 0o755)
 
 
 def test_a_missing_input_is_named(tmp_path):

@@ -112,7 +112,7 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
 
 def depth_rows(config: dict[str, Any], judges: list[str]) -> list[DepthRow]:
     """One row a depth, and the continuous model if there is one."""
-    from omniaudio.dialogue.depths import load_reader, score_depth
+    from omniaudio.dialogue.depths import Listeners, load_reader, score_depth
     from omniaudio.dialogue.evaluation import choose_clips
     from omniaudio.metrics.asr_judge import AsrJudge
     from omniaudio.progress import track
@@ -128,8 +128,9 @@ def depth_rows(config: dict[str, Any], judges: list[str]) -> list[DepthRow]:
     for folder in dict.fromkeys(folder for folder, _ in wanted):
         tokenizer: Any = load_module(folder, device)
         reader = load_reader(Path(folder), config["llm"], config["text_tokenizer"], device)
+        listeners = Listeners(reader=reader, vocoder=vocoder, judges=ears)
         for depth in (depth for other, depth in wanted if other == folder):
-            rows.append(score_depth(tokenizer, clips, depth, track, reader, vocoder, ears))
+            rows.append(score_depth(tokenizer, clips, depth, listeners, track))
     return rows
 
 
@@ -226,7 +227,7 @@ def judge_rows(
     judge: Any, clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int
 ) -> tuple[list[Row], dict[str, list[str]]]:
     """Character error rates of the judge, and what it heard."""
-    from omniaudio.dialogue.evaluation import cer_of, judge_variants
+    from omniaudio.dialogue.evaluation import judge_variants
     from omniaudio.metrics.asr_judge import NO_JUDGE
     from omniaudio.metrics.records import Row
     from omniaudio.progress import track
@@ -239,12 +240,24 @@ def judge_rows(
             for v in wavs
         ], {}
     heard = judge_variants(judge, clips, wavs, rate_hz, track)
-    rates = {variant: cer_of(clips, texts) for variant, texts in heard.items()}
-    note = f"{Path(judge.source).name} on {len(clips)} clips"
-    return [
-        Row(section=section, name=f"CER, {VARIANT_NAMES[v]}", value=rate, text=f"{rate:.1%}", note=note)
-        for v, rate in rates.items()
-    ], heard
+    rows = []
+    for variant, texts in heard.items():
+        rate, note = judged(clips, texts, f"{judge.name} on {len(clips)} clips")
+        name = f"CER, {VARIANT_NAMES[variant]}"
+        rows.append(Row(section=section, name=name, value=rate, text=f"{rate:.1%}", note=note))
+    return rows, heard
+
+
+def judged(clips: list[Clip], texts: list[str], note: str) -> tuple[float, str]:
+    """Character error rate of all clips, and the note beside it: a judge that loops on a clip rules the mean."""
+    from omniaudio.dialogue.evaluation import cer_of, looped
+
+    loops = looped(clips, texts)
+    others = [i for i in range(len(clips)) if i not in loops]
+    if loops and others:
+        rest = cer_of([clips[i] for i in others], [texts[i] for i in others])
+        note += f"; it loops on {len(loops)}, {rest:.1%} without them"
+    return cer_of(clips, texts), note
 
 
 def llm_rows(

@@ -6,7 +6,7 @@ text LLM of the tokenizer's training reads from the embeddings, and what indepen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,21 +16,20 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from omniaudio.dialogue.evaluation import Clip, cer_of
+from omniaudio.dialogue.evaluation import Clip, Track, cer_of, judge_variants
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.losses.alignment import transcript_loss
 from omniaudio.metrics.asr_judge import AsrJudge
 from omniaudio.metrics.cer import word_error_rate
 from omniaudio.metrics.mel import mel_mae
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
-from omniaudio.types import device_of
-
-Track = Callable[[Iterable[Any], str], Iterable[Any]]
+from omniaudio.types import MelDecoderOutput, device_of
 
 
 class Vocoder(Protocol):
@@ -53,11 +52,9 @@ class Reader:
     @torch.inference_mode()
     def loss(self, emb_SD: Tensor, text: str) -> tuple[float, int]:
         """Cross-entropy (sum in nats) of the transcript and its end after the embeddings, and its pieces."""
-        ids_L = torch.tensor([*self.text_tokenizer.encode(text), self.space.eos], device=emb_SD.device)
-        heard_SD = self.align(emb_SD)
-        embeds_LD = torch.cat([heard_SD, self.llm.embed_text(ids_L[:-1]).to(heard_SD.dtype)])
-        hidden_LD = self.llm(embeds_LD, [len(embeds_LD)])[len(heard_SD) - 1 :]
-        return float(self.llm.text_loss(hidden_LD, ids_L).sum()), len(ids_L)
+        ids = [*self.text_tokenizer.encode(text), self.space.eos]
+        total, count = transcript_loss(self.llm, [self.align(emb_SD)], [ids])
+        return float(total), count
 
     @torch.inference_mode()
     def transcribe(self, emb_SD: Tensor, max_pieces: int = 100) -> str:
@@ -100,14 +97,23 @@ class DepthRow:
         return "no VQ" if not self.depth else f"{self.depth} book{'s' if self.depth > 1 else ''}"
 
 
+@dataclass(kw_only=True)
+class Listeners:
+    """Who reads and hears what the tokenizer has kept; what is not there has no column.
+
+    Attributes:
+        reader: the frozen LLM, on embeddings.
+        vocoder: speaks the refined mel to the judges.
+        judges: recognisers, each named by its source.
+    """
+
+    reader: Reader | None = None
+    vocoder: Vocoder | None = None
+    judges: Sequence[AsrJudge] = ()
+
+
 def score_depth(
-    tokenizer: SpeechTokenizer,
-    clips: Sequence[Clip],
-    depth: int,
-    track: Track,
-    reader: Reader | None = None,
-    vocoder: Vocoder | None = None,
-    judges: Sequence[AsrJudge] = (),
+    tokenizer: SpeechTokenizer, clips: Sequence[Clip], depth: int, listeners: Listeners, track: Track
 ) -> DepthRow:
     """Measure one depth.
 
@@ -115,10 +121,8 @@ def score_depth(
         tokenizer: in eval mode; a continuous one is measured with depth 0.
         clips: held-out speech with transcripts.
         depth: leading books to read.
+        listeners: who reads and hears.
         track: progress bar.
-        reader: the frozen LLM; None leaves its columns out.
-        vocoder: speaks the refined mel to the judges; None leaves them out.
-        judges: recognisers, each named by its source.
     """
     if (depth == 0) != (not tokenizer.codebook_sizes):
         raise UserError(
@@ -126,8 +130,8 @@ def score_depth(
             "quantizer=continuous, and only for that"
         )
     log_mel = LogMel(tokenizer.decoder_mel_spec).to(device_of(tokenizer))
-    row = DepthRow(depth=depth, mae=0.0)
-    error, mae_count, loss, pieces = 0.0, 0, 0.0, 0
+    row, reader, vocoder = DepthRow(depth=depth, mae=0.0), listeners.reader, listeners.vocoder
+    error, nats = np.zeros(2), np.zeros(2)  # sums and what they are divided by
     wavs: list[np.ndarray] = []
     read: list[str] = []
     for clip in track(clips, row.name):
@@ -139,32 +143,29 @@ def score_depth(
             made = tokenizer.decode_vectors(quantized_BSD, num_frames_B)
             emb_SD = tokenizer.bridge.up(quantized_BSD)[0, : int(num_frames_B)]
             true_BMT, true_len_B = log_mel(wav_BN, length_B)
-        total, count = mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
-        error, mae_count = error + total, mae_count + count
+        error += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
         if reader is not None:
-            nats, num = reader.loss(emb_SD, clip.text)
-            loss, pieces = loss + nats, pieces + num
+            nats += reader.loss(emb_SD, clip.text)
             read.append(reader.transcribe(emb_SD))
-        if vocoder is not None and judges:
-            spec = vocoder.mel_spec
-            with torch.inference_mode():
-                mel_BMT, mel_len_B = remel(made.refined_BMT, made.mel_len_B, tokenizer.decoder_mel_spec, spec)
-                wavs.append(vocoder(mel_BMT[..., : int(mel_len_B)])[0].float().cpu().numpy())
-    row.mae = error / mae_count
+        if vocoder is not None and listeners.judges:
+            wavs.append(_spoken(made, tokenizer.decoder_mel_spec, vocoder))
+    row.mae = float(error[0] / error[1])
     if reader is not None:
-        row.align_loss = loss / pieces
+        row.align_loss = float(nats[0] / nats[1])
         _add(row, "LLM", clips, read)
     if vocoder is not None:
-        for judge in judges:
-            rate_hz = vocoder.mel_spec.sample_rate_hz
-            starts = track(range(0, len(wavs), judge.batch_size), f"{row.name}: {judge.name}")
-            parts = [slice(start, start + judge.batch_size) for start in starts]
-            languages = [clip.language for clip in clips]
-            heard = [
-                text for part in parts for text in judge.transcribe(wavs[part], rate_hz, languages[part])
-            ]
-            _add(row, judge.name, clips, heard)
+        for judge in listeners.judges:
+            heard = judge_variants(judge, clips, {row.name: wavs}, vocoder.mel_spec.sample_rate_hz, track)
+            _add(row, judge.name, clips, heard[row.name])
     return row
+
+
+@torch.inference_mode()
+def _spoken(made: MelDecoderOutput, spec: MelSpec, vocoder: Vocoder) -> np.ndarray:
+    """The refined mel of one item as a waveform at the vocoder's rate."""
+    mel_BMT, mel_len_B = remel(made.refined_BMT, made.mel_len_B, spec, vocoder.mel_spec)
+    wav_N: np.ndarray = vocoder(mel_BMT[..., : int(mel_len_B)])[0].float().cpu().numpy()
+    return wav_N
 
 
 def _add(row: DepthRow, name: str, clips: Sequence[Clip], heard: list[str]) -> None:

@@ -196,6 +196,11 @@ def cer_of(clips: Sequence[Clip], heard: Sequence[str]) -> float:
     return rate.rate
 
 
+def looped(clips: Sequence[Clip], heard: Sequence[str]) -> list[int]:
+    """Clips on which a recogniser repeated itself: it wrote more than three times what was said."""
+    return [i for i, clip in enumerate(clips) if len(heard[i]) > 3 * len(clip.text) + 20]
+
+
 # -- language model
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from omniaudio.errors import UserError
 from omniaudio.types import QuantizerOutput
@@ -42,6 +42,23 @@ class Quantizer(Protocol):
     def decode(self, codes_BSK: Tensor) -> Tensor:
         """Codes of the first K books (B, S, K), K at least 1, to vectors (B, S, dim); code -1 adds nothing."""
         ...
+
+
+class Book(Protocol):
+    """One book of a residual quantizer."""
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (...) to what they stand for (..., D), float32; code -1 gives zeros."""
+        ...
+
+
+def decode_books(books: nn.ModuleList, codes_BSK: Tensor, dim: int) -> Tensor:
+    """Sum (B, S, D) of what the codes of the first K books stand for; see Quantizer.decode."""
+    num_books = check_num_books(codes_BSK.shape[-1], len(books))
+    total_BSD = torch.zeros(*codes_BSK.shape[:-1], dim, device=codes_BSK.device)
+    for book, code_BS in zip(books[:num_books], codes_BSK.unbind(-1), strict=True):
+        total_BSD = total_BSD + cast(Book, book).lookup(code_BS)
+    return total_BSD
 
 
 def check_codebook_sizes(codebook_sizes: Sequence[int]) -> None:

@@ -166,15 +166,16 @@ class Codebook(nn.Module):
         self.unused_steps.add_(1).masked_fill_(count_V > 0, 0)
         if options.restart_after is None:
             return torch.zeros((), device=x_FD.device)
-        seed = int((count_V.long() * torch.arange(1, self.size + 1, device=count_V.device)).sum())
-        return self._restart(x_FD, place_F, options.restart_after, seed)
+        return self._restart(x_FD, place_F, options.restart_after, count_V)
 
-    def _restart(self, x_FD: Tensor, place_F: Tensor, after: int, seed: int) -> Tensor:
+    def _restart(self, x_FD: Tensor, place_F: Tensor, after: int, count_V: Tensor) -> Tensor:
         stale_V = (self.unused_steps >= after) | (self.unused_steps == -1)
         stale_R = stale_V.nonzero()[:, 0]
-        rows_RD = agreed_rows(x_FD, place_F, len(stale_R), seed) if len(stale_R) else x_FD[:0]
-        stale_R = stale_R[: len(rows_RD)]
         if len(stale_R):
+            # Of numbers that all ranks have alike, and that differ from step to step.
+            seed = int((count_V.long() * torch.arange(1, self.size + 1, device=count_V.device)).sum())
+            rows_RD = agreed_rows(x_FD, place_F, len(stale_R), seed)
+            stale_R = stale_R[: len(rows_RD)]
             seen_once = 1 - self.options.decay  # as if this input had been the code's only one, now
             self.embed[stale_R] = rows_RD
             self.embed_avg[stale_R] = rows_RD * seen_once

@@ -17,6 +17,7 @@ from omniaudio.quantizers.base import (
     check_codebook_sizes,
     check_num_books,
     choose_passing,
+    decode_books,
     kept_books,
     places,
     scatter,
@@ -45,9 +46,9 @@ class ProjectedBook(nn.Module):
         """Vectors to directions (F, C), float32."""
         return functional.normalize(self.in_proj(x_FD.to(self.in_proj.weight.dtype)).float(), dim=-1)
 
-    def up(self, code_F: Tensor) -> Tensor:
-        """Codes to what they stand for (F, D); code -1 gives zeros."""
-        return self._out(self._directions(code_F)) * (code_F >= 0)[..., None]
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (...) to what they stand for (..., D), float32; code -1 gives zeros."""
+        return self._out(self._directions(codes)) * (codes >= 0)[..., None]
 
     def _out(self, direction_FC: Tensor) -> Tensor:
         return self.out_proj(direction_FC.to(self.out_proj.weight.dtype)).float()
@@ -153,15 +154,10 @@ class ProjectedResidualVQ(nn.Module):
             for book in self.books[: check_num_books(num_books, len(self.books))]:
                 assert isinstance(book, ProjectedBook)
                 code_F = book.codebook.nearest(book.down(residual_FD))
-                residual_FD = residual_FD - book.up(code_F)
+                residual_FD = residual_FD - book.lookup(code_F)
                 codes.append(code_F)
         return scatter(torch.stack(codes, -1), valid_BS, fill=-1)
 
     def decode(self, codes_BSK: Tensor) -> Tensor:
         """As Quantizer."""
-        num_books = check_num_books(codes_BSK.shape[-1], len(self.books))
-        total_BSD = torch.zeros(*codes_BSK.shape[:-1], self.dim, device=codes_BSK.device)
-        for book, code_BS in zip(self.books[:num_books], codes_BSK.unbind(-1), strict=True):
-            assert isinstance(book, ProjectedBook)
-            total_BSD = total_BSD + book.up(code_BS)
-        return total_BSD
+        return decode_books(self.books, codes_BSK, self.dim)

@@ -14,6 +14,7 @@ from omniaudio.quantizers.base import (
     check_codebook_sizes,
     check_num_books,
     check_replacement,
+    decode_books,
     kept_books,
     passing_frames,
     places,
@@ -99,12 +100,7 @@ class ResidualVQ(nn.Module):
 
     def decode(self, codes_BSK: Tensor) -> Tensor:
         """Codes of the first K books (B, S, K), K at least 1, to vectors (B, S, D); code -1 adds nothing."""
-        num_books = check_num_books(codes_BSK.shape[-1], len(self.books))
-        total_BSD = torch.zeros(*codes_BSK.shape[:-1], self.dim, device=codes_BSK.device)
-        for book, code_BS in zip(self.books[:num_books], codes_BSK.unbind(-1), strict=True):
-            assert isinstance(book, Codebook)
-            total_BSD = total_BSD + book.lookup(code_BS)
-        return total_BSD
+        return decode_books(self.books, codes_BSK, self.dim)
 
     def _quantize(
         self, x_FD: Tensor, keep_FK: Tensor, place_F: Tensor

@@ -16,12 +16,13 @@ from omniaudio.encoders.augment import mask_time
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.losses.alignment import transcript_loss
 from omniaudio.losses.mel import SCALES, mel_distance
 from omniaudio.metrics.codebooks import HealthLimits, book_numbers, complaints
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.tasks.base import LossTerm, Task
-from omniaudio.types import NO_LABEL, MelDecoderOutput, WaveBatch
+from omniaudio.types import MelDecoderOutput, WaveBatch
 
 HEALTH_EVERY = 100
 """Steps between two looks at the books."""
@@ -148,17 +149,9 @@ class TokenizerTask(Task):
     def _alignment(self, emb_BSD: Tensor, num_frames_B: Tensor, texts: list[str]) -> LossTerm:
         """Documents <embeddings of a clip, its transcript, eos>; cross-entropy on transcript and eos."""
         heard_BSD = self.align(emb_BSD)
-        embeds, labels = [], []
-        for heard_SD, num_frames, text in zip(heard_BSD, num_frames_B.tolist(), texts, strict=True):
-            if not text.strip() or not num_frames:
-                continue
-            ids = [*self.text_tokenizer.encode(text), self.token_space.eos]
-            ids_L = torch.tensor(ids, device=emb_BSD.device)
-            text_LD = self.judge.embed_text(ids_L[:-1]).to(heard_SD.dtype)
-            embeds.append(torch.cat([heard_SD[:num_frames], text_LD]))
-            labels.append(torch.cat([ids_L.new_full((num_frames - 1,), NO_LABEL), ids_L]))
-        if not embeds:
+        spoken = [i for i, text in enumerate(texts) if text.strip() and num_frames_B[i] > 0]
+        if not spoken:
             return LossTerm(heard_BSD.sum() * 0.0, 0)
-        hidden_LD = self.judge(torch.cat(embeds), [len(document) for document in embeds])
-        label_L = torch.cat(labels)
-        return LossTerm(self.judge.text_loss(hidden_LD, label_L).sum(), (label_L != NO_LABEL).sum())
+        heard = [heard_BSD[i, : int(num_frames_B[i])] for i in spoken]
+        pieces = [[*self.text_tokenizer.encode(texts[i]), self.token_space.eos] for i in spoken]
+        return LossTerm(*transcript_loss(self.judge, heard, pieces))

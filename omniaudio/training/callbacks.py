@@ -32,10 +32,14 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.progress is not None and int(pl_module.batches_seen) % trainer.accumulate_grad_batches == 0:
-            metrics = trainer.callback_metrics
-            shown = [name for name in ("train/loss", "val/loss") if name in metrics]
-            words = [f"{name} {float(metrics[name]):.3f}" for name in shown]
-            self.progress.advance("  ".join([*words, pl_module.note()]).rstrip())
+            self.progress.advance(lambda: self._note(trainer, pl_module))  # reading a number waits for a GPU
+
+    @staticmethod
+    def _note(trainer: Trainer, task: LightningModule) -> str:
+        metrics = trainer.callback_metrics
+        shown = [name for name in ("train/loss", "val/loss") if name in metrics]
+        words = [f"{name} {float(metrics[name]):.3f}" for name in shown]
+        return "  ".join([*words, task.note()]).rstrip()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.progress is not None:

@@ -134,7 +134,7 @@ def test_codes_of_another_tokenizer_are_refused(tiny_chain, tiny_data, tmp_path,
     assert not (exp_dir / stage / "final").exists()
 
 
-def test_no_write_permission_is_one_line(tiny_chain, tiny_data, tmp_path, capsys):
+def test_a_file_in_the_way_is_one_line(tiny_chain, tiny_data, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SystemExit) as stop:
         main(["train", *train_words("text_lm", tiny_data, tmp_path / "file")])

@@ -8,7 +8,7 @@ import torch
 
 from omniaudio.cli import evaluate
 from omniaudio.cli.main import compose
-from omniaudio.dialogue.depths import DepthRow, load_reader, score_depth, table
+from omniaudio.dialogue.depths import DepthRow, Listeners, load_reader, score_depth, table
 from omniaudio.dialogue.evaluation import choose_clips
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_module
@@ -97,14 +97,14 @@ def test_a_row_holds_every_measure(tiny_chain, tiny_data, reader):
     clips = choose_clips(tiny_data / "shards", "test", 3)
     tokenizer = load_module(tiny_chain / "tokenizer/final/tokenizer")
     vocoder, judge = load_module(tiny_chain / "vocoder/final/vocoder"), Parrot([clip.text for clip in clips])
-    row = score_depth(tokenizer, clips, 4, quiet, reader, vocoder, [judge])
+    row = score_depth(tokenizer, clips, 4, Listeners(reader=reader, vocoder=vocoder, judges=[judge]), quiet)
     assert row.name == "4 books" and row.mae > 0 and row.align_loss > 0
     first = len(clips[0].text.split())
     assert row.wer["parrot"] == pytest.approx(first / sum(len(clip.text.split()) for clip in clips))
     assert set(row.cer) == {"LLM", "parrot"} and set(judge.rates) == {24000}
-    assert score_depth(tokenizer, clips, 4, quiet).mae == row.mae
+    assert score_depth(tokenizer, clips, 4, Listeners(), quiet).mae == row.mae
     with pytest.raises(UserError, match="depth 0: a tokenizer of 8 books"):
-        score_depth(tokenizer, clips, 0, quiet)
+        score_depth(tokenizer, clips, 0, Listeners(), quiet)
 
 
 def test_the_table_has_the_order_of_the_paper():

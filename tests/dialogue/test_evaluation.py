@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from omniaudio.cli.evaluate import judged
 from omniaudio.data.shards import ShardWriter
 from omniaudio.dialogue import evaluation
 from omniaudio.dialogue.evaluation import Clip, choose_clips
@@ -84,6 +85,16 @@ def test_judge_hears_every_variant_at_its_rate(clips):
 
 def test_character_error_rate_of_perfect_hearing_is_zero(clips):
     assert evaluation.cer_of(clips, [clip.text.upper() + "!" for clip in clips]) == 0
+
+
+def test_a_judge_that_loops_is_told_and_counted(clips):
+    heard = [clip.text for clip in clips]
+    assert judged(clips, heard, "judge") == (0.0, "judge")
+    heard[1] = "de la idea " * 60
+    rate, note = judged(clips, heard, "judge")
+    assert rate > 1 and note == "judge; it loops on 1, 0.0% without them"
+    everything = ["no no no no " * 60] * len(clips)
+    assert judged(clips, everything, "judge")[1] == "judge", "nothing is left to measure without them"
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary():
