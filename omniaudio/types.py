@@ -34,6 +34,9 @@ class Utterance:
     language: str  # ISO 639-1
     speaker: str
     corpus: str
+    response: str = ""  # what was said to it
+    continuation: str = ""  # text of the clip that follows in the same passage
+    translation: str = ""  # in English
 
     @property
     def duration_sec(self) -> float:
@@ -57,13 +60,14 @@ class Batch:
 
 @dataclass(kw_only=True)
 class WaveBatch(Batch):
-    """Waveforms with their transcripts, zero-padded to the longest."""
+    """Waveforms with what is to be written of them, zero-padded to the longest."""
 
     wav_BN: Tensor  # float32 in [-1, 1] at sample_rate_hz
     num_samples_B: Tensor  # int64
     sample_rate_hz: int
-    texts: list[str]
-    languages: list[str]
+    kinds: list[str]  # what is asked in writing: asr, aqa, s2tt, intlv
+    texts: list[str]  # the answer; "" where a crop does not hold the whole clip
+    languages: list[str]  # of the speech
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ def test_a_batch_moves_all_its_tensors():
     codes = Codes(codes_BSK=torch.zeros(1, 2, 8, dtype=torch.long), num_frames_B=torch.tensor([2]))
     batch = CodesWaveBatch(
         keys=["a"], wav_BN=torch.zeros(1, 4), num_samples_B=torch.tensor([4]), sample_rate_hz=16000,
-        texts=["t"], languages=["en"], codes=codes,
+        kinds=["asr"], texts=["t"], languages=["en"], codes=codes,
     )  # fmt: skip
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.wav_BN, moved.num_samples_B, moved.codes.codes_BSK)} == {"meta"}

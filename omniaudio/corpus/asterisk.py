@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omniaudio.corpus.debian import fetch_packages
@@ -77,7 +77,8 @@ class AsteriskSounds:
         left_out: list[LeftOut] = []
         for language in self.languages:
             self._add_language(language, (self.root or folder) / "usr" / "share", items, left_out)
-        return Inventory(items, left_out)
+        english = {item.key.partition("/")[2]: item.text for item in items if item.language == "en"}
+        return Inventory([_translated(item, english) for item in items], left_out)
 
     def attribution(self) -> str:
         lines = [
@@ -125,6 +126,12 @@ class AsteriskSounds:
                         speaker=voice.speaker,
                     )
                 )
+
+
+def _translated(item: RawItem, english: Mapping[str, str | None]) -> RawItem:
+    """A prompt of another language with what the English prompt of the same name says."""
+    text = english.get(item.key.partition("/")[2]) if item.language != "en" else None
+    return replace(item, translation=text) if text else item
 
 
 def strip_notes(text: str) -> str:

@@ -33,7 +33,7 @@ class Checks:
 
     Args:
         sample_rate_hz: of the shards.
-        resample: take other rates too, and convert them.
+        resample: take other rates than the one that the corpus states, or else that of the shards.
         downmix: take several channels too, as their mean.
         min_sec, max_sec: allowed duration.
         min_level_db: a quieter recording (RMS, against full scale) is silence.
@@ -66,7 +66,8 @@ class Checks:
             wav_CN, rate_hz = decode_audio(item.path)
         except UserError as error:
             return Finding("empty audio" if "0 samples" in str(error) else "unreadable audio", str(error))
-        reason, detail = self._audio_fault(wav_CN, rate_hz) or self._pace_fault(
+        expected_hz = item.sample_rate_hz or self.sample_rate_hz
+        reason, detail = self._audio_fault(wav_CN, rate_hz, expected_hz) or self._pace_fault(
             item, wav_CN.shape[1] / rate_hz
         )
         return Finding(reason, detail, num_samples=wav_CN.shape[1], sample_rate_hz=rate_hz)
@@ -89,13 +90,13 @@ class Checks:
             return Finding("control characters in the transcript", repr(item.text[:40]))
         return None
 
-    def _audio_fault(self, wav_CN: np.ndarray, rate_hz: int) -> tuple[str, str] | None:
+    def _audio_fault(self, wav_CN: np.ndarray, rate_hz: int, expected_hz: int) -> tuple[str, str] | None:
         if not np.isfinite(wav_CN).all():
             return "audio not finite", f"{int((~np.isfinite(wav_CN)).sum())} samples are NaN or Inf"
-        if rate_hz != self.sample_rate_hz and not self.resample:
+        if rate_hz != expected_hz and not self.resample:
             return (
                 "wrong sample rate",
-                f"{rate_hz} Hz, expected {self.sample_rate_hz} (checks.resample=true converts)",
+                f"{rate_hz} Hz, expected {expected_hz} (checks.resample=true converts)",
             )
         if wav_CN.shape[0] != 1 and not self.downmix:
             return "several channels", f"{wav_CN.shape[0]}, expected 1 (checks.downmix=true takes the mean)"

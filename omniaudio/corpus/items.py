@@ -18,6 +18,11 @@ class RawItem:
     language: str  # ISO 639-1
     speaker: str
     fault: str | None = None  # the reason to refuse it, where the corpus itself knows one
+    sample_rate_hz: int | None = None  # of the whole corpus, where it is known not to be that of the shards
+    corpus: str = ""  # where it came from, in a collection of several
+    response: tuple[str, ...] = ()  # what was said to it, clip by clip
+    continuation: str = ""  # the text of the clip that follows in the same passage
+    translation: str = ""  # in English
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,11 @@ def _utterance(line: str, where: str) -> Utterance:
     except ValueError as error:
         raise UserError(f"{where}: not valid json ({error})") from error
     names = [f.name for f in dataclasses.fields(Utterance)]
-    if not isinstance(found, dict) or set(found) != set(names):
+    needed = {f.name for f in dataclasses.fields(Utterance) if f.default is dataclasses.MISSING}
+    if not isinstance(found, dict) or not needed <= set(found) <= set(names):
         shown = sorted(found) if isinstance(found, dict) else type(found).__name__
         raise UserError(f"{where}: found {shown}, expected the fields {', '.join(names)}")
-    for name in names:
+    for name in found:
         kind = FIELDS.get(name, str)
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
             raise UserError(f"{where}: {name} is {found[name]!r}, expected {kind.__name__}")

@@ -37,6 +37,8 @@ from omniaudio.frontend.audio import encode_audio
 from omniaudio.types import Utterance
 
 STAMP = "prepared.json"
+ANSWERS = ("response", "continuation", "translation")
+"""Texts that an utterance may have beside its transcript."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def inventory_key(inventory: Inventory) -> str:
     for item in inventory.items:
         stat = item.path.stat() if item.path.is_file() else None
         size_time = [stat.st_size, stat.st_mtime_ns] if stat else None
-        state.append([item.key, item.text, item.language, item.speaker, item.fault, size_time])
+        state.append([{**dataclasses.asdict(item), "path": None}, size_time])
     return digest([state, [dataclasses.asdict(entry) for entry in inventory.left_out]])
 
 
@@ -124,7 +126,10 @@ def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict
         if not chosen and plan.split[split]:
             raise UserError(f"{folder}: split {split!r} is empty; add recordings or change split.{split}")
         manifest = folder / "manifest" / f"{split}.jsonl"
-        utterances = [_utterance(item, finding, corpus.name, manifest) for item, finding in chosen]
+        utterances = [
+            _utterance(_without_held_out(item, split, plan.split), finding, corpus.name, manifest)
+            for item, finding in chosen
+        ]
         write_manifest(manifest, utterances)
         encode = functools.partial(_flac, plan.checks)
         coded = workers.map(encode, [item for item, _ in chosen], f"Writing shards of {split}")
@@ -144,7 +149,8 @@ def _write_shards(
 ) -> None:
     for utterance, (flac, num_samples) in zip(utterances, coded, strict=True):
         facts = dataclasses.asdict(utterance)
-        del facts["key"], facts["audio_path"]
+        for name in ("key", "audio_path", *(name for name in ANSWERS if not facts[name])):
+            del facts[name]
         facts |= {"sample_rate_hz": sample_rate_hz, "num_samples": num_samples}
         writer.write(utterance.key, {"flac": flac}, facts)
 
@@ -161,7 +167,26 @@ def _utterance(item: RawItem, finding: Finding, corpus_name: str, manifest: Path
         text=item.text or "",
         language=item.language,
         speaker=item.speaker,
-        corpus=corpus_name,
+        corpus=item.corpus or corpus_name,
+        response=" ".join(item.response),
+        continuation=item.continuation,
+        translation=item.translation,
+    )
+
+
+def _without_held_out(item: RawItem, split: str, fractions: Mapping[str, float]) -> RawItem:
+    """An item of the training split without the answers whose text is spoken in a held-out clip."""
+    if split != "train":
+        return item
+
+    def trains(text: str, language: str) -> bool:
+        return split_of(text, language, fractions) == "train"
+
+    return dataclasses.replace(
+        item,
+        response=item.response if all(trains(text, item.language) for text in item.response) else (),
+        continuation=item.continuation if trains(item.continuation, item.language) else "",
+        translation=item.translation if trains(item.translation, "en") else "",
     )
 
 

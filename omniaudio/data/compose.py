@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omniaudio.data.prompts import LANGUAGE_NAMES, prompt_for
+from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
@@ -23,8 +23,6 @@ from omniaudio.sequence.vocab import TokenSpace
 Codes = np.ndarray
 Group = tuple[int, ...]
 
-ANSWERS = {"asr": "text", "aqa": "response", "s2tt": "translation"}
-"""Kind -> the fact of a clip that is its answer."""
 JOINED = ("intlv", "itts", "sft_repeat")
 """Kinds whose documents may hold several clips of one voice."""
 KINDS = (

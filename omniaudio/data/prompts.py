@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+ANSWERS = {"asr": "text", "aqa": "response", "s2tt": "translation"}
+"""Kind -> the fact of a clip that is its answer."""
+WRITTEN = {**ANSWERS, "intlv": "continuation"}
+"""The same with the text that follows a clip in an interleaved passage: all that one clip can ask for in writing."""
+
 PROMPTS: dict[str, dict[str, tuple[str, ...]]] = {
     "asr": {
         "en": ("Write down what is said: ", "Transcribe the speech: "),
@@ -57,3 +62,8 @@ def prompt_for(task: str, language: str, rng: np.random.Generator | None = None)
     """One wording of a task: a random one, or the first without ``rng``."""
     wordings = PROMPTS[task].get(language, PROMPTS[task]["en"])
     return wordings[int(rng.integers(len(wordings)))] if rng is not None else wordings[0]
+
+
+def written_prompt(kind: str, language: str) -> str:
+    """The first wording of a kind of ``WRITTEN``."""
+    return prompt_for("interleaved" if kind == "intlv" else kind, language)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from omniaudio.data.planning import PooledPlan, share_of
+from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
@@ -75,6 +76,8 @@ class WaveSteps:
         codes_dir: folder of code shards of the same split; batches then carry the codes of the crop.
         training: shuffle and crop at random.
         max_clips: the first so many clips only (validation).
+        kind_weights: how often a clip is asked for its transcript (asr), a response (aqa), its translation (s2tt), or
+            what follows it (intlv); a clip without such a text is not asked for it. None asks for transcripts only.
         max_cache_bytes: memory for decoded clips.
     """
 
@@ -92,11 +95,15 @@ class WaveSteps:
         training: bool = True,
         max_clips: int | None = None,
         max_cache_bytes: int = 1 << 30,
+        kind_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.reader = ShardReader(shards_dir, split)
         self.rate, self.crop_sec, self.min_sec, self.seed = sample_rate_hz, crop_sec, min_sec, seed
         self.training, self.crop_at_start = training, crop_at_start
         self.entries = self.reader.entries[:max_clips]
+        self.kind_weights = dict(kind_weights or {"asr": 1.0})
+        if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
+            raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
         self.codes_by_key = {e.key: i for i, e in enumerate(self.codes.entries)} if self.codes else {}
         lengths = [min(max(self._seconds(e.facts), min_sec), crop_sec) for e in self.entries]
@@ -106,8 +113,11 @@ class WaveSteps:
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]
-        rngs = {item: np.random.default_rng([self.seed, step, item]) for item in items}
-        return self._collate([self._crop(item, rngs[item]) for item in share_of(items, part, num_parts)])
+        mine = share_of(items, part, num_parts)
+        rngs = [np.random.default_rng([self.seed, step, item]) for item in mine]
+        crops = [self._crop(item, rng) for item, rng in zip(mine, rngs, strict=True)]
+        kinds = [self._kind(item, rng) for item, rng in zip(mine, rngs, strict=True)]
+        return self._collate(crops, kinds)
 
     def check_layout(self, layout: Fingerprint) -> None:
         if self.codes:
@@ -139,6 +149,15 @@ class WaveSteps:
         wav = np.pad(wav, (0, max(0, round(self.min_sec * self.rate) - len(wav))))
         return item, wav, whole, self._codes_of(item, whole)
 
+    def _kind(self, item: int, rng: np.random.Generator) -> str:
+        """What this clip is asked for; the transcript if it has nothing else."""
+        facts = self.entries[item].facts
+        weights = {kind: share for kind, share in self.kind_weights.items() if share and facts.get(WRITTEN[kind])}
+        if not weights:
+            return "asr"
+        shares = np.cumsum(list(weights.values()))
+        return list(weights)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+
     def _codes_of(self, item: int, whole: bool) -> np.ndarray | None:
         if self.codes is None:
             return None
@@ -152,7 +171,9 @@ class WaveSteps:
         code_rate_hz = float(self.codes.fingerprint["code_rate_hz"])
         return codes if whole else codes[: int(self.crop_sec * code_rate_hz)]
 
-    def _collate(self, crops: list[tuple[int, np.ndarray, bool, np.ndarray | None]]) -> WaveBatch:
+    def _collate(
+        self, crops: list[tuple[int, np.ndarray, bool, np.ndarray | None]], kinds: list[str]
+    ) -> WaveBatch:
         entries = [self.entries[item] for item, *_ in crops]
         wav_BN, num_samples_B = pad([wav for _, wav, *_ in crops])
         common: dict[str, Any] = {
@@ -160,8 +181,10 @@ class WaveSteps:
             "wav_BN": wav_BN,
             "num_samples_B": num_samples_B,
             "sample_rate_hz": self.rate,
+            "kinds": kinds,
             "texts": [
-                e.facts["text"] if whole else "" for e, (_, _, whole, _) in zip(entries, crops, strict=True)
+                e.facts.get(WRITTEN[kind], "") if whole else ""
+                for e, kind, (_, _, whole, _) in zip(entries, kinds, crops, strict=True)
             ],
             "languages": [e.facts["language"] for e in entries],
         }

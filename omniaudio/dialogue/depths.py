@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from omniaudio.data.prompts import written_prompt
 from omniaudio.dialogue.evaluation import Clip, Track, cer_of, judge_variants
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
@@ -42,25 +43,34 @@ class Vocoder(Protocol):
 
 @dataclass(kw_only=True)
 class Reader:
-    """The frozen text LLM that the tokenizer was trained with, and what fits embeddings to it."""
+    """The frozen text LLM that the tokenizer was trained with, and what fits embeddings to it.
+
+    Attributes:
+        prompts: whether it was told before the speech what is asked for.
+    """
 
     llm: CausalBackbone
     align: nn.Module
     text_tokenizer: TextTokenizer
     space: TokenSpace
+    prompts: bool
 
     @torch.inference_mode()
-    def loss(self, emb_SD: Tensor, text: str) -> tuple[float, int]:
+    def loss(self, emb_SD: Tensor, text: str, language: str) -> tuple[float, int]:
         """Cross-entropy (sum in nats) of the transcript and its end after the embeddings, and its pieces."""
         ids = [*self.text_tokenizer.encode(text), self.space.eos]
-        total, count = transcript_loss(self.llm, [self.align(emb_SD)], [ids])
+        total, count = transcript_loss(self.llm, [self.align(emb_SD)], [ids], [self._prompt(language)])
         return float(total), count
 
     @torch.inference_mode()
-    def transcribe(self, emb_SD: Tensor, max_pieces: int = 100) -> str:
+    def transcribe(self, emb_SD: Tensor, language: str, max_pieces: int = 100) -> str:
         """The likeliest words, piece by piece, until the end."""
         cache, ids = self.llm.new_cache(), list[int]()
-        hidden_D = self.llm.step(self.align(emb_SD), cache)[-1]
+        heard_SD = self.align(emb_SD)
+        prompt_LD = self.llm.embed_text(
+            torch.tensor(self._prompt(language), dtype=torch.long, device=heard_SD.device)
+        )
+        hidden_D = self.llm.step(torch.cat([prompt_LD, heard_SD]), cache)[-1]
         while len(ids) < max_pieces:
             logits_V = self.llm.lm_head(hidden_D)
             best = int(logits_V[: self.space.text_vocab_size].argmax())
@@ -71,6 +81,9 @@ class Reader:
                 self.llm.embed_text(torch.tensor([best], device=hidden_D.device)), cache
             )[-1]
         return self.text_tokenizer.decode(ids)
+
+    def _prompt(self, language: str) -> list[int]:
+        return self.text_tokenizer.encode(written_prompt("asr", language)) if self.prompts else []
 
 
 @dataclass(kw_only=True)
@@ -145,8 +158,8 @@ def score_depth(
             true_BMT, true_len_B = log_mel(wav_BN, length_B)
         error += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
         if reader is not None:
-            nats += reader.loss(emb_SD, clip.text)
-            read.append(reader.transcribe(emb_SD))
+            nats += reader.loss(emb_SD, clip.text, clip.language)
+            read.append(reader.transcribe(emb_SD, clip.language))
         if vocoder is not None and listeners.judges:
             wavs.append(_spoken(made, tokenizer.decoder_mel_spec, vocoder))
     row.mae = float(error[0] / error[1])
@@ -194,6 +207,7 @@ def load_reader(tokenizer: Path, llm: str | Path, text_tokenizer: str | Path, de
         align=load_module(align, device),
         text_tokenizer=TextTokenizer.from_file(text_tokenizer),
         space=build(config["task"]["token_space"], "task.token_space"),
+        prompts=config["task"].get("prompts", False),
     )
 
 

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_weights
 from omniaudio.training.balance import GradientBalance
-from omniaudio.training.freeze import apply_trainable, set_training_mode
+from omniaudio.training.freeze import apply_trainable, lr_factors, set_training_mode
 from omniaudio.types import Batch
-
-ParameterGroups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,8 @@ class Task(LightningModule):
         loss_weights: weight of every loss that ``losses`` returns, by the same names.
         optimizer: parameter groups -> optimizer.
         scheduler: (optimizer, num_training_steps) -> learning-rate schedule.
+        lr_factors: glob pattern over parameter names -> their learning rate as a share of the optimizer's; 1 for
+            all others. A pattern that matches nothing is an error.
         weight_decay: for matrices; vectors (norms, biases) have none.
         max_steps: optimizer steps of the whole training.
         accumulate: batches of one optimizer step.
@@ -66,6 +66,7 @@ class Task(LightningModule):
         scheduler: Callable[..., Any],
         trainable: Sequence[str],
         init: Mapping[str, str | Path] | None = None,
+        lr_factors: Mapping[str, float] | None = None,
         weight_decay: float = 0.01,
         max_steps: int = 1,
         accumulate: int = 1,
@@ -80,6 +81,7 @@ class Task(LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.trainable = tuple(trainable)
+        self.lr_factors = dict(lr_factors or {})
         self.weight_decay = weight_decay
         self.max_steps = max_steps
         self.accumulate = accumulate
@@ -120,17 +122,28 @@ class Task(LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.parameter_groups(self))
+        optimizer = self.make_optimizer(self)
         schedule = self._make_scheduler(optimizer, num_training_steps=self.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def parameter_groups(self, module: nn.Module) -> ParameterGroups:
-        """The trainable parameters of ``module``, matrices apart from vectors."""
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        return [
-            {"params": [p for p in parameters if _ndim(p) > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if _ndim(p) <= 1], "weight_decay": 0.0},
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """For the trainable parameters of ``module``: matrices apart from vectors, and by learning rate."""
+        factors = lr_factors(self, self.lr_factors)
+        learning = [p for p in module.parameters() if p.requires_grad]
+        rates = dict.fromkeys([1.0, *(factors[p] for p in learning)])  # in a fixed order
+        groups = [
+            {
+                "params": [p for p in learning if factors[p] == rate and (_ndim(p) > 1) == matrices],
+                "weight_decay": self.weight_decay if matrices else 0.0,
+                "lr_factor": rate,
+            }
+            for rate in rates
+            for matrices in (True, False)
         ]
+        optimizer = self._make_optimizer([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor")
+        return optimizer
 
     # -- one step
 

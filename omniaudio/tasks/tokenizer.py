@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omniaudio.data.prompts import written_prompt
 from omniaudio.encoders.augment import mask_time
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
@@ -51,14 +52,16 @@ class TokenizerTask(Task):
     """Losses ``recon/{coarse,refined}_{fine,wide}``, ``vq/commit`` and ``ce/align``.
 
     Modules: ``tokenizer`` (SpeechTokenizer), ``judge`` (CausalBackbone; freeze it) and ``align`` (from the
-    tokenizer's width to the judge's). ``ce/align`` is the judge's cross-entropy on the transcript after it
-    has read the quantized embeddings; items without text (crops of longer clips) do not count.
+    tokenizer's width to the judge's). ``ce/align`` is the judge's cross-entropy on what the batch asks
+    for (transcript, response, translation, continuation) after it has read the quantized embeddings; items without
+    text (crops of longer clips) do not count.
 
     Args:
         text_tokenizer: of the judge: file, folder, or the object.
         token_space: of the judge; its ``eos`` ends the transcript.
         replaced_share: share of items whose embeddings are quantized, the rest bypasses the quantizer.
         commit_scale: factor on the weight of ``vq/commit``.
+        prompts: say before the speech what is asked for; without it kinds other than transcripts are guesswork.
         mask_share, mask_span: SpecAugment time masks, see ``mask_time``; span in mel frames.
         health: limits below which a book is reported; None has HealthLimits' own.
         kwargs: see Task.
@@ -74,6 +77,7 @@ class TokenizerTask(Task):
         token_space: TokenSpace,
         replaced_share: Ramp = Ramp(0.1, 1.0),
         commit_scale: Ramp = Ramp(0.1, 1.0),
+        prompts: bool = True,
         mask_share: float = 0.05,
         mask_span: int = 10,
         health: HealthLimits | None = None,
@@ -86,6 +90,7 @@ class TokenizerTask(Task):
         self.token_space = token_space
         self.replaced_share = replaced_share
         self.commit_scale = commit_scale
+        self.prompts = prompts
         self.mask_share = mask_share
         self.mask_span = mask_span
         self.health = health or HealthLimits()
@@ -110,7 +115,7 @@ class TokenizerTask(Task):
         scale = self.commit_scale.at(self.progress) if trains else 1.0
         losses["vq/commit"] = LossTerm(quantized.commit_loss * num_frames, num_frames, factor=scale)
         emb_BSD = tokenizer.bridge.up(quantized.quantized_BSD)
-        losses["ce/align"] = self._alignment(emb_BSD, num_frames_B, batch.texts)
+        losses["ce/align"] = self._alignment(batch, emb_BSD, num_frames_B)
         stats = {f"vq/{name}": value for name, value in quantized.stats.items()}
         self.log_stats({**stats, "vq/replaced_share": replaced, "vq/commit_scale": scale}, split)
         if trains and self.batches_seen % (HEALTH_EVERY * self.accumulate) == 0:
@@ -146,12 +151,16 @@ class TokenizerTask(Task):
             for scale in SCALES
         }
 
-    def _alignment(self, emb_BSD: Tensor, num_frames_B: Tensor, texts: list[str]) -> LossTerm:
-        """Documents <embeddings of a clip, its transcript, eos>; cross-entropy on transcript and eos."""
+    def _alignment(self, batch: WaveBatch, emb_BSD: Tensor, num_frames_B: Tensor) -> LossTerm:
+        """Documents <prompt, embeddings of a clip, its answer, eos>; cross-entropy on answer and eos."""
         heard_BSD = self.align(emb_BSD)
-        spoken = [i for i, text in enumerate(texts) if text.strip() and num_frames_B[i] > 0]
+        spoken = [i for i, text in enumerate(batch.texts) if text.strip() and num_frames_B[i] > 0]
         if not spoken:
             return LossTerm(heard_BSD.sum() * 0.0, 0)
         heard = [heard_BSD[i, : int(num_frames_B[i])] for i in spoken]
-        pieces = [[*self.text_tokenizer.encode(texts[i]), self.token_space.eos] for i in spoken]
-        return LossTerm(*transcript_loss(self.judge, heard, pieces))
+        pieces = [[*self.text_tokenizer.encode(batch.texts[i]), self.token_space.eos] for i in spoken]
+        prompts = None
+        if self.prompts:
+            asked = [written_prompt(batch.kinds[i], batch.languages[i]) for i in spoken]
+            prompts = [self.text_tokenizer.encode(prompt) for prompt in asked]
+        return LossTerm(*transcript_loss(self.judge, heard, pieces, prompts))

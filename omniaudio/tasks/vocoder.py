@@ -85,7 +85,7 @@ class VocoderTask(Task):
         generator = (self.vocoder, 1.0, 1.0)
         discriminator = (self.discriminator, self.discriminator_rate, 1 - self.adversarial_from)
         for module, rate, share in (generator, discriminator):
-            optimizer = self._make_optimizer(self.parameter_groups(module))
+            optimizer = self.make_optimizer(module)
             for group in optimizer.param_groups:
                 group["lr"] *= rate
             num_steps = max(1, round(share * self.max_steps))

@@ -1,11 +1,11 @@
-"""Which parameters learn: glob patterns over parameter names, and the proof that the others did not move."""
+"""Which parameters learn, and how fast: patterns over parameter names, and the proof that the others did not move."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,36 @@ def apply_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     for pattern in patterns:
-        names = fnmatch.filter(parameters, pattern.removeprefix("!"))
-        if not names:
-            groups = sorted({".".join(name.split(".")[:2]) for name in parameters})
-            raise UserError(
-                f"task.trainable: pattern {pattern!r} matches no parameter; there are {', '.join(groups)}"
-            )
-        for name in names:
+        for name in _matching(parameters, pattern.removeprefix("!"), "task.trainable"):
             parameters[name].requires_grad_(not pattern.startswith("!"))
+
+
+def lr_factors(module: nn.Module, factors: Mapping[str, float]) -> dict[nn.Parameter, float]:
+    """Learning rate of every parameter as a share of the optimizer's; 1 where no pattern matches.
+
+    Args:
+        factors: glob pattern over parameter names -> factor; later wins.
+
+    Raises:
+        UserError: a pattern matches no parameter, or a factor is not positive.
+    """
+    parameters = dict(module.named_parameters())
+    found = dict.fromkeys(parameters.values(), 1.0)
+    for pattern, factor in factors.items():
+        if not factor > 0:
+            raise UserError(
+                f"task.lr_factors: {pattern}: {factor}; must be positive (task.trainable freezes)"
+            )
+        found |= {parameters[name]: factor for name in _matching(parameters, pattern, "task.lr_factors")}
+    return found
+
+
+def _matching(parameters: Mapping[str, nn.Parameter], pattern: str, option: str) -> list[str]:
+    names = fnmatch.filter(parameters, pattern)
+    if not names:
+        groups = sorted({".".join(name.split(".")[:2]) for name in parameters})
+        raise UserError(f"{option}: pattern {pattern!r} matches no parameter; there are {', '.join(groups)}")
+    return names
 
 
 def set_training_mode(module: nn.Module, mode: bool) -> None:

@@ -72,6 +72,7 @@ def test_everything_is_there_and_agrees(tmp_path, make_plan):
                 "language": utterance.language,
                 "speaker": utterance.speaker,
                 "corpus": "asterisk",
+                **({"translation": utterance.translation} if utterance.translation else {}),
             }
     assert len(place) == 20
     assert report == json.loads((tmp_path / "checks.json").read_text())

@@ -53,6 +53,31 @@ def test_a_crop_keeps_the_text_only_when_whole(shards):
         assert batch.wav_BN.shape[1] == max(batch.num_samples_B.tolist())
 
 
+def test_a_clip_is_asked_for_what_it_has(tmp_path: Path) -> None:
+    """Shares of the kinds by their weights, among those that a clip can answer; the same in every run."""
+    extra = [{"response": "r"}, {"translation": "e", "continuation": "c"}, {}]
+    with ShardWriter(tmp_path / "audio", "train") as audio:
+        for i in range(3):
+            facts = {"num_samples": RATE, "sample_rate_hz": RATE, "text": "t", "language": "en", **extra[i]}
+            audio.write(f"clip-{i}", {"flac": encode_audio(np.full(RATE, 0.1, np.float32), RATE)}, facts)
+    weights = {"asr": 2.0, "aqa": 1.0, "s2tt": 1.0, "intlv": 1.0}
+    source = steps(tmp_path, batch_sec=3.0, kind_weights=weights)
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for step in range(400):
+        batch = source.batch(step, 0, 1)
+        for key, kind, text in zip(batch.keys, batch.kinds, batch.texts, strict=True):
+            asked.setdefault(key, []).append((kind, text))
+    assert set(asked["clip-2"]) == {("asr", "t")}
+    assert set(asked["clip-0"]) == {("asr", "t"), ("aqa", "r")}
+    assert set(asked["clip-1"]) == {("asr", "t"), ("s2tt", "e"), ("intlv", "c")}
+    shares = [asked["clip-1"].count(answer) / 400 for answer in (("asr", "t"), ("s2tt", "e"), ("intlv", "c"))]
+    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
+    assert steps(tmp_path, batch_sec=3.0, kind_weights=weights).batch(7, 0, 1).kinds == source.batch(7, 0, 1).kinds
+    assert set(steps(tmp_path, batch_sec=3.0).batch(0, 0, 1).kinds) == {"asr"}
+    with pytest.raises(UserError, match="kind_weights: tts is unknown; one of asr, aqa, s2tt, intlv"):
+        steps(tmp_path, kind_weights={"tts": 1.0})
+
+
 def test_the_same_step_gives_the_same_batch(shards):
     one, other = steps(shards), steps(shards)
     other.batch(5, 0, 1)

@@ -30,24 +30,29 @@ def reader(tiny_chain):
 def test_the_readers_loss_is_that_of_one_long_document(reader):
     emb_SD = torch.randn(5, reader.align.in_features)
     ids = reader.text_tokenizer.encode("hold the line")
-    total, count = reader.loss(emb_SD, "hold the line")
+    asked = reader.text_tokenizer.encode("Écris ce qui est dit : ")
+    total, count = reader.loss(emb_SD, "hold the line", "fr")
     assert count == len(ids) + 1
     with torch.inference_mode():
-        embeds = torch.cat([reader.align(emb_SD), reader.llm.embed_text(torch.tensor(ids))])
+        prompt, written = (reader.llm.embed_text(torch.tensor(piece)) for piece in (asked, ids))
+        embeds = torch.cat([prompt, reader.align(emb_SD), written])
         logits = reader.llm.lm_head(reader.llm(embeds, [len(embeds)]))
-    wanted = sum(-logits[4 + i].log_softmax(-1)[piece] for i, piece in enumerate([*ids, reader.space.eos]))
+    wanted = sum(
+        -logits[len(asked) + 4 + i].log_softmax(-1)[piece] for i, piece in enumerate([*ids, reader.space.eos])
+    )
     assert total == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_the_transcript_is_what_the_whole_forward_finds_likeliest(reader):
     emb_SD = torch.randn(5, reader.align.in_features)
-    text = reader.transcribe(emb_SD, max_pieces=4)
-    ids = []
+    text = reader.transcribe(emb_SD, "en", max_pieces=4)
+    asked, ids = reader.text_tokenizer.encode("Write down what is said: "), []
     with torch.inference_mode():
         for _ in range(4):
-            embeds = torch.cat(
-                [reader.align(emb_SD), reader.llm.embed_text(torch.tensor(ids, dtype=torch.int64))]
+            prompt, written = (
+                reader.llm.embed_text(torch.tensor(piece, dtype=torch.int64)) for piece in (asked, ids)
             )
+            embeds = torch.cat([prompt, reader.align(emb_SD), written])
             hidden = reader.llm(embeds, [len(embeds)])[-1]
             logits = reader.llm.lm_head(hidden)
             allowed = [*range(reader.space.text_vocab_size), reader.space.eos]
@@ -72,7 +77,7 @@ def test_the_transcript_ends_where_the_llm_says_so(reader):
     assert reader.space.eos >= reader.space.text_vocab_size
     head, reader.llm.lm_head = reader.llm.lm_head, Head()
     try:
-        text = reader.transcribe(torch.randn(5, reader.align.in_features))
+        text = reader.transcribe(torch.randn(5, reader.align.in_features), "en")
     finally:
         reader.llm.lm_head = head
     assert text == reader.text_tokenizer.decode([5, 5])

@@ -142,7 +142,7 @@ def test_a_non_finite_step_is_skipped_and_its_samples_named(
 def test_only_the_samples_at_fault_are_named() -> None:
     wav_BN = torch.zeros(3, 8)
     lengths = {"num_samples_B": torch.tensor([8, 8, 8]), "sample_rate_hz": 16000}
-    words = {"texts": ["", "", ""], "languages": ["en", "en", "en"]}
+    words = {"kinds": ["asr"] * 3, "texts": ["", "", ""], "languages": ["en", "en", "en"]}
     batch = WaveBatch(keys=["a", "b", "c"], wav_BN=wav_BN, **lengths, **words)
     assert faulty_keys(batch) == []
     wav_BN[1, 3] = float("nan")

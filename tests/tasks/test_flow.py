@@ -69,6 +69,7 @@ def new_batch(rate_hz: int = 24000) -> CodesWaveBatch:
         wav_BN=wav_BN,
         num_samples_B=torch.tensor([13 * 480, 6 * 480]),
         sample_rate_hz=rate_hz,
+        kinds=["asr", "asr"],
         texts=["", ""],
         languages=["en", "en"],
         codes=codes,

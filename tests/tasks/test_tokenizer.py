@@ -71,8 +71,10 @@ def make_task(**settings: Any) -> TokenizerTask:
 class Waves:
     """Two clips a step; the second is a crop without text."""
 
-    def __init__(self, texts: tuple[str, str] = ("hello", "")) -> None:
-        self.texts = list(texts)
+    def __init__(
+        self, texts: tuple[str, str] = ("hello", ""), kinds: tuple[str, str] = ("asr", "asr")
+    ) -> None:
+        self.texts, self.kinds = list(texts), list(kinds)
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         wav_BN = torch.randn(2, 16000, generator=torch.Generator().manual_seed(step)) * 0.1
@@ -80,7 +82,7 @@ class Waves:
         num_samples_B = torch.tensor([16000, 9000])
         return WaveBatch(
             keys=["a", "b"], wav_BN=wav_BN, num_samples_B=num_samples_B, sample_rate_hz=16000,
-            texts=self.texts, languages=["en", "en"],
+            kinds=self.kinds, texts=self.texts, languages=["en", "es"],
         )  # fmt: skip
 
 
@@ -120,19 +122,27 @@ def test_a_batch_without_text_trains_too(tmp_path: Path) -> None:
     assert task.seen["train/ce/align"] == 0  # type: ignore[index]
 
 
-def test_alignment_is_the_judges_cross_entropy_after_the_embeddings() -> None:
-    task = make_task()
+@pytest.mark.parametrize(
+    ("prompts", "asked"),
+    [(False, ("", "")), (True, ("Translate the speech: ", "Escribe lo que se dice: "))],
+)
+def test_alignment_is_the_judges_cross_entropy_after_the_embeddings(prompts, asked) -> None:
+    task = make_task(prompts=prompts)
     task.configure_model()
     emb_BSD = torch.randn(2, 5, 8, requires_grad=True)
-    term = task._alignment(emb_BSD, torch.tensor([5, 3]), ["hello world", "good bye"])
+    batch = Waves(("hello world", "good bye"), ("s2tt", "asr")).batch(0, 0, 1)
+    term = task._alignment(batch, emb_BSD, torch.tensor([5, 3]))
     total, count = 0.0, 0
-    for row, (num_frames, text) in enumerate([(5, "hello world"), (3, "good bye")]):
-        ids = [*TEXTS.encode(text), SPACE.eos]
+    for row, num_frames in enumerate([5, 3]):
+        prompt = TEXTS.encode(asked[row]) if asked[row] else []
+        ids = [*TEXTS.encode(batch.texts[row]), SPACE.eos]
         embeds = [task.align(emb_BSD[row, :num_frames]), task.judge.embed_text(torch.tensor(ids[:-1]))]
-        hidden_LD = task.judge(torch.cat(embeds), [num_frames + len(ids) - 1])
-        log_LV = task.judge.lm_head(hidden_LD).log_softmax(-1)
+        if prompt:
+            embeds.insert(0, task.judge.embed_text(torch.tensor(prompt)))
+        embeds_LD = torch.cat(embeds)
+        log_LV = task.judge.lm_head(task.judge(embeds_LD, [len(embeds_LD)])).log_softmax(-1)
         for i, token in enumerate(ids):
-            total -= float(log_LV[num_frames - 1 + i, token].detach())
+            total -= float(log_LV[len(prompt) + num_frames - 1 + i, token].detach())
             count += 1
     assert float(term.total) == pytest.approx(total, rel=1e-5)
     assert int(term.count) == count

@@ -43,6 +43,7 @@ class WaveSource:
             wav_BN=wav,
             num_samples_B=torch.tensor([wav.shape[1]] * 2),
             sample_rate_hz=self.rate_hz,
+            kinds=["asr", "asr"],
             texts=["", ""],
             languages=["en", "en"],
         )
