@@ -18,6 +18,9 @@ from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.audio import read_audio, resample
 from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 
+MAX_CACHE_BYTES = 1 << 30
+"""Memory of a process for decoded clips."""
+
 
 class StepSource(Protocol):
     """Where batches come from."""
@@ -78,7 +81,6 @@ class WaveSteps:
         max_clips: the first so many clips only (validation).
         kind_weights: how often a clip is asked for its transcript (asr), a response (aqa), its translation (s2tt), or
             what follows it (intlv); a clip without such a text is not asked for it. None asks for transcripts only.
-        max_cache_bytes: memory for decoded clips.
     """
 
     def __init__(
@@ -94,7 +96,6 @@ class WaveSteps:
         codes_dir: str | Path | None = None,
         training: bool = True,
         max_clips: int | None = None,
-        max_cache_bytes: int = 1 << 30,
         kind_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.reader = ShardReader(shards_dir, split)
@@ -109,7 +110,7 @@ class WaveSteps:
         lengths = [min(max(self._seconds(e.facts), min_sec), crop_sec) for e in self.entries]
         self.plan = PooledPlan(lengths, batch_sec, seed, shuffle=training)
         self._cache: dict[int, np.ndarray] = {}
-        self._cache_bytes, self._max_cache_bytes = 0, max_cache_bytes
+        self._cache_bytes = 0
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]
@@ -134,7 +135,7 @@ class WaveSteps:
         wav = read_audio(self.reader.read(item)["flac"])
         wav = resample(wav, int(self.entries[item].facts["sample_rate_hz"]), self.rate)
         clip = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
-        if self._cache_bytes + clip.nbytes <= self._max_cache_bytes:
+        if self._cache_bytes + clip.nbytes <= MAX_CACHE_BYTES:
             self._cache[item] = clip
             self._cache_bytes += clip.nbytes
         return clip

@@ -24,6 +24,9 @@ from omniaudio.training.balance import GradientBalance
 from omniaudio.training.freeze import apply_trainable, lr_factors, set_training_mode
 from omniaudio.types import Batch
 
+MAX_BAD_STEPS = 10
+"""Consecutive non-finite steps after which a run ends."""
+
 
 @dataclass(frozen=True)
 class LossTerm:
@@ -54,7 +57,6 @@ class Task(LightningModule):
         max_steps: optimizer steps of the whole training.
         accumulate: batches of one optimizer step.
         seed: all randomness of a step follows from (seed, step, rank).
-        max_bad_steps: consecutive non-finite steps after which the run ends.
         balance: measures, and may equalise, the gradient norms of the losses; None does not.
     """
 
@@ -71,7 +73,6 @@ class Task(LightningModule):
         max_steps: int = 1,
         accumulate: int = 1,
         seed: int = 0,
-        max_bad_steps: int = 10,
         balance: GradientBalance | None = None,
     ) -> None:
         super().__init__()
@@ -86,7 +87,6 @@ class Task(LightningModule):
         self.max_steps = max_steps
         self.accumulate = accumulate
         self.seed = seed
-        self.max_bad_steps = max_bad_steps
         self.balance = balance
         self.batches_seen = 0
         self.bad_steps = 0
@@ -287,7 +287,7 @@ class Task(LightningModule):
         samples = f"{'samples' if faulty else 'one of'}: {', '.join(named[:16])}"
         message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; {samples}"
         self.tell(message)
-        if self.bad_steps >= self.max_bad_steps:
+        if self.bad_steps >= MAX_BAD_STEPS:
             raise UserError(
                 f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples"
             )

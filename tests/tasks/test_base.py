@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from omniaudio.data.datamodule import StepData
 from omniaudio.errors import UserError
+from omniaudio.tasks import base
 from omniaudio.tasks.base import LossTerm, Task, faulty_keys, step_seed
 from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
 from omniaudio.training.loggers import JsonLinesLogger
@@ -149,9 +150,36 @@ def test_only_the_samples_at_fault_are_named() -> None:
     assert faulty_keys(batch) == ["b"]
 
 
-def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
+def test_too_many_bad_steps_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MAX_BAD_STEPS", 1)
     with pytest.raises(UserError, match="bad steps in a row"):
-        run(tmp_path, make_task(3, max_bad_steps=1), stop=3, bad=1)
+        run(tmp_path, make_task(3), stop=3, bad=1)
+
+
+def test_learning_rates_by_pattern() -> None:
+    """Matrices decay and vectors do not, whatever their rate; the schedule moves all of them alike."""
+    task = make_task(10, lr_factors={"net.0.*": 0.5, "net.*.bias": 0.1}, weight_decay=0.3)
+    task.configure_model()
+    found = task.configure_optimizers()
+    names = {parameter: name for name, parameter in task.named_parameters()}
+    groups = {
+        names[parameter]: (group["initial_lr"], group["weight_decay"])
+        for group in found["optimizer"].param_groups
+        for parameter in group["params"]
+    }
+    assert groups == {
+        "net.0.weight": (pytest.approx(0.005), 0.3),
+        "net.0.bias": (pytest.approx(0.001), 0.0),
+        "net.2.weight": (pytest.approx(0.01), 0.3),
+        "net.2.bias": (pytest.approx(0.001), 0.0),
+    }
+    with pytest.raises(UserError, match=r"task\.lr_factors: pattern 'nett\.\*' matches no parameter"):
+        wrong = make_task(10, lr_factors={"nett.*": 0.5})
+        wrong.configure_model()
+        wrong.configure_optimizers()
+    with pytest.raises(UserError, match=r"task\.lr_factors: net\.\*: 0; must be positive"):
+        wrong.lr_factors = {"net.*": 0}
+        wrong.configure_optimizers()
 
 
 def test_step_seeds_differ_by_every_argument() -> None:
