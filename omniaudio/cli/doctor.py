@@ -100,10 +100,17 @@ def check_packages(config: dict[str, Any]) -> Iterator[Finding]:
             yield Finding("note", name, f"not installed; only {use} needs it: pip install {name}")
 
 
-def check_memory(config: dict[str, Any]) -> Iterator[Finding]:
+def memory_gb() -> float | None:
+    """Memory of this machine; None where the system does not say."""
     try:
-        total_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     except (ValueError, OSError, AttributeError):
+        return None
+
+
+def check_memory(config: dict[str, Any]) -> Iterator[Finding]:
+    total_gb = memory_gb()
+    if total_gb is None:
         yield Finding("note", "memory", "this system does not say how much it has")
         return
     needed = config["min_memory_gb"]

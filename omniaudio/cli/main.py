@@ -24,6 +24,7 @@ from omniaudio.errors import UserError
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 VERBS = {
     "prepare": "fetch recordings, check them, split them, write audio shards",
+    "plan": "what a training will need: parameters, memory on each device",
     "train": "train one stage: experiment=<system>/<stage>",
     "extract": "write the codes of every utterance, once, with the trained tokenizer",
     "export": "gather the trained parts into one folder that omniaudio.load reads",
@@ -32,6 +33,9 @@ VERBS = {
     "report": "one page with numbers, curves, pictures and sound",
     "doctor": "check this machine before a long run",
 }
+
+COMPOSES = ("train", "plan")
+"""Verbs that compose a training from the config groups."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,9 +86,9 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not CONF_DIR.is_dir():
         raise UserError(f"{CONF_DIR} is missing; install from a checkout with: pip install -e .")
-    # Only training composes the groups conf/system and conf/scale; to the other verbs they are names.
+    # To verbs that compose no groups conf/system and conf/scale, these are names.
     # What people write or call their files is not Hydra's grammar either.
-    literal = {"system", "scale", "text", "input"} if verb != "train" else set()
+    literal = {"system", "scale", "text", "input"} if verb not in COMPOSES else set()
     names = [word for word in overrides if word.split("=")[0] in literal]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -110,7 +114,7 @@ def help_of(verb: str, docstring: str) -> str:
         for group in groups
     ]
     text = f"omniaudio {verb}: {VERBS[verb]}\n\n{docstring.strip()}\n\nconf/{verb}.yaml:\n\n{keys}"
-    return text + ("\n\nconfig groups (group=choice):\n" + "\n".join(choices) if verb == "train" else "")
+    return text + ("\n\nconfig groups (group=choice):\n" + "\n".join(choices) if verb in COMPOSES else "")
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,7 @@
 #         6 SFT   7 flow matching   8 vocoder   9 export   10 generate   11 evaluate   12 report
 # What is done is skipped, what was stopped goes on: run the same command again.
 #
-#   --data asterisk      corpus (conf/corpus)
+#   --data asterisk      asterisk | fotaq | asterisk_fotaq     (conf/corpus)
 #   --audio_dir DIR      your own folder of wav files with transcripts, instead of --data
 #   --scale mini         tiny | mini | mini_long | whisper_base | full   (conf/scale)
 #   --trainer cpu        cpu | gpu                             (conf/trainer)
@@ -42,14 +42,14 @@ stages -1 12
 # shellcheck disable=SC2154  # option() sets them
 check_options() {
   local slot choices
-  for slot in scale trainer; do
-    choices=("$root/conf/$slot"/*.yaml)
+  for slot in data scale trainer; do
+    choices=("$root/conf/${slot/data/corpus}"/*.yaml)
     choices=("${choices[@]##*/}")
     [[ " ${choices[*]} " == *" ${!slot}.yaml "* ]] || usage_error "--$slot ${!slot}: can be ${choices[*]%.yaml}"
   done
   if [[ -n $audio_dir ]]; then
     [[ -d $audio_dir ]] || usage_error "--audio_dir $audio_dir: there is no such folder"
-  elif [[ $data == asterisk && $stage -le -1 && ! -d $root/data/asterisk/raw ]]; then
+  elif [[ $data != folder && $stage -le -1 && ! -d $root/data/$data/raw ]]; then
     command -v apt-get > /dev/null ||
       usage_error "the recordings of $data are Debian packages, and this system has no apt; give your own: --audio_dir FOLDER"
   fi

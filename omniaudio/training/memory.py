@@ -1,0 +1,205 @@
+"""What a training needs of a device's memory, before anything of that size is built.
+
+Parameters are counted on modules without storage. Model states follow from their number (arXiv:1910.02054, section 3).
+Activations are measured: the same stage with its stacks cut to one and two layers takes real training steps on small
+batches, and the peak grows in a line with layers and with the length of the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+FP32, BF16 = 4, 2
+ADAM = 2 * FP32  # bytes a parameter: both moments
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of one module."""
+
+    total: int
+    learning: int
+    buffers: int
+
+    def __add__(self, other: ParameterCount) -> ParameterCount:
+        return ParameterCount(
+            self.total + other.total, self.learning + other.learning, self.buffers + other.buffers
+        )
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes on each device that stay from step to step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+def count_parameters(module: nn.Module) -> ParameterCount:
+    """Shared parameters count once; buffers are those of the state dict (codes of the books, positions)."""
+    parameters = list(module.parameters())
+    return ParameterCount(
+        total=sum(p.numel() for p in parameters),
+        learning=sum(p.numel() for p in parameters if p.requires_grad),
+        buffers=sum(b.numel() for b in module.buffers()),
+    )
+
+
+def model_states(count: ParameterCount, strategy: str, num_devices: int, mixed: bool) -> States:
+    """Bytes of weights, gradients and AdamW on each device.
+
+    Args:
+        strategy: single, ddp, zero1, zero2, zero3.
+        mixed: bfloat16 computation. Outside ZeRO the weights stay in float32; ZeRO keeps a float32 copy of what
+            learns among the states that it shares out.
+    """
+    buffers = FP32 * count.buffers
+    if not strategy.startswith("zero"):
+        copies = 2 if strategy == "ddp" else 1  # DDP reduces in buckets of its own
+        return States(
+            FP32 * count.total + buffers, copies * FP32 * count.learning, float(ADAM * count.learning)
+        )
+    one = BF16 if mixed else FP32
+    stage = int(strategy[-1])
+    shared = [num_devices if stage >= needed else 1 for needed in (3, 2, 1)]
+    return States(
+        weights=one * count.total / shared[0] + buffers,
+        gradients=one * count.learning / shared[1],
+        optimizer=(ADAM + FP32) * count.learning / shared[2],
+    )
+
+
+class PeakMemory(TorchDispatchMode):
+    """Most bytes of tensors that were alive at once among those made inside; ``with`` around a step.
+
+    Storages count once, whatever views there are. What a kernel allocates and frees by itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._alive = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def ignore(self, tensors: Iterator[Tensor]) -> None:
+        """Leave out storages that were there before."""
+        for tensor in tensors:
+            self._watch(tensor, 0)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._watch(leaf, leaf.untyped_storage().nbytes())
+        return made
+
+    def _watch(self, tensor: Tensor, num_bytes: int) -> None:
+        storage = tensor.untyped_storage()
+        name = storage._cdata
+        if name in self._known:
+            return
+        self._alive += num_bytes
+        self.peak = max(self.peak, self._alive)
+
+        def gone(_: Any) -> None:
+            self._alive -= num_bytes
+            del self._known[name]
+
+        self._known[name] = weakref.ref(storage, gone)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A place in the config that says how many layers a part has."""
+
+    path: tuple[str, ...]
+    num_layers: int
+
+
+def stacks_of(model: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[Stack]:
+    """All ``num_layers`` of a config, in its order."""
+    found = []
+    for key, value in model.items():
+        if key == "num_layers" and isinstance(value, int):
+            found.append(Stack((*path, key), value))
+        elif isinstance(value, Mapping):
+            found += stacks_of(value, (*path, key))
+    return found
+
+
+def with_layers(model: Mapping[str, Any], layers: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
+    """A copy of the config with other numbers of layers."""
+    changed = copy.deepcopy(dict(model))
+    for path, num_layers in layers.items():
+        node = changed
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = num_layers
+    return changed
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a step needs beside the model states: ``fixed``, and ``per_unit`` for each unit of the batch."""
+
+    fixed: float
+    per_unit: float
+
+    def of(self, num_units: float) -> float:
+        return self.fixed + self.per_unit * num_units
+
+
+def activations(model: Mapping[str, Any], peak_of: Callable[[dict[str, Any], int], int]) -> Activations:
+    """From steps with few layers to the whole model.
+
+    The peak is (a + sum of b_i layers_i) + units (c + sum of d_i layers_i); two depths of every stack and two sizes of
+    the batch give all of the numbers.
+
+    Args:
+        model: config of the whole model.
+        peak_of: (config with few layers, units of the batch) -> measured peak in bytes.
+    """
+    stacks = stacks_of(model)
+    shallow = {stack.path: 1 for stack in stacks}
+
+    def line(layers: Mapping[tuple[str, ...], int]) -> tuple[float, float]:
+        one, two = (peak_of(with_layers(model, layers), units) for units in (1, 2))
+        return 2 * one - two, two - one
+
+    fixed, per_unit = base = line(shallow)
+    for stack in stacks:
+        if stack.num_layers > 1:
+            deeper = line({**shallow, stack.path: 2})
+            fixed += (stack.num_layers - 1) * (deeper[0] - base[0])
+            per_unit += (stack.num_layers - 1) * (deeper[1] - base[1])
+    return Activations(max(0.0, fixed), max(0.0, per_unit))
+
+
+def peak_of_step(module: nn.Module, loss: Callable[[], Tensor], mixed: bool) -> int:
+    """Peak bytes of a forward and backward pass beside weights and gradients."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    watch = PeakMemory()
+    watch.ignore(tensor for p in module.parameters() for tensor in (p, p.grad) if tensor is not None)
+    watch.ignore(module.buffers())
+    with watch:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            total = loss()
+        total.backward()
+    return watch.peak
