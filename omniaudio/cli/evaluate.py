@@ -26,7 +26,7 @@ from omniaudio.stage import stage
 if TYPE_CHECKING:
     import numpy as np
 
-    from omniaudio.dialogue.depths import DepthRow
+    from omniaudio.dialogue.depths import DepthRow, StreamingRow
     from omniaudio.dialogue.evaluation import Clip, TokenizerScores
     from omniaudio.dialogue.model import SpokenLanguageModel
     from omniaudio.metrics.records import Row
@@ -82,6 +82,9 @@ def main(config: dict[str, Any]) -> None:
 
 def evaluate_tokenizer(config: dict[str, Any]) -> None:
     """Table of one tokenizer by number of books, unless it is done: ${exp_dir}/evaluate_tokenizer/."""
+    for pair in config["streaming"]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)):
+            raise UserError(f"config streaming: {pair!r} is not [segment, context] in code frames")
     judges = [config["asr_judge"]] if isinstance(config["asr_judge"], str) else config["asr_judge"] or []
     parts = [Path(config[name]) for name in ("tokenizer", "continuous", "llm") if config[name]]
     parts += [Path(config["vocoder"])] if judges else []
@@ -90,24 +93,47 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         if run.done:
             return
         from omniaudio.cli.train import set_threads
-        from omniaudio.dialogue.depths import table
+        from omniaudio.dialogue.depths import streaming_table, table
         from omniaudio.files import write_whole
 
         set_threads(config["num_threads"])
-        rows = depth_rows(config, judges)
-        lines = table(rows)
+        rows, streamed = depth_rows(config, judges), streaming_rows(config)
         for row in rows:
             run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
         asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
         asked += [f"depths={config['depths']}".replace(" ", "")]
         asked += [f"asr_judge=[{','.join(judges)}]"] if judges else []
+        asked += [f"streaming={config['streaming']}".replace(" ", "")] if streamed else []
         command = command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
-        record = {"command": command, "rows": [dataclasses.asdict(row) for row in rows]}
+        record = {
+            "command": command,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "streaming": [dataclasses.asdict(row) for row in streamed],
+        }
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
-        rules = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in rules)
+        tables = [table(rows), *([streaming_table(streamed)] if streamed else [])]
+        text = "\n\n".join(
+            "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
+            for lines in tables
+        )
         write_whole(run.folder / "table.md", f"{text}\n")
         run.log(f"{text}\n{run.folder / RESULTS}: {config['num_clips']} clips of {config['split']}")
+
+
+def streaming_rows(config: dict[str, Any]) -> list[StreamingRow]:
+    """One row for each [segment, context] of the config."""
+    from omniaudio.dialogue.depths import score_streaming
+    from omniaudio.dialogue.evaluation import choose_clips
+    from omniaudio.progress import track
+    from omniaudio.training.artifacts import load_module
+
+    if not config["streaming"]:
+        return []
+    tokenizer: Any = load_module(config["tokenizer"], config["device"])
+    clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
+    return [
+        score_streaming(tokenizer, clips, segment, context, track) for segment, context in config["streaming"]
+    ]
 
 
 def depth_rows(config: dict[str, Any], judges: list[str]) -> list[DepthRow]:

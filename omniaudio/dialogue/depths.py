@@ -29,8 +29,9 @@ from omniaudio.metrics.asr_judge import AsrJudge
 from omniaudio.metrics.cer import word_error_rate
 from omniaudio.metrics.mel import mel_mae
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.quantizers.streaming import StreamingEncoder
 from omniaudio.sequence.vocab import TokenSpace
-from omniaudio.types import MelDecoderOutput, device_of
+from omniaudio.types import Codes, MelDecoderOutput, device_of
 
 
 class Vocoder(Protocol):
@@ -171,6 +172,76 @@ def score_depth(
             heard = judge_variants(judge, clips, {row.name: wavs}, vocoder.mel_spec.sample_rate_hz, track)
             _add(row, judge.name, clips, heard[row.name])
     return row
+
+
+@dataclass(kw_only=True)
+class StreamingRow:
+    """Codes of a recording that is still going on, against those of the whole.
+
+    Attributes:
+        segment_frames, context_frames: see StreamingEncoder.
+        delay_sec: longest wait of a sample for its code.
+        equal: share of equal codes, book by book.
+        mae: mean absolute error of the refined log-mel that they give.
+        offline_mae: the same from the codes of the whole.
+    """
+
+    segment_frames: int
+    context_frames: int
+    delay_sec: float
+    equal: list[float]
+    mae: float
+    offline_mae: float
+
+
+def score_streaming(
+    tokenizer: SpeechTokenizer, clips: Sequence[Clip], segment_frames: int, context_frames: int, track: Track
+) -> StreamingRow:
+    """Code the clips in segments, and as a whole."""
+    log_mel = LogMel(tokenizer.decoder_mel_spec).to(device_of(tokenizer))
+    encoder = StreamingEncoder(tokenizer, segment_frames, context_frames)
+    equal_K, num_frames = torch.zeros(len(tokenizer.codebook_sizes)), 0
+    error, offline_error = np.zeros(2), np.zeros(2)
+    for clip in track(clips, f"segments of {segment_frames}, {context_frames} of context"):
+        wav_N = torch.from_numpy(resample(clip.wav_N, clip.sample_rate_hz, tokenizer.sample_rate_hz))
+        wav_BN, length_B = wav_N[None].to(device_of(tokenizer)), torch.tensor([len(wav_N)])
+        length_B = length_B.to(wav_BN.device)
+        pieces = [encoder.push(wav_N), encoder.flush()]
+        streamed_BSK = torch.cat([piece.codes_BSK for piece in pieces], 1).to(wav_BN.device)
+        offline = tokenizer.encode(wav_BN, length_B)
+        streamed = Codes(codes_BSK=streamed_BSK, num_frames_B=offline.num_frames_B)
+        equal_K += (streamed_BSK == offline.codes_BSK).sum((0, 1)).cpu()
+        num_frames += offline.codes_BSK.shape[1]
+        true_BMT, true_len_B = log_mel(wav_BN, length_B)
+        for codes, sums in ((streamed, error), (offline, offline_error)):
+            made = tokenizer.decode(codes)
+            sums += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
+    return StreamingRow(
+        segment_frames=segment_frames,
+        context_frames=context_frames,
+        delay_sec=segment_frames / tokenizer.code_rate_hz,
+        equal=(equal_K / max(1, num_frames)).tolist(),
+        mae=float(error[0] / error[1]),
+        offline_mae=float(offline_error[0] / offline_error[1]),
+    )
+
+
+def streaming_table(rows: Sequence[StreamingRow]) -> list[list[str]]:
+    """Head and lines."""
+    books = range(1, 1 + max((len(row.equal) for row in rows), default=0))
+    head = [
+        "segment / context, frames",
+        "delay",
+        "mel MAE",
+        "offline",
+        *(f"equal, book {book}" for book in books),
+    ]
+    lines = []
+    for row in rows:
+        numbers = [f"{row.delay_sec:.2f} s", f"{row.mae:.3f}", f"{row.offline_mae:.3f}"]
+        equal = [f"{100 * share:.1f} %" for share in row.equal]
+        lines.append([f"{row.segment_frames} / {row.context_frames}", *numbers, *equal])
+    return [head, *lines]
 
 
 @torch.inference_mode()

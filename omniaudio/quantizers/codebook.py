@@ -15,8 +15,8 @@ from torch.nn import functional
 
 MIN_COUNT = 1e-12
 
-SAMPLES_PER_CENTER = 4
-"""Samples of the first batch for each code made of them."""
+SAMPLES_PER_CENTER, MIN_SAMPLES = 4, 4096
+"""Samples of the first batch for each code made of them, and for a whole book at least, where there are so many."""
 
 USED_WITHIN = 100
 """Steps of training that the reported usage looks back on."""
@@ -112,7 +112,8 @@ class Codebook(nn.Module):
         """
         if self.cluster_size.any():
             return
-        samples_FD = agreed_rows(x_FD, place_F, max(self.size, 4096 if self.options.kmeans_steps else 0), 0)
+        wanted = max(MIN_SAMPLES, SAMPLES_PER_CENTER * self.size) if self.options.kmeans_steps else self.size
+        samples_FD = agreed_rows(x_FD, place_F, wanted, 0)
         if not len(samples_FD):
             return
         embed_VD, count_V = self._first_codes(samples_FD)

@@ -5,6 +5,8 @@ Source: arXiv:2502.17239 section 3.1. The parts are given; this file joins them 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -196,23 +198,55 @@ class SpeechTokenizer(nn.Module):
             codes: frames of all books; only the first ``num_books`` are read.
             num_books: None reads all.
         """
+        return _joined(list(self.decode_chunks(codes, num_books)))
+
+    @torch.no_grad()
+    def decode_chunks(self, codes: Codes, num_books: int | None = None) -> Iterator[MelDecoderOutput]:
+        """Codes to mels chunk by chunk: memory does not grow with their length.
+
+        Yields:
+            pieces that give ``decode``'s mels and states when they are laid one after the other; lengths are those
+            within the piece.
+        """
         codes_BSK = codes.codes_BSK[..., : check_num_books(num_books, len(self.codebook_sizes))]
-        return self.decode_vectors(self.quantizer.decode(codes_BSK), codes.num_frames_B)
+        for begin in self._chunk_starts(codes_BSK.shape[1]):
+            piece_BSK = codes_BSK[:, begin : begin + self.chunk_frames]
+            yield self._decode_chunk(self.quantizer.decode(piece_BSK), codes.num_frames_B - begin)
 
     @torch.no_grad()
     def decode_vectors(self, quantized_BSD: Tensor, num_frames_B: Tensor) -> MelDecoderOutput:
         """Vectors of any length (see ``vectors``) to mels, chunk by chunk."""
+        pieces = [
+            self._decode_chunk(quantized_BSD[:, begin : begin + self.chunk_frames], num_frames_B - begin)
+            for begin in self._chunk_starts(quantized_BSD.shape[1])
+        ]
+        return _joined(pieces)
+
+    def _chunk_starts(self, num_frames: int) -> range:
+        return range(0, max(1, num_frames), self.chunk_frames)
+
+    def _decode_chunk(self, quantized_BSD: Tensor, num_left_B: Tensor) -> MelDecoderOutput:
+        """One chunk of items that have ``num_left_B`` frames from its first on; who goes on after it fills it."""
         emb_BSD = self.bridge.up(quantized_BSD.to(self.bridge.proj_decoder.weight.dtype))
         if emb_BSD.shape[1] == 0:
             emb_BSD = functional.pad(emb_BSD, (0, 0, 0, 1))
-        chunk = self.chunk_frames
-        if emb_BSD.shape[1] <= chunk:
-            return self.decoder(emb_BSD, num_frames_B)
-        outputs = [
-            self.decoder(emb_BSD[:, begin : begin + chunk], (num_frames_B - begin).clamp(0, chunk))
-            for begin in range(0, emb_BSD.shape[1], chunk)
-        ]
-        return self._join(outputs, chunk)
+        made = self.decoder(emb_BSD, num_left_B.clamp(0, self.chunk_frames))
+        goes_on_B = num_left_B > self.chunk_frames
+        if not goes_on_B.any():
+            return made
+        # The last frame of a chunk gives less than the others; it is held until the next chunk begins.
+        num_mel = round(self.chunk_frames * self.decoder.mel_frames_per_code)
+        num_hidden = self.chunk_frames * FRAMES_PER_CODE
+        mel_len_B = torch.where(goes_on_B, num_mel, made.mel_len_B)
+        hidden_len_B = torch.where(goes_on_B, num_hidden, made.hidden_len_B)
+        hidden_BDT = made.hidden_BTD.transpose(1, 2)
+        return MelDecoderOutput(
+            coarse_BMT=_held(made.coarse_BMT, made.mel_len_B, mel_len_B, num_mel),
+            refined_BMT=_held(made.refined_BMT, made.mel_len_B, mel_len_B, num_mel),
+            mel_len_B=mel_len_B,
+            hidden_BTD=_held(hidden_BDT, made.hidden_len_B, hidden_len_B, num_hidden).transpose(1, 2),
+            hidden_len_B=hidden_len_B,
+        )
 
     def _encode_chunk(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
         z_BSD, num_frames_B = self._before_quantizer(wav_BN, num_samples_B)
@@ -222,30 +256,6 @@ class SpeechTokenizer(nn.Module):
         mel_BMT, mel_len_B = self.log_mel(wav_BN, num_samples_B)
         dtype = self.encoder.conv1.weight.dtype
         return self.bridge.down(*self.encoder(mel_BMT.to(dtype), mel_len_B))
-
-    def _join(self, outputs: list[MelDecoderOutput], chunk: int) -> MelDecoderOutput:
-        """Chunks one after the other; a chunk with a successor is held to its full duration."""
-        mel_frames = round(chunk * self.decoder.mel_frames_per_code)
-        hidden_frames = chunk * FRAMES_PER_CODE
-        coarse = [_hold(o.coarse_BMT, o.mel_len_B, mel_frames) for o in outputs]
-        refined = [_hold(o.refined_BMT, o.mel_len_B, mel_frames) for o in outputs]
-        hidden = [_hold(o.hidden_BTD.transpose(1, 2), o.hidden_len_B, hidden_frames) for o in outputs]
-        mel_len_B = torch.zeros_like(outputs[0].mel_len_B)
-        hidden_len_B = torch.zeros_like(outputs[0].hidden_len_B)
-        for index, output in enumerate(outputs):
-            exists_B = output.mel_len_B > 0
-            mel_len_B = torch.where(exists_B, index * mel_frames + output.mel_len_B, mel_len_B)
-            hidden_len_B = torch.where(exists_B, index * hidden_frames + output.hidden_len_B, hidden_len_B)
-        num_mel, num_hidden = int(mel_len_B.max()), int(hidden_len_B.max())
-        valid_B1T = valid_steps(mel_len_B, num_mel)[:, None]
-        hidden_BDT = torch.cat(hidden, -1)[..., :num_hidden] * valid_steps(hidden_len_B, num_hidden)[:, None]
-        return MelDecoderOutput(
-            coarse_BMT=torch.cat(coarse, -1)[..., :num_mel] * valid_B1T,
-            refined_BMT=torch.cat(refined, -1)[..., :num_mel] * valid_B1T,
-            mel_len_B=mel_len_B,
-            hidden_BTD=hidden_BDT.transpose(1, 2),
-            hidden_len_B=hidden_len_B,
-        )
 
     def _check_parts(self) -> None:
         encoder_mel, decoder_mel, decoder = self.mel_spec, self.decoder_mel_spec, self.decoder
@@ -269,8 +279,25 @@ class SpeechTokenizer(nn.Module):
                 raise UserError(f"{name} is {value}, but {owner} is {expected}; they must be equal")
 
 
-def _hold(x_BCT: Tensor, length_B: Tensor, num_frames: int) -> Tensor:
-    """(B, C, num_frames): each item's last valid frame repeated to the end."""
+def _held(x_BCT: Tensor, length_B: Tensor, to_B: Tensor, num_frames: int) -> Tensor:
+    """(B, C, num_frames): each item's last valid frame repeated up to the length ``to_B``, zeros from there."""
     index_BT = torch.arange(num_frames, device=x_BCT.device).expand(len(x_BCT), -1)
     index_BT = torch.minimum(index_BT, (length_B[:, None] - 1).clamp(min=0))
-    return x_BCT.gather(-1, index_BT[:, None].expand(-1, x_BCT.shape[1], -1))
+    y = x_BCT.gather(-1, index_BT[:, None].expand(-1, x_BCT.shape[1], -1))
+    return y * valid_steps(to_B, num_frames)[:, None]
+
+
+def _joined(pieces: list[MelDecoderOutput]) -> MelDecoderOutput:
+    """Chunks one after the other; all but the last are full."""
+    if len(pieces) == 1:
+        return pieces[0]
+    mel_len_B = torch.stack([piece.mel_len_B for piece in pieces]).sum(0)
+    hidden_len_B = torch.stack([piece.hidden_len_B for piece in pieces]).sum(0)
+    num_mel, num_hidden = int(mel_len_B.max()), int(hidden_len_B.max())
+    return MelDecoderOutput(
+        coarse_BMT=torch.cat([piece.coarse_BMT for piece in pieces], -1)[..., :num_mel],
+        refined_BMT=torch.cat([piece.refined_BMT for piece in pieces], -1)[..., :num_mel],
+        mel_len_B=mel_len_B,
+        hidden_BTD=torch.cat([piece.hidden_BTD for piece in pieces], 1)[:, :num_hidden],
+        hidden_len_B=hidden_len_B,
+    )

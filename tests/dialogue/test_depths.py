@@ -8,7 +8,15 @@ import torch
 
 from omniaudio.cli import evaluate
 from omniaudio.cli.main import compose
-from omniaudio.dialogue.depths import DepthRow, Listeners, load_reader, score_depth, table
+from omniaudio.dialogue.depths import (
+    DepthRow,
+    Listeners,
+    load_reader,
+    score_depth,
+    score_streaming,
+    streaming_table,
+    table,
+)
 from omniaudio.dialogue.evaluation import choose_clips
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_module
@@ -121,6 +129,23 @@ def test_the_table_has_the_order_of_the_paper():
     assert lines[3] == ["4 books", "4.500", "-", "50.0 %", "25.0 %"] and lines[1][3:] == ["-", "-"]
 
 
+def test_segments_against_the_whole(tiny_chain, tiny_data):
+    """A segment that holds the whole clip gives its codes; a single frame without the rest gives others."""
+    clips = choose_clips(tiny_data / "shards", "test", 2)
+    tokenizer = load_module(tiny_chain / "tokenizer/final/tokenizer")
+    whole = score_streaming(tokenizer, clips, 375, 0, quiet)
+    assert whole.equal == [1.0] * 8 and whole.mae == whole.offline_mae and whole.delay_sec == 30.0
+    single = score_streaming(tokenizer, clips, 1, 0, quiet)
+    assert min(single.equal) < 1 and single.mae != single.offline_mae == whole.offline_mae
+    lines = streaming_table([whole, single])
+    assert (
+        lines[0][:4] == ["segment / context, frames", "delay", "mel MAE", "offline"]
+        and lines[0][-1] == "equal, book 8"
+    )
+    assert [line[:2] for line in lines[1:]] == [["375 / 0", "30.00 s"], ["1 / 0", "0.08 s"]]
+    assert lines[1][4:] == ["100.0 %"] * 8
+
+
 @pytest.mark.slow
 def test_the_command_with_a_continuous_row(tiny_chain, tiny_data, tmp_path, capsys):
     exp_dir, other = tmp_path / "exp", tmp_path / "continuous"
@@ -136,14 +161,22 @@ def test_the_command_with_a_continuous_row(tiny_chain, tiny_data, tmp_path, caps
         f"data_dir={tiny_data}",
         "task=tokenizer",
     ]
-    words += ["depths=[1,8]", f"continuous={other}/tokenizer/final/tokenizer", "num_clips=2"]
+    words += [
+        "depths=[1,8]",
+        "streaming=[[25,50]]",
+        f"continuous={other}/tokenizer/final/tokenizer",
+        "num_clips=2",
+    ]
     evaluate.main(compose("evaluate", words))
     assert "| no VQ |" in capsys.readouterr().out
     table_lines = (exp_dir / "evaluate_tokenizer/table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in table_lines[2:]] == ["| no VQ", "| 8 books", "| 1 book"]
+    assert [line.split(" | ")[0] for line in table_lines[2:5]] == ["| no VQ", "| 8 books", "| 1 book"]
+    assert [line.split(" | ")[0] for line in table_lines[8:]] == ["| 25 / 50"]
     record = json.loads((exp_dir / "evaluate_tokenizer/results.json").read_text())
     assert {row["depth"] for row in record["rows"]} == {0, 1, 8} and "task=tokenizer" in record["command"]
     evaluate.main(compose("evaluate", words))
     assert "done before" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"streaming: \[25\] is not \[segment, context\]"):
+        evaluate.main(compose("evaluate", [*words, "streaming=[[25]]"]))
     with pytest.raises(UserError, match="'poem' is not one of all, tokenizer"):
         evaluate.main(compose("evaluate", [*words, "task=poem"]))

@@ -17,7 +17,9 @@ from omniaudio.quantizers.continuous import Continuous
 from omniaudio.quantizers.mel_decoder import MelDecoder
 from omniaudio.quantizers.rvq import ResidualVQ
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
+from omniaudio.quantizers.streaming import StreamingEncoder
 from omniaudio.quantizers.vector_quantize import VectorQuantizePytorch
+from omniaudio.training.memory import PeakMemory
 from omniaudio.types import Codes
 
 MEL = MelSpec(16000, 400, 160, 400, 16, 0.0, 8000.0, "whisper", True)
@@ -97,6 +99,39 @@ def test_long_codes_decode_chunk_by_chunk_in_time() -> None:
     torch.testing.assert_close(output.hidden_BTD[0, 200:], last.hidden_BTD[0])
     torch.testing.assert_close(output.refined_BMT[1, :, :73], short.refined_BMT[0])
     assert output.refined_BMT[1, :, 73:].abs().sum() == 0
+
+
+def test_chunks_are_the_whole_in_pieces() -> None:
+    tokenizer = make()
+    codes = tokenizer.encode(*noise(80000, 20000, 32000))
+    whole, pieces = tokenizer.decode(codes, 2), list(tokenizer.decode_chunks(codes, 2))
+    assert len(pieces) == 3
+    assert torch.equal(torch.cat([piece.refined_BMT for piece in pieces], -1), whole.refined_BMT)
+    assert torch.equal(torch.cat([piece.hidden_BTD for piece in pieces], 1), whole.hidden_BTD)
+    assert torch.equal(sum(piece.mel_len_B for piece in pieces), whole.mel_len_B)
+    padded = Codes(
+        codes_BSK=torch.nn.functional.pad(codes.codes_BSK, (0, 0, 0, 30), value=-1),
+        num_frames_B=codes.num_frames_B,
+    )
+    torch.testing.assert_close(tokenizer.decode(padded, 2).refined_BMT, whole.refined_BMT)
+
+
+def test_memory_does_not_grow_with_the_length() -> None:
+    """Five minutes in and out, piece by piece, need what ten seconds do."""
+    tokenizer = make()
+
+    def peak(num_pieces: int) -> int:
+        encoder = StreamingEncoder(tokenizer, segment_frames=25, context_frames=0)
+        piece_N = noise(10 * 16000)[0][0]
+        frames = 0
+        with PeakMemory() as watch:
+            for _ in range(num_pieces):
+                codes = encoder.push(piece_N)
+                frames += sum(int(made.mel_len_B) for made in tokenizer.decode_chunks(codes))
+        assert frames == num_pieces * 623  # the last two of a piece have no code of their own
+        return watch.peak
+
+    assert peak(30) <= 1.01 * peak(2)
 
 
 def test_too_short_audio_is_a_user_error() -> None:
