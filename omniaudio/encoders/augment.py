@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from omniaudio.draws import Draws, frame_places
 from omniaudio.types import valid_steps
 
 
-def mask_time(mel_BMT: Tensor, mel_len_B: Tensor, share: float, span: int) -> Tensor:
+def mask_time(
+    mel_BMT: Tensor, mel_len_B: Tensor, share: float, span: int, draws: Draws | None = None
+) -> Tensor:
     """Set random spans of frames to zero; every valid frame begins one with probability share / span.
 
     Args:
@@ -17,6 +19,7 @@ def mask_time(mel_BMT: Tensor, mel_len_B: Tensor, share: float, span: int) -> Te
         mel_len_B: valid frames.
         share: expected share of frames that lie in a mask, if masks did not overlap; 0 masks none.
         span: frames of a mask.
+        draws: random numbers of the step; None draws them from torch's generator.
 
     Returns:
         (B, M, T).
@@ -24,7 +27,8 @@ def mask_time(mel_BMT: Tensor, mel_len_B: Tensor, share: float, span: int) -> Te
     if share == 0:
         return mel_BMT
     num_frames = mel_BMT.shape[-1]
-    begins_BT = torch.rand(len(mel_BMT), num_frames, device=mel_BMT.device) < share / span
+    place_BT = frame_places(len(mel_BMT), num_frames, mel_BMT.device)
+    begins_BT = (draws or Draws.fresh()).uniform("mask", place_BT) < share / span
     begins_BT = begins_BT & valid_steps(mel_len_B, num_frames)
     spread_B1T = functional.pad(begins_BT[:, None].to(mel_BMT.dtype), (span - 1, 0))
     return mel_BMT * (1 - functional.max_pool1d(spread_B1T, span, stride=1))

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from omniaudio.draws import Draws, frame_places, item_places
 from omniaudio.errors import UserError
 from omniaudio.types import QuantizerOutput
-
-MAX_FRAMES = 1 << 20
-"""More than an item has."""
 
 
 class Quantizer(Protocol):
@@ -21,7 +19,9 @@ class Quantizer(Protocol):
     dim: int
     codebook_sizes: tuple[int, ...]  # codes of every book; () is a continuous model
 
-    def __call__(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+    def __call__(
+        self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0, draws: Draws | None = None
+    ) -> QuantizerOutput:
         """Quantize with gradients; while training also learn the books from all valid frames.
 
         Args:
@@ -29,6 +29,7 @@ class Quantizer(Protocol):
             valid_BS: True at frames, False at padding.
             bypass_share: share of items whose ``quantized`` is ``z`` itself (instance-level replacement);
                 their codes, statistics and commitment loss are those of any other item.
+            draws: random numbers of the step; None draws them from torch's generator.
 
         Returns:
             QuantizerOutput; books that an item dropped have code -1.
@@ -78,16 +79,15 @@ def check_num_books(num_books: int | None, most: int) -> int:
     return num_books
 
 
-def choose_passing(num_items: int, bypass_share: float, device: torch.device) -> Tensor:
-    """(B,) True for items that pass through the quantizer; their expected share is 1 - bypass_share.
+def choose_passing(num_items: int, bypass_share: float, device: torch.device, draws: Draws) -> Tensor:
+    """(B,) True for items that pass through the quantizer; the share of each is 1 - bypass_share.
 
-    The count is the share of the batch, its fraction rounded up or down at random.
+    Of the global batch that share passes, its fraction rounded up or down at random (systematic sampling).
     """
-    if bypass_share <= 0:
-        return torch.ones(num_items, dtype=torch.bool, device=device)
-    order_B = torch.randperm(num_items, device=device)
-    num_passing = num_items * (1 - bypass_share) + torch.rand((), device=device)
-    return order_B + 1 <= num_passing
+    place_B = item_places(num_items, device).double()
+    start = draws.uniform("pass", torch.zeros((), dtype=torch.int64, device=device))
+    share = 1 - bypass_share
+    return ((place_B + 1) * share + start).floor() > (place_B * share + start).floor()
 
 
 def check_replacement(replacement: str) -> str:
@@ -97,13 +97,15 @@ def check_replacement(replacement: str) -> str:
     return replacement
 
 
-def passing_frames(valid_BS: Tensor, bypass_share: float, replacement: str) -> Tensor:
+def passing_frames(valid_BS: Tensor, bypass_share: float, replacement: str, draws: Draws) -> Tensor:
     """(B, S) True where a frame passes through the quantizer: frames of chosen items, or chosen frames."""
     if replacement == "instance":
-        return choose_passing(len(valid_BS), bypass_share, valid_BS.device)[:, None].expand_as(valid_BS)
-    passes_BS = torch.zeros_like(valid_BS)
-    passes_BS[valid_BS] = choose_passing(int(valid_BS.sum()), bypass_share, valid_BS.device)
-    return passes_BS
+        passes_B = choose_passing(len(valid_BS), bypass_share, valid_BS.device, draws)
+        return passes_B[:, None].expand_as(valid_BS)
+    return (
+        draws.uniform("pass", frame_places(valid_BS.shape[0], valid_BS.shape[1], valid_BS.device))
+        < 1 - bypass_share
+    )
 
 
 def book_stats(x_FD: Tensor, entry_KFD: Tensor, code_FK: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -135,7 +137,7 @@ def book_stats(x_FD: Tensor, entry_KFD: Tensor, code_FK: Tensor, sizes: Sequence
     return stats
 
 
-def kept_books(valid_BS: Tensor, num_books: int, dropout: float) -> Tensor:
+def kept_books(valid_BS: Tensor, num_books: int, dropout: float, draws: Draws) -> Tensor:
     """(F, K), True where the frame's item keeps the book.
 
     Args:
@@ -145,9 +147,9 @@ def kept_books(valid_BS: Tensor, num_books: int, dropout: float) -> Tensor:
     num_items = len(valid_BS)
     depth_B = torch.full((num_items,), num_books, device=valid_BS.device)
     if dropout > 0 and num_books > 1:
-        cut_B = torch.randint(1, num_books, (num_items,), device=valid_BS.device)
-        drops_B = torch.rand(num_items, device=valid_BS.device) < dropout
-        depth_B = torch.where(drops_B, cut_B, depth_B)
+        place_B = item_places(num_items, valid_BS.device)
+        cut_B = 1 + (draws.uniform("depth", place_B) * (num_books - 1)).long()
+        depth_B = torch.where(draws.uniform("drop", place_B) < dropout, cut_B, depth_B)
     keep_BK = torch.arange(num_books, device=valid_BS.device) < depth_B[:, None]
     return keep_BK[:, None].expand(-1, valid_BS.shape[1], -1)[valid_BS]
 
@@ -160,11 +162,5 @@ def scatter(value_FX: Tensor, valid_BS: Tensor, fill: int = 0) -> Tensor:
 
 
 def places(valid_BS: Tensor) -> Tensor:
-    """Number (F,) of every valid frame in the global batch, the same for any number of ranks.
-
-    The items of a step are dealt to the ranks in turn (``data.planning.share_of``).
-    """
-    spread = distributed.is_available() and distributed.is_initialized()
-    rank, num_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
-    item_B, frame_S = (torch.arange(size, device=valid_BS.device) for size in valid_BS.shape)
-    return ((item_B[:, None] * num_ranks + rank) * MAX_FRAMES + frame_S)[valid_BS]
+    """Number (F,) of every valid frame in the global batch, the same for any number of ranks."""
+    return frame_places(valid_BS.shape[0], valid_BS.shape[1], valid_BS.device)[valid_BS]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from omniaudio.draws import Draws, mixed
+
 MIN_COUNT = 1e-12
 
 SAMPLES_PER_CENTER, MIN_SAMPLES = 4, 4096
@@ -91,20 +93,28 @@ class Codebook(nn.Module):
         # The input's own square is the same for all codes.
         return torch.addmm(self.embed.square().sum(-1), x_FD, self.embed.t(), alpha=-2).argmin(-1)
 
-    def choose(self, x_FD: Tensor) -> Tensor:
-        """Code (F,) of every input: the nearest, or while training a sample around it."""
+    def choose(self, x_FD: Tensor, place_F: Tensor, draws: Draws) -> Tensor:
+        """Code (F,) of every input: the nearest, or while training a sample around it.
+
+        Args:
+            x_FD: inputs of this rank.
+            place_F: see ``start``.
+            draws: of the samples.
+        """
         if not self.training or self.options.gumbel_temperature == 0:
             return self.nearest(x_FD)
         distance_FV = self.distances(x_FD)
         unit = distance_FV.min(-1).values.mean() * self.options.gumbel_temperature
-        noise_FV = -torch.empty_like(distance_FV).exponential_().clamp(min=MIN_COUNT).log()
+        place_FV = place_F[:, None] * self.size + torch.arange(self.size, device=place_F.device)
+        uniform_FV = draws.uniform("code", place_FV)
+        noise_FV = -(-(1 - uniform_FV).log()).clamp(min=MIN_COUNT).log()
         return (noise_FV - distance_FV / unit.clamp(min=MIN_COUNT)).argmax(-1)
 
     @torch.no_grad()
     def start(self, x_FD: Tensor, place_F: Tensor) -> None:
         """Take the first codes from the first batch, the same for any number of ranks; later calls do nothing.
 
-        (Of one batch a step: with accumulation, ranks share other items out. Sampled codes are each rank's own.)
+        (Of one batch a step: with accumulation, ranks share other items out.)
 
         Args:
             x_FD: inputs of this rank.
@@ -228,7 +238,7 @@ def agreed_rows(x_FD: Tensor, place_F: Tensor, count: int, seed: int) -> Tensor:
         place_F: int64, see ``Codebook.start``; the rows are drawn by a hash of place and seed.
         count, seed: the same on every rank.
     """
-    key_F = _mixed(place_F, seed)
+    key_F = mixed(place_F, seed)
     order_C = key_F.argsort()[:count]
     if _num_ranks() == 1:
         return x_FD[order_C]
@@ -246,11 +256,3 @@ def agreed_rows(x_FD: Tensor, place_F: Tensor, count: int, seed: int) -> Tensor:
     distributed.all_gather(rows, mine_CD)
     rows_CD = torch.cat([row[: int(chosen_C.sum())] for row, chosen_C in zip(rows, chosen_RC, strict=True)])
     return rows_CD[key_RC[chosen_RC].argsort()]
-
-
-def _mixed(place_F: Tensor, seed: int) -> Tensor:
-    """Hash of places, in int64 that wraps: the constants of splitmix64's finalizer (Steele et al., 2014)."""
-    z_F = place_F + (seed % 2**31 + 1) * 0x9E3779B9
-    z_F = (z_F ^ (z_F >> 30)) * -0x40A7B892E31B1A47
-    z_F = (z_F ^ (z_F >> 27)) * -0x6B2FB644ECCEEE15
-    return (z_F ^ (z_F >> 31)) & torch.iinfo(torch.int64).max

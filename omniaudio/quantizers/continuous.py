@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from omniaudio.draws import Draws
 from omniaudio.errors import UserError
 from omniaudio.types import QuantizerOutput
 
@@ -22,7 +23,9 @@ class Continuous(nn.Module):
         super().__init__()
         self.dim = dim
 
-    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+    def forward(
+        self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0, draws: Draws | None = None
+    ) -> QuantizerOutput:
         """As Quantizer; nothing is lost and nothing is to be committed to."""
         return QuantizerOutput(
             quantized_BSD=z_BSD * valid_BS[..., None],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniaudio.draws import Draws
 from omniaudio.quantizers.base import (
     book_stats,
     check_codebook_sizes,
@@ -56,7 +57,7 @@ class ProjectedBook(nn.Module):
     def _directions(self, code_F: Tensor) -> Tensor:
         return functional.normalize(self.codebook.lookup(code_F), dim=-1)
 
-    def forward(self, x_FD: Tensor, place_F: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x_FD: Tensor, place_F: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes (F,), vectors (F, D) with gradients to both projections, commitment, codes replaced."""
         direction_FC = self.down(x_FD)
         target_FC = direction_FC.detach()
@@ -65,7 +66,7 @@ class ProjectedBook(nn.Module):
             finite_F = target_FC.isfinite().all(-1)
             self.codebook.start(target_FC[finite_F], place_F[finite_F])
             self._to_sphere()
-        code_F = self.codebook.choose(target_FC)
+        code_F = self.codebook.choose(target_FC, place_F, draws)
         chosen_FC = self._directions(code_F)
         if self.training:
             restarts = self.codebook.learn(target_FC[finite_F], code_F[finite_F], place_F[finite_F])
@@ -110,20 +111,24 @@ class ProjectedResidualVQ(nn.Module):
             ProjectedBook(dim, code_dim, size, options) for size in self.codebook_sizes
         )
 
-    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+    def forward(
+        self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0, draws: Draws | None = None
+    ) -> QuantizerOutput:
         """As Quantizer; gradients reach ``z`` through the projections, not straight through."""
         with torch.autocast(z_BSD.device.type, enabled=False):
-            return self._quantize(z_BSD, valid_BS, bypass_share)
+            return self._quantize(z_BSD, valid_BS, bypass_share, draws or Draws.fresh())
 
-    def _quantize(self, z_BSD: Tensor, valid_BS: Tensor, bypass_share: float) -> QuantizerOutput:
+    def _quantize(
+        self, z_BSD: Tensor, valid_BS: Tensor, bypass_share: float, draws: Draws
+    ) -> QuantizerOutput:
         x_FD = z_BSD[valid_BS].float()
         dropout = self.book_dropout if self.training else 0.0
-        keep_FK = kept_books(valid_BS, len(self.books), dropout)
+        keep_FK = kept_books(valid_BS, len(self.books), dropout, draws)
         residual_FD, kept_FD, place_F = x_FD, torch.zeros_like(x_FD), places(valid_BS)
         commit_loss = x_FD.new_zeros(())
         codes, entries, stats = [], [], {}
         for depth, book in enumerate(self.books):
-            code_F, entry_FD, commit, restarts = book(residual_FD, place_F)
+            code_F, entry_FD, commit, restarts = book(residual_FD, place_F, draws.child(f"book{depth}"))
             residual_FD = residual_FD - entry_FD
             kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]
             commit_loss = commit_loss + commit / len(self.books)
@@ -137,7 +142,7 @@ class ProjectedResidualVQ(nn.Module):
             assert isinstance(book, ProjectedBook)
             used = book.codebook.stats(code_FK[:, depth])
             stats |= {f"{name}/book{depth}": value for name, value in used.items()}
-        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
+        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device, draws)[:, None, None]
         quantized_BSD = torch.where(passes_B11, scatter(kept_FD.to(z_BSD.dtype), valid_BS), z_BSD)
         return QuantizerOutput(
             quantized_BSD=quantized_BSD * valid_BS[..., None],

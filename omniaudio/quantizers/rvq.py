@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from omniaudio.draws import Draws
 from omniaudio.quantizers.base import (
     check_codebook_sizes,
     check_num_books,
@@ -57,7 +58,9 @@ class ResidualVQ(nn.Module):
         options = CodebookTraining(decay, shrink, restart_after, gumbel_temperature, kmeans_steps)
         self.books = nn.ModuleList(Codebook(dim, size, options) for size in self.codebook_sizes)
 
-    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+    def forward(
+        self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0, draws: Draws | None = None
+    ) -> QuantizerOutput:
         """Quantize; while training also learn the books from all valid frames.
 
         Args:
@@ -65,18 +68,22 @@ class ResidualVQ(nn.Module):
             valid_BS: True at frames, False at padding.
             bypass_share: share of items whose ``quantized`` is ``z`` itself (instance-level replacement);
                 their codes, statistics and commitment loss are those of any other item.
+            draws: random numbers of the step; None draws them from torch's generator.
 
         Returns:
             QuantizerOutput; gradients of ``quantized`` pass straight through to ``z``. Books that an item
             dropped have code -1.
         """
+        draws = draws or Draws.fresh()
         with torch.autocast(z_BSD.device.type, enabled=False):
             x_FD = z_BSD.detach()[valid_BS]
-            keep_FK = kept_books(valid_BS, len(self.books), self.book_dropout if self.training else 0.0)
-            code_FK, total_FD, kept_FD, stats = self._quantize(x_FD, keep_FK, places(valid_BS))
+            keep_FK = kept_books(
+                valid_BS, len(self.books), self.book_dropout if self.training else 0.0, draws
+            )
+            code_FK, total_FD, kept_FD, stats = self._quantize(x_FD, keep_FK, places(valid_BS), draws)
             commit_loss = _mean_square(z_BSD[valid_BS].float() - total_FD)
             quantized_BSD = scatter(kept_FD.to(z_BSD.dtype), valid_BS)
-        passes_BS1 = passing_frames(valid_BS, bypass_share, self.replacement)[..., None]
+        passes_BS1 = passing_frames(valid_BS, bypass_share, self.replacement, draws)[..., None]
         quantized_BSD = z_BSD + (quantized_BSD - z_BSD).detach() * passes_BS1
         codes_BSK = scatter(code_FK.masked_fill(~keep_FK, -1), valid_BS, fill=-1)
         return QuantizerOutput(
@@ -103,7 +110,7 @@ class ResidualVQ(nn.Module):
         return decode_books(self.books, codes_BSK, self.dim)
 
     def _quantize(
-        self, x_FD: Tensor, keep_FK: Tensor, place_F: Tensor
+        self, x_FD: Tensor, keep_FK: Tensor, place_F: Tensor, draws: Draws
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Codes, sum over all books, sum over the kept books, telemetry; both sums float32."""
         residual_FD = x_FD
@@ -117,7 +124,7 @@ class ResidualVQ(nn.Module):
                 # The step of a non-finite batch is skipped; the moving averages must not have it either.
                 finite_F = target_FD.isfinite().all(-1)
                 book.start(target_FD[finite_F], place_F[finite_F])
-            code_F = book.choose(target_FD)
+            code_F = book.choose(target_FD, place_F, draws.child(f"book{depth}"))
             entry_FD = book.lookup(code_F)
             total_FD = total_FD + entry_FD
             kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]

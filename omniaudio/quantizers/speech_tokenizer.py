@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniaudio.draws import Draws
 from omniaudio.encoders.whisper import WhisperEncoder
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, weights_digest
@@ -97,23 +98,33 @@ class SpeechTokenizer(nn.Module):
         return self.encoder.output_length(mel_len_B) // self.bridge.downsample
 
     def forward(
-        self, wav_BN: Tensor, num_samples_B: Tensor, bypass_share: float = 0.0
+        self,
+        wav_BN: Tensor,
+        num_samples_B: Tensor,
+        bypass_share: float = 0.0,
+        draws: Draws | None = None,
     ) -> tuple[QuantizerOutput, MelDecoderOutput]:
         """Waveforms of at most 30 s through the whole tokenizer, with gradients."""
-        return self.reconstruct(*self.log_mel(wav_BN, num_samples_B), bypass_share=bypass_share)
+        return self.reconstruct(*self.log_mel(wav_BN, num_samples_B), bypass_share=bypass_share, draws=draws)
 
     def reconstruct(
-        self, mel_BMT: Tensor, mel_len_B: Tensor, *, bypass_share: float = 0.0
+        self,
+        mel_BMT: Tensor,
+        mel_len_B: Tensor,
+        *,
+        bypass_share: float = 0.0,
+        draws: Draws | None = None,
     ) -> tuple[QuantizerOutput, MelDecoderOutput]:
         """The encoder's log-mel through the whole tokenizer, with gradients.
 
         Args:
             mel_BMT: (B, M, T) from ``log_mel``.
             mel_len_B: valid frames.
-            bypass_share: see ResidualVQ.forward.
+            bypass_share, draws: see ResidualVQ.forward.
         """
         z_BSD, num_frames_B = self.bridge.down(*self.encoder(mel_BMT, mel_len_B))
-        output = self.quantizer(z_BSD, valid_steps(num_frames_B, z_BSD.shape[1]), bypass_share=bypass_share)
+        valid_BS = valid_steps(num_frames_B, z_BSD.shape[1])
+        output = self.quantizer(z_BSD, valid_BS, bypass_share=bypass_share, draws=draws)
         return output, self.decoder(self.bridge.up(output.quantized_BSD), num_frames_B)
 
     @torch.no_grad()

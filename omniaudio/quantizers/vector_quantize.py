@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniaudio.draws import Draws
 from omniaudio.errors import UserError
 from omniaudio.quantizers.base import book_stats, check_codebook_sizes, check_num_books, choose_passing
 from omniaudio.types import QuantizerOutput
@@ -61,7 +62,9 @@ class VectorQuantizePytorch(nn.Module):
             sample_codebook_temp=gumbel_temperature,
         )
 
-    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+    def forward(
+        self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0, draws: Draws | None = None
+    ) -> QuantizerOutput:
         """As ResidualVQ.forward."""
         with torch.autocast(z_BSD.device.type, enabled=False):
             x_BSD = z_BSD.detach().float()
@@ -70,7 +73,9 @@ class VectorQuantizePytorch(nn.Module):
         codes_BSK = codes_BSK.masked_fill(~valid_BS[..., None], -1)
         error_BSD = (z_BSD.float() - quantized_BSD) * valid_BS[..., None]
         commit_loss = error_BSD.square().sum() / (valid_BS.sum().clamp(min=1) * self.dim)
-        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
+        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device, draws or Draws.fresh())[
+            :, None, None
+        ]
         output_BSD = z_BSD + (quantized_BSD.to(z_BSD.dtype) - z_BSD).detach() * passes_B11
         return QuantizerOutput(
             quantized_BSD=output_BSD * valid_BS[..., None],
@@ -123,7 +128,9 @@ class FiniteScalar(nn.Module):
         self.codebook_sizes = tuple(codebook_sizes)
         self.library = ResidualFSQ(dim=dim, levels=list(levels), num_quantizers=len(self.codebook_sizes))
 
-    def forward(self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0) -> QuantizerOutput:
+    def forward(
+        self, z_BSD: Tensor, valid_BS: Tensor, *, bypass_share: float = 0.0, draws: Draws | None = None
+    ) -> QuantizerOutput:
         """As Quantizer; gradients reach ``z`` through the library's projections; there is nothing to commit to."""
         with torch.autocast(z_BSD.device.type, enabled=False):
             quantized_BSD, codes_BSK = self.library(z_BSD.float())
@@ -134,7 +141,9 @@ class FiniteScalar(nn.Module):
             entry_KFD = self.library.project_out(entry_KFC) - self.library.project_out(nothing_FC)
             entry_KFD[0] += self.library.project_out(nothing_FC)
             stats = book_stats(z_BSD[valid_BS].float(), entry_KFD, code_FK, self.codebook_sizes)
-        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device)[:, None, None]
+        passes_B11 = choose_passing(len(z_BSD), bypass_share, z_BSD.device, draws or Draws.fresh())[
+            :, None, None
+        ]
         output_BSD = torch.where(passes_B11, quantized_BSD.to(z_BSD.dtype), z_BSD)
         return QuantizerOutput(
             quantized_BSD=output_BSD * valid_BS[..., None],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omniaudio.data.prompts import written_prompt
+from omniaudio.draws import Draws
 from omniaudio.encoders.augment import mask_time
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
@@ -22,7 +23,7 @@ from omniaudio.losses.mel import SCALES, mel_distance
 from omniaudio.metrics.codebooks import HealthLimits, book_numbers, complaints
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
-from omniaudio.tasks.base import LossTerm, Task
+from omniaudio.tasks.base import LossTerm, Task, step_seed
 from omniaudio.types import MelDecoderOutput, WaveBatch
 
 HEALTH_EVERY = 100
@@ -103,11 +104,12 @@ class TokenizerTask(Task):
             raise UserError(
                 f"audio of {batch.sample_rate_hz} Hz; the tokenizer reads {tokenizer.sample_rate_hz}"
             )
+        draws = Draws(step_seed(self.seed, self.batches_seen, 0, split))  # the same on every rank
         mel_BMT, mel_len_B = tokenizer.log_mel(batch.wav_BN, batch.num_samples_B)
         if trains:
-            mel_BMT = mask_time(mel_BMT, mel_len_B, self.mask_share, self.mask_span)
+            mel_BMT = mask_time(mel_BMT, mel_len_B, self.mask_share, self.mask_span, draws)
         replaced = self.replaced_share.at(self.progress) if trains else 1.0
-        quantized, decoded = tokenizer.reconstruct(mel_BMT, mel_len_B, bypass_share=1 - replaced)
+        quantized, decoded = tokenizer.reconstruct(mel_BMT, mel_len_B, bypass_share=1 - replaced, draws=draws)
         num_frames_B = tokenizer.num_frames(mel_len_B)
 
         losses = self._reconstruction(batch, decoded)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from omniaudio.cli.main import main
@@ -81,6 +82,25 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
         assert first and all(first[name].equal(second[name]) for name in first)
     if spread:
         check_like_one_process(stage, tiny_chain, tiny_data, folders["unbroken"])
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path):
+    """Masks, replaced items, dropped books, restarts, averages, losses: none depends on who had which clip."""
+    folder = tmp_path / "spread" / "tokenizer"
+    link_earlier_stages(tiny_chain, tmp_path / "spread", "tokenizer")
+    spread = ["strategy=ddp", "devices=2", *FEW_STEPS]
+    words = train_words("tokenizer", tiny_data, tmp_path / "spread", *spread)
+    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
+    check_like_one_process("tokenizer", tiny_chain, tiny_data, folder)
+    found = [
+        load_file(path / "final/tokenizer/model.safetensors")
+        for path in (folder, tmp_path / "single/tokenizer")
+    ]
+    books = [name for name in found[0] if name.endswith((".embed", ".unused_steps"))]
+    assert len(books) == 16
+    for name in books:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def check_like_one_process(stage: str, chain: Path, data: Path, folder: Path) -> None:

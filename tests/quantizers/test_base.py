@@ -2,20 +2,20 @@
 
 import torch
 
+from omniaudio.draws import Draws
 from omniaudio.quantizers.base import book_stats, kept_books, scatter
 
 
 def test_dropout_cuts_whole_items_from_a_depth_on() -> None:
-    torch.manual_seed(0)
     valid_BS = torch.arange(5) < torch.tensor([5, 3, 4] * 100)[:, None]
-    keep_FK = kept_books(valid_BS, 4, dropout=0.5)
+    keep_FK = kept_books(valid_BS, 4, 0.5, Draws(0))
     assert keep_FK.shape == (int(valid_BS.sum()), 4) and keep_FK[:, 0].all()
     assert (keep_FK[:, :-1] >= keep_FK[:, 1:]).all(), "a dropped book drops those after it"
     per_item = keep_FK.split(valid_BS.sum(1).tolist())
     assert all((rows == rows[0]).all() for rows in per_item)
     share = sum(not bool(rows[0].all()) for rows in per_item) / len(per_item)
     assert 0.4 < share < 0.6
-    assert kept_books(valid_BS, 4, dropout=0.0).all() and kept_books(valid_BS, 1, dropout=1.0).all()
+    assert kept_books(valid_BS, 4, 0.0, Draws(0)).all() and kept_books(valid_BS, 1, 1.0, Draws(0)).all()
 
 
 def test_stats_by_hand() -> None:

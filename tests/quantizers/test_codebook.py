@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
+from omniaudio.draws import Draws
 from omniaudio.quantizers.codebook import Codebook, CodebookTraining, agreed_rows
 from omniaudio.quantizers.rvq import ResidualVQ
 
@@ -20,6 +21,10 @@ def make_book(embed_VD: Tensor, **options: float | None) -> Codebook:
     return book
 
 
+def choose(book: Codebook, x_FD: Tensor, step: int = 0) -> Tensor:
+    return book.choose(x_FD, places(x_FD), Draws(step))
+
+
 def places(x_FD: Tensor) -> Tensor:
     return torch.arange(len(x_FD))
 
@@ -27,7 +32,7 @@ def places(x_FD: Tensor) -> Tensor:
 def test_moving_averages_by_hand() -> None:
     book = make_book(torch.tensor([[0.0, 0.0], [10.0, 10.0]]), decay=0.9, shrink=0.5)
     x_FD = torch.tensor([[1.0, 0.0], [3.0, 2.0], [10.0, 12.0]])
-    code_F = book.choose(x_FD)
+    code_F = choose(book, x_FD)
     assert code_F.tolist() == [0, 0, 1]
     book.learn(x_FD, code_F, places(x_FD))
     torch.testing.assert_close(book.cluster_size, torch.tensor([0.9 + 0.2, 0.9 + 0.1]))
@@ -47,7 +52,7 @@ def test_unused_codes_come_back_as_inputs_of_the_batch() -> None:
     torch.manual_seed(0)
     book = make_book(torch.tensor([[0.0], [1000.0], [2000.0]]), restart_after=3, decay=0.9)
     x_FD = torch.randn(20, 1)
-    restarts = [float(book.learn(x_FD, book.choose(x_FD), places(x_FD))) for _ in range(3)]
+    restarts = [float(book.learn(x_FD, choose(book, x_FD), places(x_FD))) for _ in range(3)]
     assert restarts == [0, 0, 2]
     assert all((value == x_FD).any() for value in book.embed[1:].flatten()[:, None, None])
 
@@ -79,11 +84,11 @@ def test_gumbel_sampling_spreads_with_temperature_and_only_in_training() -> None
     embed_VD = torch.tensor([[0.0], [1.0]])
     x_FD = torch.full((2000, 1), 0.4)  # squared distances 0.16 and 0.36
     book = make_book(embed_VD, gumbel_temperature=1.0)
-    share = book.choose(x_FD).float().mean()
+    share = choose(book, x_FD).float().mean()
     expected = 1 / (1 + torch.exp(torch.tensor((0.36 - 0.16) / 0.16)))
     torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
-    assert book.eval().choose(x_FD).sum() == 0
-    assert make_book(embed_VD, gumbel_temperature=0.0).choose(x_FD).sum() == 0
+    assert choose(book.eval(), x_FD).sum() == 0
+    assert choose(make_book(embed_VD, gumbel_temperature=0.0), x_FD).sum() == 0
 
 
 @pytest.mark.parametrize("num_samples", [3, 10, 200])
@@ -126,14 +131,14 @@ NUM_ITEMS, NUM_FRAMES, STEPS = 10, 12, 8
 
 def _train_rvq(rank: int, num_ranks: int) -> tuple[ResidualVQ, list[float]]:
     """Some steps on the items of every step that fall to a rank, and the restarts of all books."""
-    quantizer = ResidualVQ(6, [16, 8, 4], restart_after=3, book_dropout=0.0, kmeans_steps=3).train()
+    quantizer = ResidualVQ(6, [16, 8, 4], restart_after=3, gumbel_temperature=0.2, kmeans_steps=3).train()
     restarts = []
     for step in range(STEPS):
-        draws = torch.Generator().manual_seed(step)
-        z_BSD = torch.randn(NUM_ITEMS, NUM_FRAMES, 6, generator=draws) * (1 + step)
-        length_B = torch.randint(1, NUM_FRAMES + 1, (NUM_ITEMS,), generator=draws)
+        generator = torch.Generator().manual_seed(step)
+        z_BSD = torch.randn(NUM_ITEMS, NUM_FRAMES, 6, generator=generator) * (1 + step)
+        length_B = torch.randint(1, NUM_FRAMES + 1, (NUM_ITEMS,), generator=generator)
         valid_BS = torch.arange(NUM_FRAMES) < length_B[:, None]
-        stats = quantizer(z_BSD[rank::num_ranks], valid_BS[rank::num_ranks]).stats
+        stats = quantizer(z_BSD[rank::num_ranks], valid_BS[rank::num_ranks], draws=Draws(step)).stats
         restarts += [float(stats[f"restarts/book{book}"]) for book in range(3)]
     return quantizer, restarts
 
@@ -145,7 +150,7 @@ def _train_on_a_rank(rank: int, folder: str, num_ranks: int) -> None:
     torch.manual_seed(rank)
     book = make_book(torch.tensor([[0.0], [4.0]]))
     mine_FD = X_FD[rank::num_ranks]
-    book.learn(mine_FD, book.choose(mine_FD), torch.arange(4)[rank::num_ranks])
+    book.learn(mine_FD, choose(book, mine_FD), torch.arange(4)[rank::num_ranks])
     quantizer, restarts = _train_rvq(rank, num_ranks)
     saved = {"learned": book.state_dict(), "quantizer": quantizer.state_dict(), "restarts": restarts}
     torch.save(saved, f"{folder}/{num_ranks}-{rank}.pt")
@@ -155,11 +160,11 @@ def _train_on_a_rank(rank: int, folder: str, num_ranks: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_the_books_are_those_of_one_process(tmp_path: Path, num_ranks: int) -> None:
-    """First codes, averages and restarts: what one process makes of a global batch, several make of it."""
+    """First codes, samples, averages, restarts: what one process makes of a global batch, several make of it."""
     multiprocessing.spawn(_train_on_a_rank, args=(str(tmp_path), num_ranks), nprocs=num_ranks)
     ranks = [torch.load(tmp_path / f"{num_ranks}-{rank}.pt", weights_only=True) for rank in range(num_ranks)]
     alone = make_book(torch.tensor([[0.0], [4.0]]))
-    alone.learn(X_FD, alone.choose(X_FD), places(X_FD))
+    alone.learn(X_FD, choose(alone, X_FD), places(X_FD))
     torch.testing.assert_close(dict(alone.state_dict()), dict(ranks[0]["learned"]))
     quantizer, restarts = _train_rvq(0, 1)
     assert sum(restarts) > 0, "nothing was replaced: the test proves nothing"

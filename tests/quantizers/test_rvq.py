@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from omniaudio.draws import Draws
 from omniaudio.errors import UserError
 from omniaudio.quantizers.base import choose_passing
 from omniaudio.quantizers.rvq import ResidualVQ
@@ -107,11 +108,10 @@ def test_bypassed_items_keep_their_input(quantizer: ResidualVQ, z_BSD: Tensor) -
     output = quantizer(z_BSD, VALID, bypass_share=1.0)
     torch.testing.assert_close(output.quantized_BSD, z_BSD * VALID[..., None])
     assert (output.codes_BSK[VALID] >= 0).all()
-    torch.manual_seed(0)
-    half = [int(choose_passing(5, 0.5, z_BSD.device).sum()) for _ in range(400)]
+    half = [int(choose_passing(5, 0.5, z_BSD.device, Draws(step)).sum()) for step in range(400)]
     assert set(half) == {2, 3}
     assert abs(sum(half) / 400 - 2.5) < 0.1
-    assert choose_passing(5, 0.0, z_BSD.device).all()
+    assert choose_passing(5, 0.0, z_BSD.device, Draws(0)).all()
 
 
 def test_dropped_books_are_the_last_ones_of_whole_items() -> None:
@@ -175,7 +175,7 @@ def test_replacement_of_items_or_of_frames(replacement: str, mixed: bool) -> Non
     valid_BS = torch.ones(8, 40, dtype=torch.bool)
     out = quantizer(z_BSD, valid_BS, bypass_share=0.5).quantized_BSD
     same_BS = (out == z_BSD).all(-1)
-    assert same_BS.float().mean() == 0.5
+    assert same_BS.float().mean() == pytest.approx(0.5, abs=0.1 * mixed)
     assert bool((same_BS.any(1) & ~same_BS.all(1)).any()) == mixed
     with pytest.raises(UserError, match="'word': can be instance, token"):
         ResidualVQ(6, [16, 8], replacement="word")

@@ -1,0 +1,62 @@
+"""Random numbers of a training step that do not depend on how its items are dealt to ranks.
+
+Torch's generators give every rank numbers of its own, so that one process and two see other masks and other dropped
+books. Here a number is a hash of the step's seed, its purpose, and the place of the item (or frame) in the global
+batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+MAX_FRAMES = 1 << 20
+"""More than an item has."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All random numbers of one step.
+
+    Attributes:
+        seed: the same on every rank, another in every step.
+    """
+
+    seed: int
+
+    @classmethod
+    def fresh(cls) -> Draws:
+        """A seed of torch's generator: other numbers at every call, and on every rank whose generator differs."""
+        return cls(int(torch.randint(2**62, ())))
+
+    def child(self, name: str) -> Draws:
+        """Other numbers for the same places."""
+        return Draws(int.from_bytes(hashlib.sha256(f"{self.seed}|{name}".encode()).digest()[:8], "big") >> 1)
+
+    def uniform(self, name: str, place: Tensor) -> Tensor:
+        """Numbers in [0, 1), float32, one for each place (int64, any shape)."""
+        return (mixed(place, self.child(name).seed) >> 39).float() / 2**24
+
+
+def mixed(place: Tensor, seed: int) -> Tensor:
+    """Hash of places, 0 to 2^63 - 1, in int64 that wraps; constants of splitmix64's finalizer (Steele et al., 2014)."""
+    z = place + (seed % 2**31 + 1) * 0x9E3779B9
+    z = (z ^ (z >> 30)) * -0x40A7B892E31B1A47
+    z = (z ^ (z >> 27)) * -0x6B2FB644ECCEEE15
+    return (z ^ (z >> 31)) & torch.iinfo(torch.int64).max
+
+
+def item_places(num_items: int, device: torch.device) -> Tensor:
+    """Number (B,) of this rank's items in the global batch: they are dealt in turn (``data.planning.share_of``)."""
+    spread = distributed.is_available() and distributed.is_initialized()
+    rank, num_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
+    return torch.arange(num_items, device=device) * num_ranks + rank
+
+
+def frame_places(num_items: int, num_frames: int, device: torch.device) -> Tensor:
+    """Number (B, T) of this rank's frames in the global batch."""
+    frame_T = torch.arange(num_frames, device=device)
+    return item_places(num_items, device)[:, None] * MAX_FRAMES + frame_T
