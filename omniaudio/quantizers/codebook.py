@@ -84,6 +84,10 @@ class Codebook(nn.Module):
         """Codes (...) to vectors (..., D), float32; code -1 gives zeros."""
         return functional.embedding(codes.clamp(min=0), self.embed) * (codes >= 0)[..., None]
 
+    def entries(self, code_F: Tensor) -> Tensor:
+        """Chosen codes (F,) to vectors (F, D), float32."""
+        return functional.embedding(code_F, self.embed)
+
     def distances(self, x_FD: Tensor) -> Tensor:
         """Squared distances (F, V) of float32 inputs."""
         return _squared_distances(x_FD, self.embed)

@@ -101,7 +101,7 @@ class ResidualVQ(nn.Module):
         for book in self.books[: check_num_books(num_books, len(self.books))]:
             assert isinstance(book, Codebook)
             code_F = _nearest_fp32(book, residual_FD)
-            residual_FD = (residual_FD.float() - book.lookup(code_F)).to(residual_FD.dtype)
+            residual_FD = (residual_FD.float() - book.entries(code_F)).to(residual_FD.dtype)
             codes.append(code_F)
         return scatter(torch.stack(codes, -1), valid_BS, fill=-1)
 
@@ -114,27 +114,27 @@ class ResidualVQ(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Codes, sum over all books, sum over the kept books, telemetry; both sums float32."""
         residual_FD = x_FD
-        total_FD = kept_FD = torch.zeros_like(x_FD, dtype=torch.float32)
-        power = _mean_square(x_FD.float() - x_FD.float().mean(0)).clamp(min=1e-12)
+        total_FD, kept_FD = (torch.zeros_like(x_FD, dtype=torch.float32) for _ in range(2))
+        power = _power(x_FD.float() - x_FD.float().mean(0)).clamp(min=1e-12)
+        # The step of a non-finite batch is skipped; the moving averages must not have it either.
+        finite_F = x_FD.isfinite().all(-1)
+        learned = slice(None) if bool(finite_F.all()) else finite_F
         codes, stats = [], {}
         for depth, book in enumerate(self.books):
             assert isinstance(book, Codebook)
             target_FD = residual_FD.float()
             if self.training:
-                # The step of a non-finite batch is skipped; the moving averages must not have it either.
-                finite_F = target_FD.isfinite().all(-1)
-                book.start(target_FD[finite_F], place_F[finite_F])
+                book.start(target_FD[learned], place_F[learned])
             code_F = book.choose(target_FD, place_F, draws.child(f"book{depth}"))
-            entry_FD = book.lookup(code_F)
-            total_FD = total_FD + entry_FD
-            kept_FD = kept_FD + entry_FD * keep_FK[:, depth, None]
+            entry_FD = book.entries(code_F)
+            total_FD += entry_FD
+            kept_FD.addcmul_(entry_FD, keep_FK[:, depth, None].to(entry_FD.dtype))
             residual_FD = (target_FD - entry_FD).to(x_FD.dtype)
             if self.training:
-                stats[f"restarts/book{depth}"] = book.learn(
-                    target_FD[finite_F], code_F[finite_F], place_F[finite_F]
-                )
+                restarts = book.learn(target_FD[learned], code_F[learned], place_F[learned])
+                stats[f"restarts/book{depth}"] = restarts
             stats |= {f"{name}/book{depth}": value for name, value in book.stats(code_F).items()}
-            error = _mean_square(residual_FD.float())
+            error = _power(residual_FD.float())
             stats |= {f"error/book{depth}": error, f"explained/book{depth}": 1 - error / power}
             codes.append(code_F)
         return torch.stack(codes, -1), total_FD, kept_FD, stats
@@ -143,6 +143,11 @@ class ResidualVQ(nn.Module):
 def _nearest_fp32(book: Codebook, x_FD: Tensor) -> Tensor:
     with torch.autocast(x_FD.device.type, enabled=False):
         return book.nearest(x_FD.float())
+
+
+def _power(x_FD: Tensor) -> Tensor:
+    """As ``_mean_square``, without a copy and without gradients."""
+    return torch.linalg.vector_norm(x_FD).square() / max(1, x_FD.numel())
 
 
 def _mean_square(x_FD: Tensor) -> Tensor:

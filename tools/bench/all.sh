@@ -4,7 +4,9 @@ set -euo pipefail
 
 cd "$(dirname "$0")/../.."
 python=$(bash tools/setup_env.sh)
-export DS_ACCELERATOR=cpu
+peers=.venv/bench-peers  # without their dependencies, which ask for other versions of torch
+[[ -d $peers/moshi ]] || "$python" -m pip install -q --no-deps --target "$peers" encodec==0.1.1 moshi==0.2.13
+export DS_ACCELERATOR=cpu PYTHONPATH=$peers
 results=tools/bench/RESULTS.md
 rows="" failed=""
 for row in tools/bench/row*.py; do

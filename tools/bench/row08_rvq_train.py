@@ -1,52 +1,61 @@
-"""A training step of 8 books x 2048 x 256 with moving averages, against vector-quantize-pytorch."""
+"""A training step of 8 books x 2048 x 256 with moving averages, against three libraries."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import rvq
 import torch
-from common import compare, need
-
-need("vector_quantize_pytorch")
-
-from vector_quantize_pytorch import ResidualVQ as Peer  # noqa: E402
-
-from omniaudio.quantizers.rvq import ResidualVQ  # noqa: E402
-
-DIM, SIZES = 256, [2048] * 8
-torch.manual_seed(0)
-x_BSD = torch.randn(8, 256, DIM)
-valid_BS = torch.ones(8, 256, dtype=torch.bool)
-ours_vq = ResidualVQ(DIM, SIZES, shrink=0.0, restart_after=None, book_dropout=0.0, kmeans_steps=0).train()
-peer_vq = Peer(
-    dim=DIM, codebook_size=2048, num_quantizers=8, decay=0.99, kmeans_init=False, rotation_trick=False,
-    threshold_ema_dead_code=0, commitment_weight=1.0,
-).train()  # fmt: skip
-start = [torch.randn(2048, DIM) * 0.5 for _ in SIZES]
-for book, layer, codes_VD in zip(ours_vq.books, peer_vq.layers, start, strict=True):
-    book.embed.copy_(codes_VD)
-    book.embed_avg.copy_(codes_VD)
-    book.cluster_size.fill_(1.0)
-    layer._codebook.embed.data.copy_(codes_VD[None])
-    layer._codebook.embed_avg.data.copy_(codes_VD[None])
-    layer._codebook.cluster_size.data.fill_(1.0)
+from common import compare
 
 
-def ours() -> torch.Tensor:
-    z_BSD = x_BSD.clone().requires_grad_()
-    out = ours_vq(z_BSD, valid_BS)
-    (out.quantized_BSD.square().mean() + out.commit_loss).backward()
-    return out.codes_BSK
+def ours_step(quantizer: Any) -> Callable[[], torch.Tensor]:
+    def step() -> torch.Tensor:
+        z_BSD = rvq.X_BSD.clone().requires_grad_()
+        out = quantizer(z_BSD, rvq.VALID_BS)
+        (out.quantized_BSD.square().mean() + out.commit_loss).backward()
+        return out.codes_BSK
+
+    return step
 
 
-def peer() -> torch.Tensor:
-    z_BSD = x_BSD.clone().requires_grad_()
-    quantized_BSD, codes_BSK, commit = peer_vq(z_BSD)
-    (quantized_BSD.square().mean() + commit.sum()).backward()
-    return codes_BSK
+def channels_last(library: Any) -> Callable[[], torch.Tensor]:
+    """Of (B, S, D); quantized, codes and losses come out."""
+
+    def step() -> torch.Tensor:
+        z_BSD = rvq.X_BSD.clone().requires_grad_()
+        quantized_BSD, codes_BSK, commit = library(z_BSD)
+        (quantized_BSD.square().mean() + commit.sum()).backward()
+        return codes_BSK
+
+    return step
 
 
-def same(mine: torch.Tensor, theirs: torch.Tensor) -> str:
-    share = float((mine == theirs).float().mean())
-    return "" if share > 0.999 else f"only {share:.2%} of the codes of the first step agree"
+def channels_first(library: Any) -> Callable[[], torch.Tensor]:
+    """Of (B, D, S)."""
+
+    def step() -> torch.Tensor:
+        z_BDS = rvq.X_BSD.transpose(1, 2).contiguous().requires_grad_()
+        quantized_BDS, codes_KBS, commit = library(z_BDS)[:3]
+        (quantized_BDS.square().mean() + commit.sum()).backward()
+        return codes_KBS.permute(1, 2, 0)
+
+    return step
 
 
-compare("8 RVQ training step", ours, peer, same, "vector-quantize-pytorch", 3.0, "matrix products")
+for name, make, step, target in (
+    ("vector-quantize-pytorch", rvq.vector_quantize_pytorch, channels_last, 3.0),
+    ("encodec", rvq.encodec, channels_first, 2.0),
+    ("moshi", rvq.moshi, channels_first, 1.1),
+):
+    peer = step(make().train())
+    compare(
+        "8 RVQ training step",
+        ours_step(rvq.ours().train()),
+        peer,
+        rvq.same_codes,
+        name,
+        target,
+        "matrix products",
+    )
