@@ -1,9 +1,9 @@
-"""What a training will need, before it is begun: parameters, and memory on each device.
+"""What a training will need, before it is begun: parameters, memory on each device, operations and days.
 
 Takes the keys of train. Parameters are counted without building them. Model states (weights, gradients, AdamW) follow
-from strategy, devices and precision. Activations are measured on this CPU: the same parts, as wide as they are, but one
-and two layers deep, take steps on small batches, and the peak is drawn out in a line to the full depth and batch. What
-kernels need inside, and the allocator's loss (some tenth on a GPU), comes on top. Writes nothing.
+from strategy, devices and precision. Activations and operations are measured on this CPU: the same parts, as wide as
+they are, but one and two layers deep, take steps on small batches, and both are drawn out in a line to the full depth
+and batch. What kernels need inside, and the allocator's loss (some tenth on a GPU), comes on top. Writes nothing.
 
     omniaudio plan experiment=<system>/tokenizer scale=full trainer=gpu strategy=zero2 devices=8
     omniaudio plan experiment=<system>/tokenizer scale=full schedule.tokenizer.batch_sec=240 measure=false
@@ -18,7 +18,7 @@ from omniaudio.cli.doctor import memory_gb
 from omniaudio.config import build
 
 if TYPE_CHECKING:
-    from omniaudio.training.memory import Activations, ParameterCount
+    from omniaudio.training.needs import Line, ParameterCount
     from omniaudio.types import Batch
 
 GIGABYTE = 1e9
@@ -30,7 +30,7 @@ AUDIO, TOKENS = "s of audio", "tokens"
 
 def main(config: dict[str, Any]) -> None:
     """Print the plan."""
-    from omniaudio.training.memory import ParameterCount, model_states
+    from omniaudio.training.needs import ParameterCount, model_states
 
     mixed = config["trainer"]["precision"] == "bf16-mixed"
     devices = config["devices"] * config["num_nodes"]
@@ -50,10 +50,10 @@ def main(config: dict[str, Any]) -> None:
     if config["offload"]:
         print("  offload=true: AdamW, and under zero3 the weights too, stand in host memory instead")
     if config["measure"]:
-        print_activations(config, states.total, devices)
+        print_needs(config, states.total, devices)
 
 
-def print_activations(config: dict[str, Any], states: float, devices: int) -> None:
+def print_needs(config: dict[str, Any], states: float, devices: int) -> None:
     """Measure, and say what the batch of the config comes to."""
     size, name = batch_size(config)
     if size is None:
@@ -66,16 +66,25 @@ def print_activations(config: dict[str, Any], states: float, devices: int) -> No
             f"activations: not measured; parts two layers deep need {needed:.0f} of the {memory:.0f} GB here"
         )
         return
-    found = measure(config)
+    found, what = measure(config), "second" if name == AUDIO else "token"
+    memory_line, operations = found["bytes"], found["operations"].per_unit / unit
     share = size / devices / config["accumulate"]
-    need = found.of(share / unit)
+    need = memory_line.of(share / unit)
     print(
-        f"activations: {found.per_unit / unit / GIGABYTE:.4f} GB a {'second' if name == 's of audio' else 'token'} "
-        f"and {found.fixed / GIGABYTE:.2f} GB"
+        f"activations: {memory_line.per_unit / unit / GIGABYTE:.3g} GB a {what}, "
+        f"{memory_line.fixed / GIGABYTE:.3g} GB whatever the batch"
     )
     print(
         f"  {size:,.0f} {name} a step / {devices} devices / accumulate={config['accumulate']} = {share:,.0f}: "
         f"{need / GIGABYTE:.1f} GB, {(states + need) / GIGABYTE:.1f} GB with the model states"
+    )
+    total = operations * size * config["max_steps"]
+    speed = devices * config["device_tflops"] * 1e12 * config["utilisation"]
+    days = total / speed / 86400
+    print(f"operations: {operations:.3g} a {what}, forward and backward")
+    print(
+        f"  {config['max_steps']:,} steps: {total:.3g}, {days:.3g} days at {config['utilisation']:.0%} "
+        f"of {config['device_tflops']} TFLOP/s a device: {speed / operations:,.0f} {name} a second"
     )
 
 
@@ -83,7 +92,7 @@ def parameter_counts(config: dict[str, Any]) -> dict[str, ParameterCount]:
     """Parts of the model -> numbers; nothing is allocated."""
     import torch
 
-    from omniaudio.training.memory import count_parameters
+    from omniaudio.training.needs import count_parameters
 
     with torch.device("meta"):
         task = make_plain_task(config)
@@ -131,20 +140,20 @@ def batch_size(config: dict[str, Any]) -> tuple[float | None, str]:
 
 def shallow_bytes(config: dict[str, Any]) -> float:
     """Weights and gradients of the models that ``measure`` builds."""
-    from omniaudio.training.memory import FP32, stacks_of, with_layers
+    from omniaudio.training.needs import FP32, stacks_of, with_layers
 
     layers = {stack.path: min(2, stack.num_layers) for stack in stacks_of(config["model"])}
     counts = parameter_counts({**config, "model": with_layers(config["model"], layers)}).values()
     return float(sum(FP32 * (count.total + count.learning + 2 * count.buffers) for count in counts))
 
 
-def measure(config: dict[str, Any]) -> Activations:
-    """Steps of shallow models."""
-    from omniaudio.training.memory import activations, peak_of_step
+def measure(config: dict[str, Any]) -> dict[str, Line]:
+    """Needs by name, from steps of shallow models."""
+    from omniaudio.training.needs import draw_out, needs_of_step
 
     mixed = config["trainer"]["precision"] == "bf16-mixed"
 
-    def peak_of(model: dict[str, Any], units: int) -> int:
+    def needs(model: dict[str, Any], units: int) -> dict[str, float]:
         task = make_plain_task({**config, "model": model})
         task.configure_model()
         task.begin_step(make_batch(config, units))
@@ -155,9 +164,9 @@ def measure(config: dict[str, Any]) -> Activations:
             weights = task.loss_weights
             return sum(weights[name] * term.total / max(1, int(term.count)) for name, term in terms.items())
 
-        return peak_of_step(task, loss, mixed)
+        return needs_of_step(task, loss, mixed)
 
-    return activations(config["model"], peak_of)
+    return draw_out(config["model"], needs)
 
 
 def make_batch(config: dict[str, Any], units: int) -> Batch:

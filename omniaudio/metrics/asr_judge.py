@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 NO_JUDGE = "no judge"
 """What a table says where no judge was given."""
 
-MAX_NEW_TOKENS = 160  # 30 s of fast speech; a judge that hears noise may repeat itself for ever
+TOKENS, TOKENS_PER_SEC = 10, 8.0
+"""What a judge may write of a clip, and of each second of it: no transcript of asterisk and fotaq (6,628) is longer.
+A judge that hears noise repeats itself for ever, and its errors would count how long it was let."""
 
 
 class AsrJudge:
@@ -50,7 +52,7 @@ class AsrJudge:
     def transcribe(
         self, wavs: Sequence[np.ndarray], sample_rate_hz: int, languages: Sequence[str]
     ) -> list[str]:
-        """Waveforms (N,) float32 of at most 30 s to text.
+        """Waveforms (N,) float32 of at most 30 s to text, cut where nobody could have said so much.
 
         Args:
             wavs: mono, in [-1, 1].
@@ -74,16 +76,22 @@ class AsrJudge:
         asked: dict[str, Any] = {}
         if getattr(self._model.generation_config, "is_multilingual", False):
             asked = {"language": list(languages), "task": "transcribe"}
+        most_B = [int(TOKENS + TOKENS_PER_SEC * len(wav) / self.sample_rate_hz) for wav in at_judge]
         with torch.inference_mode():
             ids_BL = self._model.generate(
                 features["input_features"].to(self.dtype),
                 attention_mask=features["attention_mask"],
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=max(most_B),
                 do_sample=False,
                 num_beams=1,
                 **asked,
             )
-        return [text.strip() for text in self._processor.batch_decode(ids_BL, skip_special_tokens=True)]
+        special = set(self._processor.tokenizer.all_special_ids)
+        written = [
+            [i for i in ids_L if i not in special][:most]
+            for ids_L, most in zip(ids_BL.tolist(), most_B, strict=True)
+        ]
+        return [text.strip() for text in self._processor.batch_decode(written, skip_special_tokens=True)]
 
 
 def load_judge(source: str | None, device: str = "cpu", dtype: str = "fp32") -> AsrJudge | None:

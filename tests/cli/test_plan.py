@@ -2,7 +2,7 @@ import pytest
 
 from omniaudio.cli.main import compose
 from omniaudio.cli.plan import main, make_batch, make_plain_task, measure
-from omniaudio.training.memory import peak_of_step
+from omniaudio.training.needs import needs_of_step
 
 TINY = ("scale=tiny", "unit_sec=1.0", "unit_tokens=64")
 
@@ -17,7 +17,12 @@ def test_every_stage_has_a_plan_and_nothing_is_written(capsys, tmp_path, monkeyp
     for stage in ("text_lm", "tokenizer", "pretrain_stage1", "pretrain_stage2", "sft"):
         told = plan(capsys, stage, "strategy=zero2", "devices=4")
         assert told.startswith(f"{stage}, zero2 on 4 devices, 32-true\n")
-        assert "model states on each device: " in told and "GB with the model states" in told
+        for words in (
+            "model states on each device: ",
+            "GB with the model states",
+            "days at 40% of 312 TFLOP/s",
+        ):
+            assert words in told
     assert "not measured for this stage" in plan(capsys, "vocoder")
     assert not list(tmp_path.iterdir())
 
@@ -57,5 +62,6 @@ def test_the_plan_agrees_with_the_whole_model(words):
         terms = task.losses(task._current, "train")
         return sum(task.loss_weights[name] * t.total / max(1, int(t.count)) for name, t in terms.items())
 
-    whole = peak_of_step(task, loss, mixed="trainer=gpu" in words)
-    assert measure(config).of(6) == pytest.approx(whole, rel=0.1)
+    whole, found = needs_of_step(task, loss, mixed="trainer=gpu" in words), measure(config)
+    assert found["bytes"].of(6) == pytest.approx(whole["bytes"], rel=0.1)
+    assert found["operations"].of(6) == pytest.approx(whole["operations"], rel=0.01)

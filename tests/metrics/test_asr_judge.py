@@ -67,6 +67,14 @@ def test_one_text_a_waveform_alike_alone_and_in_a_batch(whisper_folder):
     assert texts == [judge.transcribe([wav], 24000, ["en"])[0] for wav in wavs]
 
 
+def test_nobody_could_have_said_more(whisper_folder):
+    """Random weights write on and on, a letter a token; each clip by its own length, whatever else is in the batch."""
+    judge = AsrJudge(str(whisper_folder), batch_size=4)
+    texts = judge.transcribe([speech(16000 * n, n) for n in (1, 2, 4)], 16000, ["en"] * 3)
+    assert all(len(text) <= 10 + 8 * n for text, n in zip(texts, (1, 2, 4), strict=True))
+    assert len(texts[2]) > 10 + 8 * 2, "the model of this test does not write on: it proves nothing"
+
+
 def test_no_judge_is_none():
     assert load_judge(None) is None and load_judge("") is None
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from omniaudio.training.memory import (
+from omniaudio.training.needs import (
     ParameterCount,
     PeakMemory,
-    activations,
     count_parameters,
+    draw_out,
     model_states,
-    peak_of_step,
+    needs_of_step,
     stacks_of,
     with_layers,
 )
@@ -68,12 +68,12 @@ class Deep(nn.Module):
         return x
 
 
-def peak_of(model: dict, units: int) -> int:
+def needs(model: dict, units: int) -> dict[str, float]:
     parts = nn.ModuleList(
         [Deep(model["a"]["width"], model["a"]["num_layers"]), Deep(8, model["b"]["num_layers"])]
     )
     x = torch.randn(100 * units, 32)
-    return peak_of_step(parts, lambda: parts[1](parts[0](x)[:, :8]).square().sum(), mixed=False)
+    return needs_of_step(parts, lambda: parts[1](parts[0](x)[:, :8]).square().sum(), mixed=False)
 
 
 def test_the_line_reaches_the_full_depth_and_batch():
@@ -84,8 +84,26 @@ def test_the_line_reaches_the_full_depth_and_batch():
     ]
     assert with_layers(model, {("a", "num_layers"): 1})["a"] == {"width": 32, "num_layers": 1}
     assert model["a"]["num_layers"] == 7
-    found = activations(model, peak_of)
+    found = draw_out(model, needs)
     for units in (1, 5):
-        assert found.of(units) == pytest.approx(peak_of(model, units), rel=0.02)
-    # a row of a keeps the input of each of its layers, and each relu what it gave
-    assert found.per_unit >= 100 * 4 * 32 * 7
+        whole = needs(model, units)
+        assert found["bytes"].of(units) == pytest.approx(whole["bytes"], rel=0.02)
+        assert found["operations"].of(units) == pytest.approx(whole["operations"], rel=1e-9)
+    # a row of a keeps the input of each of its layers
+    assert found["bytes"].per_unit >= 100 * 4 * 32 * 7
+    # a product forward, and two backward but for the very first input, which needs no gradient
+    assert found["operations"].per_unit == 2 * 100 * (32 * 32 * (3 * 7 - 1) + 8 * 8 * 3 * 4)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_attention_is_counted(mixed):
+    """Two products forward, five backward (the scores are made again)."""
+    heads = nn.ModuleList([nn.Linear(16, 16, bias=False)])
+    x_BHTD = torch.randn(1, 2, 64, 8)
+
+    def loss():
+        q_BHTD = heads[0](x_BHTD.transpose(1, 2).flatten(2)).unflatten(-1, (2, 8)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(q_BHTD, q_BHTD, q_BHTD).float().sum()
+
+    product = 2 * 2 * 64 * 64 * 8
+    assert needs_of_step(heads, loss, mixed)["operations"] == 7 * product + 2 * (2 * 64 * 16 * 16)

@@ -1,8 +1,8 @@
-"""What a training needs of a device's memory, before anything of that size is built.
+"""What a training needs of its devices, memory and operations, before anything of that size is built.
 
 Parameters are counted on modules without storage. Model states follow from their number (arXiv:1910.02054, section 3).
-Activations are measured: the same stage with its stacks cut to one and two layers takes real training steps on small
-batches, and the peak grows in a line with layers and with the length of the batch.
+Activations and operations are measured: the same stage with its stacks cut to one and two layers takes real training
+steps on small batches, and both grow in a line with layers and with the length of the batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 FP32, BF16 = 4, 2
 ADAM = 2 * FP32  # bytes a parameter: both moments
@@ -154,8 +155,8 @@ def with_layers(model: Mapping[str, Any], layers: Mapping[tuple[str, ...], int])
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes that a step needs beside the model states: ``fixed``, and ``per_unit`` for each unit of the batch."""
+class Line:
+    """A need of a step: ``fixed``, and ``per_unit`` for each unit of the batch."""
 
     fixed: float
     per_unit: float
@@ -164,42 +165,68 @@ class Activations:
         return self.fixed + self.per_unit * num_units
 
 
-def activations(model: Mapping[str, Any], peak_of: Callable[[dict[str, Any], int], int]) -> Activations:
+def draw_out(
+    model: Mapping[str, Any], measure: Callable[[dict[str, Any], int], Mapping[str, float]]
+) -> dict[str, Line]:
     """From steps with few layers to the whole model.
 
-    The peak is (a + sum of b_i layers_i) + units (c + sum of d_i layers_i); two depths of every stack and two sizes of
+    A need is (a + sum of b_i layers_i) + units (c + sum of d_i layers_i); two depths of every stack and two sizes of
     the batch give all of the numbers.
 
     Args:
         model: config of the whole model.
-        peak_of: (config with few layers, units of the batch) -> measured peak in bytes.
+        measure: (config with few layers, units of the batch) -> needs by name.
     """
     stacks = stacks_of(model)
     shallow = {stack.path: 1 for stack in stacks}
 
-    def line(layers: Mapping[tuple[str, ...], int]) -> tuple[float, float]:
-        one, two = (peak_of(with_layers(model, layers), units) for units in (1, 2))
-        return 2 * one - two, two - one
+    def lines(layers: Mapping[tuple[str, ...], int]) -> dict[str, Line]:
+        one, two = (measure(with_layers(model, layers), units) for units in (1, 2))
+        return {name: Line(2 * one[name] - two[name], two[name] - one[name]) for name in one}
 
-    fixed, per_unit = base = line(shallow)
+    base = lines(shallow)
+    total = dict(base)
     for stack in stacks:
         if stack.num_layers > 1:
-            deeper = line({**shallow, stack.path: 2})
-            fixed += (stack.num_layers - 1) * (deeper[0] - base[0])
-            per_unit += (stack.num_layers - 1) * (deeper[1] - base[1])
-    return Activations(max(0.0, fixed), max(0.0, per_unit))
+            for name, deeper in lines({**shallow, stack.path: 2}).items():
+                more = stack.num_layers - 1
+                fixed = total[name].fixed + more * (deeper.fixed - base[name].fixed)
+                total[name] = Line(
+                    fixed, total[name].per_unit + more * (deeper.per_unit - base[name].per_unit)
+                )
+    return {name: Line(max(0.0, line.fixed), max(0.0, line.per_unit)) for name, line in total.items()}
 
 
-def peak_of_step(module: nn.Module, loss: Callable[[], Tensor], mixed: bool) -> int:
-    """Peak bytes of a forward and backward pass beside weights and gradients."""
+def needs_of_step(module: nn.Module, loss: Callable[[], Tensor], mixed: bool) -> dict[str, float]:
+    """One forward and backward pass: ``bytes`` at its peak beside weights and gradients, and ``operations``.
+
+    Operations are those of matrix products, convolutions and attention, a multiplication and an addition as two.
+    """
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     watch = PeakMemory()
     watch.ignore(tensor for p in module.parameters() for tensor in (p, p.grad) if tensor is not None)
     watch.ignore(module.buffers())
-    with watch:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, watch:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             total = loss()
         total.backward()
-    return watch.peak
+    return {"bytes": float(watch.peak), "operations": float(counter.get_total_flops())}
+
+
+def _attention(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+def _attention_backward(
+    grad: Any, q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad, q, k, v))
+
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Kernels that torch's counter does not know."""
