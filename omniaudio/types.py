@@ -34,6 +34,7 @@ class Utterance:
     language: str  # ISO 639-1
     speaker: str
     corpus: str
+    band_hz: int = 0  # highest frequency with sound, where it lies below half the sample rate
     response: str = ""  # what was said to it
     continuation: str = ""  # text of the clip that follows in the same passage
     translation: str = ""  # in English
@@ -68,6 +69,7 @@ class WaveBatch(Batch):
     kinds: list[str]  # what is asked in writing: asr, aqa, s2tt, intlv
     texts: list[str]  # the answer; "" where a crop does not hold the whole clip
     languages: list[str]  # of the speech
+    band_hz_B: Tensor | None = None  # float, highest frequency with sound; None: up to half the sample rate
 
 
 @dataclass(kw_only=True)

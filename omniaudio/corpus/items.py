@@ -19,6 +19,7 @@ class RawItem:
     speaker: str
     fault: str | None = None  # the reason to refuse it, where the corpus itself knows one
     sample_rate_hz: int | None = None  # of the whole corpus, where it is known not to be that of the shards
+    band_hz: int = 0  # highest frequency with sound, where it is known to lie below half the sample rate
     corpus: str = ""  # where it came from, in a collection of several
     response: tuple[str, ...] = ()  # what was said to it, clip by clip
     continuation: str = ""  # the text of the clip that follows in the same passage

@@ -13,7 +13,7 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
-FIELDS = {"sample_rate_hz": int, "num_samples": int}
+FIELDS = {"sample_rate_hz": int, "num_samples": int, "band_hz": int}
 """Fields of Utterance that are no strings."""
 
 

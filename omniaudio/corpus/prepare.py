@@ -37,8 +37,8 @@ from omniaudio.frontend.audio import encode_audio
 from omniaudio.types import Utterance
 
 STAMP = "prepared.json"
-ANSWERS = ("response", "continuation", "translation")
-"""Texts that an utterance may have beside its transcript."""
+OPTIONAL = ("band_hz", "response", "continuation", "translation")
+"""Facts that are written only of utterances that have them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,9 @@ def _write_shards(
 ) -> None:
     for utterance, (flac, num_samples) in zip(utterances, coded, strict=True):
         facts = dataclasses.asdict(utterance)
-        for name in ("key", "audio_path", *(name for name in ANSWERS if not facts[name])):
+        if not utterance.band_hz and utterance.sample_rate_hz < sample_rate_hz:
+            facts["band_hz"] = utterance.sample_rate_hz // 2
+        for name in ("key", "audio_path", *(name for name in OPTIONAL if not facts[name])):
             del facts[name]
         facts |= {"sample_rate_hz": sample_rate_hz, "num_samples": num_samples}
         writer.write(utterance.key, {"flac": flac}, facts)
@@ -168,6 +170,7 @@ def _utterance(item: RawItem, finding: Finding, corpus_name: str, manifest: Path
         language=item.language,
         speaker=item.speaker,
         corpus=item.corpus or corpus_name,
+        band_hz=item.band_hz,
         response=" ".join(item.response),
         continuation=item.continuation,
         translation=item.translation,

@@ -188,11 +188,16 @@ class WaveSteps:
                 for e, kind, (_, _, whole, _) in zip(entries, kinds, crops, strict=True)
             ],
             "languages": [e.facts["language"] for e in entries],
+            "band_hz_B": torch.tensor([_band_hz(e.facts) for e in entries]),
         }
         if self.codes is None:
             return WaveBatch(**common)
         codes_BSK, num_frames_B = pad([codes for *_, codes in crops if codes is not None], value=-1)
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
+
+
+def _band_hz(facts: dict[str, Any]) -> float:
+    return float(facts.get("band_hz", facts["sample_rate_hz"] / 2))
 
 
 def pad(rows: list[np.ndarray], value: float = 0) -> tuple[torch.Tensor, torch.Tensor]:

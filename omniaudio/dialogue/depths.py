@@ -157,7 +157,8 @@ def score_depth(
             made = tokenizer.decode_vectors(quantized_BSD, num_frames_B)
             emb_SD = tokenizer.bridge.up(quantized_BSD)[0, : int(num_frames_B)]
             true_BMT, true_len_B = log_mel(wav_BN, length_B)
-        error += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
+        bins_BM = clip.bins(tokenizer.decoder_mel_spec).to(true_BMT.device)
+        error += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B), bins_BM)
         if reader is not None:
             nats += reader.loss(emb_SD, clip.text, clip.language)
             read.append(reader.transcribe(emb_SD, clip.language))
@@ -213,9 +214,10 @@ def score_streaming(
         equal_K += (streamed_BSK == offline.codes_BSK).sum((0, 1)).cpu()
         num_frames += offline.codes_BSK.shape[1]
         true_BMT, true_len_B = log_mel(wav_BN, length_B)
+        bins_BM = clip.bins(tokenizer.decoder_mel_spec).to(true_BMT.device)
         for codes, sums in ((streamed, error), (offline, offline_error)):
             made = tokenizer.decode(codes)
-            sums += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B))
+            sums += mel_mae(made.refined_BMT, true_BMT, torch.minimum(made.mel_len_B, true_len_B), bins_BM)
     return StreamingRow(
         segment_frames=segment_frames,
         context_frames=context_frames,

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from omniaudio.data.shards import ShardReader
 from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio, write_wav
-from omniaudio.frontend.mel import LogMel
+from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import normalise_text
 from omniaudio.lm.backbone import CausalBackbone
 from omniaudio.lm.generate import Generator
@@ -43,6 +44,11 @@ class Clip:
     sample_rate_hz: int
     text: str
     language: str
+    band_hz: float = 0.0  # highest frequency with sound; 0: half the sample rate
+
+    def bins(self, spec: MelSpec) -> Tensor:
+        """(1, M) True for the bins of a mel in which the recording has sound."""
+        return spec.bins_within(torch.tensor([self.band_hz or spec.sample_rate_hz / 2]))
 
     @property
     def seconds(self) -> float:
@@ -87,6 +93,7 @@ def _clip(reader: ShardReader, i: int) -> Clip:
         sample_rate_hz=int(facts["sample_rate_hz"]),
         text=facts["text"],
         language=facts["language"],
+        band_hz=float(facts.get("band_hz", 0.0)),
     )
 
 
@@ -120,12 +127,13 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
         scores.codes.append(codes)
         wav_BN = torch.from_numpy(clip.wav_N)[None].to(model.device)
         true_BMT, true_len_B = log_mel(wav_BN, torch.tensor([len(clip.wav_N)], device=model.device))
+        bins_BM = clip.bins(tokenizer.decoder_mel_spec).to(model.device)
         for book in range(num_books):
             with torch.inference_mode():
                 decoded = tokenizer.decode(codes, book + 1)
             length_B = torch.minimum(decoded.mel_len_B, true_len_B)
             for path, x_hat in (("refined", decoded.refined_BMT), ("coarse", decoded.coarse_BMT)):
-                sums[path][book] += mel_mae(x_hat, true_BMT, length_B)
+                sums[path][book] += mel_mae(x_hat, true_BMT, length_B, bins_BM)
     scores.mae = {path: [float(total / count) for total, count in rows] for path, rows in sums.items()}
     scores.books = book_use((codes.codes_BSK for codes in scores.codes), tokenizer.codebook_sizes)
     return scores

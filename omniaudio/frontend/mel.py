@@ -92,9 +92,27 @@ class MelSpec:
         most = self.max_samples // self.hop
         return frames.clamp(max=most) if isinstance(frames, Tensor) else min(most, frames)
 
+    def bins_within(self, band_hz_B: Tensor) -> Tensor:
+        """(B, M) True for the bins that lie below a frequency, their upper slope included."""
+        upper_M = torch.from_numpy(_edges(self)[2:]).to(band_hz_B.device)
+        within_BM: Tensor = upper_M <= band_hz_B[:, None] + 1e-6 * self.sample_rate_hz
+        return within_BM
+
     def facts(self) -> dict[str, Any]:
         """The spec as a plain mapping, for fingerprints."""
         return dict(vars(self))
+
+
+def _edges(spec: MelSpec) -> np.ndarray:
+    """Frequencies (M + 2,) where the triangles begin, peak and end."""
+
+    def to_hz(mel: np.ndarray) -> np.ndarray:
+        return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
+
+    def to_mel(hz: float) -> float:
+        return hz * 3.0 / 200.0 if hz < 1000.0 else float(15.0 + 27.0 * np.log(hz / 1000.0) / np.log(6.4))
+
+    return to_hz(np.linspace(to_mel(spec.fmin_hz), to_mel(spec.fmax_hz), spec.num_mels + 2))
 
 
 def slaney_filters(spec: MelSpec) -> Tensor:
@@ -103,14 +121,7 @@ def slaney_filters(spec: MelSpec) -> Tensor:
     Returns:
         (n_fft // 2 + 1, num_mels) float32.
     """
-
-    def to_hz(mel: np.ndarray) -> np.ndarray:
-        return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
-
-    def to_mel(hz: float) -> float:
-        return hz * 3.0 / 200.0 if hz < 1000.0 else float(15.0 + 27.0 * np.log(hz / 1000.0) / np.log(6.4))
-
-    edges = to_hz(np.linspace(to_mel(spec.fmin_hz), to_mel(spec.fmax_hz), spec.num_mels + 2))
+    edges = _edges(spec)
     bins = np.linspace(0.0, spec.sample_rate_hz / 2, spec.n_fft // 2 + 1)
     width = np.diff(edges)
     rising = (bins[:, None] - edges[None, :-2]) / width[None, :-1]

@@ -46,7 +46,11 @@ def pooled(mel_BMT: Tensor, mel_len_B: Tensor, scale: MelScale) -> tuple[Tensor,
 
 
 def mel_distance(
-    predicted_BMT: Tensor, target_BMT: Tensor, mel_len_B: Tensor, scale: MelScale = SCALES[0]
+    predicted_BMT: Tensor,
+    target_BMT: Tensor,
+    mel_len_B: Tensor,
+    scale: MelScale = SCALES[0],
+    bins_BM: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over valid frames of |d| + d^2 (each the mean over mel bins), and the number of these frames.
 
@@ -55,10 +59,15 @@ def mel_distance(
             have more of them.
         mel_len_B: valid frames of both.
         scale: see MelScale.
+        bins_BM: True for the bins that count, at least one an item; None counts all. Where a recording has no sound
+            (above half of its own sample rate) its log-mel is the noise of rounding, which nobody should learn.
     """
     num_frames = int(mel_len_B.max())
     predicted, length_B = pooled(predicted_BMT[..., :num_frames].float(), mel_len_B, scale)
     target, _ = pooled(target_BMT[..., :num_frames].float(), mel_len_B, scale)
     difference_BMT = (predicted - target) * valid_steps(length_B, predicted.shape[-1])[:, None]
-    distance = (difference_BMT.abs() + difference_BMT.square()).sum() / predicted.shape[1]
-    return distance, length_B.sum()
+    error_BMT = difference_BMT.abs() + difference_BMT.square()
+    if bins_BM is None:
+        return error_BMT.sum() / predicted.shape[1], length_B.sum()
+    share_BM = bins_BM / bins_BM.sum(1, keepdim=True).clamp(min=1)
+    return (error_BMT.sum(-1) * share_BM).sum(), length_B.sum()

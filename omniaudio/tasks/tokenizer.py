@@ -147,8 +147,13 @@ class TokenizerTask(Task):
     def _reconstruction(self, batch: WaveBatch, decoded: MelDecoderOutput) -> dict[str, LossTerm]:
         target_BMT, target_len_B = self.tokenizer.decoder_mel(batch.wav_BN, batch.num_samples_B)
         length_B = torch.minimum(decoded.mel_len_B, target_len_B)
+        bins_BM = (
+            None if batch.band_hz_B is None else self.tokenizer.decoder_mel_spec.bins_within(batch.band_hz_B)
+        )
         return {
-            f"recon/{stage}_{scale.name}": LossTerm(*mel_distance(predicted_BMT, target_BMT, length_B, scale))
+            f"recon/{stage}_{scale.name}": LossTerm(
+                *mel_distance(predicted_BMT, target_BMT, length_B, scale, bins_BM)
+            )
             for stage, predicted_BMT in (("coarse", decoded.coarse_BMT), ("refined", decoded.refined_BMT))
             for scale in SCALES
         }

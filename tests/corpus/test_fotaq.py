@@ -102,7 +102,7 @@ def test_recordings_with_what_is_said_before_and_after(tmp_path, game):
         ("BOB2.DOG/070002J1", "text without a recording"),
         ("JOE00221.SB", "recording without a text"),
     }
-    assert {item.sample_rate_hz for item in inventory.items} == {11025}
+    assert {(item.sample_rate_hz, item.band_hz) for item in inventory.items} == {(11025, 4700)}
     assert all(soundfile.info(str(item.path)).samplerate == 11025 for item in inventory.items)
     assert "MODIFIED" in corpus.attribution()
 

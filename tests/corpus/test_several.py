@@ -45,7 +45,8 @@ def test_keys_and_shards_tell_where_a_recording_is_from(tmp_path, both, make_che
         assert texts.setdefault((u.language, u.text), split) == split, "a text of both corpora in two splits"
     for split in SPLITS:
         reader = ShardReader(tmp_path / "shards", split)
-        assert {entry.facts["corpus"] for entry in reader.entries} <= {"prompts", "own"}
+        found_bands = {(entry.facts["corpus"], entry.facts.get("band_hz")) for entry in reader.entries}
+        assert found_bands == {("prompts", None), ("own", 4000)}, "recorded at 8 kHz: no sound above 4"
     assert (tmp_path / "ATTRIBUTION").read_text().count("\n\n") == 1
 
 

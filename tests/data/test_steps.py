@@ -78,6 +78,16 @@ def test_a_clip_is_asked_for_what_it_has(tmp_path: Path) -> None:
         steps(tmp_path, kind_weights={"tts": 1.0})
 
 
+def test_a_batch_tells_where_its_recordings_have_sound(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "audio", "train") as audio:
+        for i, more in enumerate(({}, {"band_hz": 4000})):
+            facts = {"num_samples": RATE, "sample_rate_hz": RATE, "text": "t", "language": "en", **more}
+            audio.write(f"clip-{i}", {"flac": encode_audio(np.full(RATE, 0.1, np.float32), RATE)}, facts)
+    batch = steps(tmp_path).batch(0, 0, 1)
+    assert batch.band_hz_B is not None
+    assert dict(zip(batch.keys, batch.band_hz_B.tolist(), strict=True)) == {"clip-0": 8000, "clip-1": 4000}
+
+
 def test_the_same_step_gives_the_same_batch(shards):
     one, other = steps(shards), steps(shards)
     other.batch(5, 0, 1)

@@ -175,3 +175,16 @@ def test_digital_silence_is_finite():
 def test_spec_is_a_value():
     assert spec_of("whisper128") == MelSpec(16000, 400, 160, 400, 128, 0.0, 8000.0, "whisper", True)
     assert spec_of("whisper128").facts()["num_mels"] == 128
+
+
+def test_bins_within_a_band():
+    """A bin counts when all of its triangle lies below: the filters' own support says so."""
+    spec = spec_of("decoder16k")
+    hz_F = torch.linspace(0, 8000, spec.n_fft // 2 + 1)
+    filters_FM = slaney_filters(spec)
+    bins_BM = spec.bins_within(torch.tensor([8000.0, 4700.0, 4000.0]))
+    assert bins_BM[0].all()
+    for band_hz, bins_M in zip((4700, 4000), bins_BM[1:], strict=True):
+        assert (filters_FM[hz_F > band_hz][:, bins_M] == 0).all()
+        assert (filters_FM[hz_F > band_hz - 150][:, ~bins_M].sum(0) > 0).all()
+        assert 0 < int(bins_M.sum()) < spec.num_mels

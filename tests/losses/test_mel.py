@@ -46,3 +46,17 @@ def test_padding_changes_nothing(scale: MelScale) -> None:
     ]
     torch.testing.assert_close(total, parts[0][0] + parts[1][0])
     assert count == parts[0][1] + parts[1][1]
+
+
+def test_only_the_bins_with_sound_count() -> None:
+    """Whatever stands in the others; every item's frame weighs alike, however many of its bins count."""
+    predicted_BMT, target_BMT = torch.randn(2, 6, 9), torch.randn(2, 6, 9)
+    length_B, bins_BM = torch.tensor([9, 7]), torch.arange(6) < torch.tensor([[6], [2]])
+    for scale in SCALES:
+        total, count = mel_distance(predicted_BMT, target_BMT, length_B, scale, bins_BM)
+        whole = mel_distance(predicted_BMT[:1], target_BMT[:1], length_B[:1], scale)
+        part = mel_distance(predicted_BMT[1:, :2], target_BMT[1:, :2], length_B[1:], scale)
+        torch.testing.assert_close(total, whole[0] + part[0])
+        assert int(count) == int(whole[1] + part[1])
+        every = mel_distance(predicted_BMT, target_BMT, length_B, scale, torch.ones(2, 6, dtype=torch.bool))
+        torch.testing.assert_close(every, mel_distance(predicted_BMT, target_BMT, length_B, scale))

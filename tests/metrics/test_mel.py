@@ -16,3 +16,15 @@ def test_padding_may_hold_anything():
     x_BMT = torch.zeros(1, 2, 3)
     x_hat_BMT = torch.tensor([[[1.0, 1.0, float("nan")], [1.0, 1.0, float("inf")]]])
     assert mel_mae(x_hat_BMT, x_BMT, torch.tensor([2])) == (4.0, 4)
+
+
+def test_bins_without_sound_do_not_count():
+    x_BMT = torch.zeros(2, 4, 5)
+    x_hat_BMT = x_BMT.clone()
+    x_hat_BMT[:, 2:] = 7.0
+    x_hat_BMT[:, :2] = 0.5
+    bins_BM = torch.tensor([[True, True, False, False], [True] * 4])
+    assert mel_mae(x_hat_BMT, x_BMT, torch.tensor([5, 2]), bins_BM) == (
+        5 * 2 * 0.5 + 2 * (2 * 0.5 + 2 * 7),
+        5 * 2 + 2 * 4,
+    )
