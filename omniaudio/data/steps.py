@@ -18,6 +18,9 @@ from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.audio import read_audio, resample
 from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 
+GRID_SEC = 0.32
+"""Batches are padded to multiples of this, and never beyond the crop's length."""
+
 MAX_CACHE_BYTES = 1 << 30
 """Memory of a process for decoded clips."""
 
@@ -177,6 +180,10 @@ class WaveSteps:
     ) -> WaveBatch:
         entries = [self.entries[item] for item, *_ in crops]
         wav_BN, num_samples_B = pad([wav for _, wav, *_ in crops])
+        # Few shapes: libraries compile or tune their kernels for each.
+        grid, most = round(GRID_SEC * self.rate), max(wav_BN.shape[1], round(self.crop_sec * self.rate))
+        wanted = min(most, -(-wav_BN.shape[1] // grid) * grid)
+        wav_BN = torch.nn.functional.pad(wav_BN, (0, wanted - wav_BN.shape[1]))
         common: dict[str, Any] = {
             "keys": [e.key for e in entries],
             "wav_BN": wav_BN,
