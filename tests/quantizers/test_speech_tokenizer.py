@@ -19,7 +19,7 @@ from omniaudio.quantizers.rvq import ResidualVQ
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.quantizers.streaming import StreamingEncoder
 from omniaudio.quantizers.vector_quantize import VectorQuantizePytorch
-from omniaudio.training.memory import PeakMemory
+from omniaudio.training.needs import PeakMemory
 from omniaudio.types import Codes
 
 MEL = MelSpec(16000, 400, 160, 400, 16, 0.0, 8000.0, "whisper", True)
