@@ -50,7 +50,10 @@ def mixed(place: Tensor, seed: int) -> Tensor:
 
 
 def item_places(num_items: int, device: torch.device) -> Tensor:
-    """Number (B,) of this rank's items in the global batch: they are dealt in turn (``data.planning.share_of``)."""
+    """Number (B,) of this rank's items in the global batch: they are dealt in turn (``data.planning.share_of``).
+
+    With accumulation, a batch is a micro-batch: the same number of them a step gives the same places.
+    """
     spread = distributed.is_available() and distributed.is_initialized()
     rank, num_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
     return torch.arange(num_items, device=device) * num_ranks + rank

@@ -64,14 +64,15 @@ def own(config: dict[str, Any]) -> None:
 
     clip = None
     if config["input"] is not None:  # before the model is loaded: a bad file is told at once
-        wav_N = read_audio(config["input"])
+        wav_N, rate_hz = read_audio(config["input"]), decode_audio(config["input"])[1]
         name = Path(config["input"]).stem
         clip = Clip(
             key=name,
             wav_N=wav_N,
-            sample_rate_hz=decode_audio(config["input"])[1],
+            sample_rate_hz=rate_hz,
             text="",
             language=config["language"],
+            band_hz=rate_hz / 2,
         )
     if config["text"] is not None and not str(config["text"]).strip():
         raise UserError("config text: it is empty; give some words to read aloud")

@@ -113,6 +113,9 @@ def make_plain_task(config: dict[str, Any]) -> Any:
     from omniaudio.frontend.text import TextTokenizer
 
     plain = {**copy.deepcopy(config), "init": {}}
+    for name, node in plain["model"].items():
+        if node["_target_"].endswith(".load_module"):  # a part trained before: what the config says of it
+            plain["model"][name] = copy.deepcopy(config[name])
     _without_pretrained(plain["model"])
     if "text_tokenizer" in plain["task"]:
         words = ["some words of text, enough for a vocabulary of bytes"]

@@ -18,9 +18,6 @@ from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.audio import read_audio, resample
 from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 
-GRID_SEC = 0.32
-"""Batches are padded to multiples of this, and never beyond the crop's length."""
-
 MAX_CACHE_BYTES = 1 << 30
 """Memory of a process for decoded clips."""
 
@@ -180,10 +177,6 @@ class WaveSteps:
     ) -> WaveBatch:
         entries = [self.entries[item] for item, *_ in crops]
         wav_BN, num_samples_B = pad([wav for _, wav, *_ in crops])
-        # Few shapes: libraries compile or tune their kernels for each.
-        grid, most = round(GRID_SEC * self.rate), max(wav_BN.shape[1], round(self.crop_sec * self.rate))
-        wanted = min(most, -(-wav_BN.shape[1] // grid) * grid)
-        wav_BN = torch.nn.functional.pad(wav_BN, (0, wanted - wav_BN.shape[1]))
         common: dict[str, Any] = {
             "keys": [e.key for e in entries],
             "wav_BN": wav_BN,
@@ -195,7 +188,7 @@ class WaveSteps:
                 for e, kind, (_, _, whole, _) in zip(entries, kinds, crops, strict=True)
             ],
             "languages": [e.facts["language"] for e in entries],
-            "band_hz_B": torch.tensor([_band_hz(e.facts) for e in entries]),
+            "band_hz_B": torch.tensor([band_hz(e.facts) for e in entries]),
         }
         if self.codes is None:
             return WaveBatch(**common)
@@ -203,7 +196,8 @@ class WaveSteps:
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
 
 
-def _band_hz(facts: dict[str, Any]) -> float:
+def band_hz(facts: Mapping[str, Any]) -> float:
+    """Highest frequency with sound in a clip of a shard."""
     return float(facts.get("band_hz", facts["sample_rate_hz"] / 2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omniaudio.data.shards import ShardReader
+from omniaudio.data.steps import band_hz
 from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio, write_wav
@@ -44,11 +46,11 @@ class Clip:
     sample_rate_hz: int
     text: str
     language: str
-    band_hz: float = 0.0  # highest frequency with sound; 0: half the sample rate
+    band_hz: float  # highest frequency with sound
 
     def bins(self, spec: MelSpec) -> Tensor:
         """(1, M) True for the bins of a mel in which the recording has sound."""
-        return spec.bins_within(torch.tensor([self.band_hz or spec.sample_rate_hz / 2]))
+        return spec.bins_within(torch.tensor([self.band_hz]))
 
     @property
     def seconds(self) -> float:
@@ -93,7 +95,7 @@ def _clip(reader: ShardReader, i: int) -> Clip:
         sample_rate_hz=int(facts["sample_rate_hz"]),
         text=facts["text"],
         language=facts["language"],
-        band_hz=float(facts.get("band_hz", 0.0)),
+        band_hz=band_hz(facts),
     )
 
 
@@ -204,9 +206,25 @@ def cer_of(clips: Sequence[Clip], heard: Sequence[str]) -> float:
     return rate.rate
 
 
+LOOP = 2.4
+"""Ratio of compression above which a text repeats itself."""
+
+
 def looped(clips: Sequence[Clip], heard: Sequence[str]) -> list[int]:
-    """Clips on which a recogniser repeated itself: it wrote more than three times what was said."""
-    return [i for i, clip in enumerate(clips) if len(heard[i]) > 3 * len(clip.text) + 20]
+    """Clips on which a recogniser repeated itself: its text is longer, and shrinks by more, than what was said.
+
+    The measure is Whisper's own (arXiv:2212.04356, section 4.5): bytes before over bytes after compression, above 2.4.
+    """
+
+    def shrinks(text: str) -> float:
+        content = text.encode()
+        return len(content) / len(zlib.compress(content))
+
+    return [
+        i
+        for i, (clip, text) in enumerate(zip(clips, heard, strict=True))
+        if len(text) > len(clip.text) and shrinks(text) > LOOP > shrinks(clip.text)
+    ]
 
 
 # -- language model

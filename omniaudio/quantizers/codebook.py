@@ -108,10 +108,13 @@ class Codebook(nn.Module):
         if not self.training or self.options.gumbel_temperature == 0:
             return self.nearest(x_FD)
         distance_FV = self.distances(x_FD)
-        unit = distance_FV.min(-1).values.mean() * self.options.gumbel_temperature
+        near = torch.stack([distance_FV.min(-1).values.sum(), distance_FV.new_tensor(float(len(x_FD)))])
+        if _num_ranks() > 1:
+            distributed.all_reduce(near)
+        unit = near[0] / near[1].clamp(min=1) * self.options.gumbel_temperature
         place_FV = place_F[:, None] * self.size + torch.arange(self.size, device=place_F.device)
         uniform_FV = draws.uniform("code", place_FV)
-        noise_FV = -(-(1 - uniform_FV).log()).clamp(min=MIN_COUNT).log()
+        noise_FV = -(-(uniform_FV + 2**-25).log()).log()
         return (noise_FV - distance_FV / unit.clamp(min=MIN_COUNT)).argmax(-1)
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ class States:
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """Shared parameters count once; buffers are those of the state dict (codes of the books, positions)."""
+    """Shared parameters count once; buffers are all that the module has (codes of the books, positions, filters)."""
     parameters = list(module.parameters())
     return ParameterCount(
         total=sum(p.numel() for p in parameters),

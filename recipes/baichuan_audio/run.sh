@@ -49,7 +49,7 @@ check_options() {
   done
   if [[ -n $audio_dir ]]; then
     [[ -d $audio_dir ]] || usage_error "--audio_dir $audio_dir: there is no such folder"
-  elif [[ $data != folder && $stage -le -1 && ! -d $root/data/$data/raw ]]; then
+  elif [[ $data != folder && $stage -le -1 && ! -d $root/data/$data/raw && $prepare_overrides != *corpus.* ]]; then
     command -v apt-get > /dev/null ||
       usage_error "the recordings of $data are Debian packages, and this system has no apt; give your own: --audio_dir FOLDER"
   fi

@@ -23,7 +23,12 @@ def test_every_stage_has_a_plan_and_nothing_is_written(capsys, tmp_path, monkeyp
             "days at 40% of 312 TFLOP/s",
         ):
             assert words in told
-    assert "not measured for this stage" in plan(capsys, "vocoder")
+    for stage in ("vocoder", "flow"):
+        assert "not measured for this stage" in plan(capsys, stage)
+    assert any(
+        line.startswith("  tokenizer") and line.endswith("frozen")
+        for line in plan(capsys, "flow").splitlines()
+    )
     assert not list(tmp_path.iterdir())
 
 

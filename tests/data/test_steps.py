@@ -50,9 +50,7 @@ def test_a_crop_keeps_the_text_only_when_whole(shards):
             whole = RATE // 2 + 4000 * int(key[-1]) <= 1.5 * RATE
             assert text == (f"t{key[-1]}" if whole else "")
             assert num <= 1.5 * RATE
-        longest = max(batch.num_samples_B.tolist())
-        assert batch.wav_BN.shape[1] == min(1.5 * RATE, -(-longest // 5120) * 5120), "0.32 s, up to the crop"
-        assert all((wav_N[num:] == 0).all() for wav_N, num in zip(batch.wav_BN, batch.num_samples_B, strict=True))
+        assert batch.wav_BN.shape[1] == max(batch.num_samples_B.tolist())
 
 
 def test_a_clip_is_asked_for_what_it_has(tmp_path: Path) -> None:

@@ -129,9 +129,13 @@ X_FD = torch.tensor([[0.5], [1.0], [3.0], [5.0]])
 NUM_ITEMS, NUM_FRAMES, STEPS = 10, 12, 8
 
 
-def _train_rvq(rank: int, num_ranks: int) -> tuple[ResidualVQ, list[float]]:
+GUMBEL = (0.0, 0.2)
+"""Nearest codes, and sampled ones (which leave nothing unused)."""
+
+
+def _train_rvq(rank: int, num_ranks: int, gumbel: float) -> tuple[ResidualVQ, list[float]]:
     """Some steps on the items of every step that fall to a rank, and the restarts of all books."""
-    quantizer = ResidualVQ(6, [16, 8, 4], restart_after=3, gumbel_temperature=0.2, kmeans_steps=3).train()
+    quantizer = ResidualVQ(6, [16, 8, 4], restart_after=3, gumbel_temperature=gumbel, kmeans_steps=3).train()
     restarts = []
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
@@ -151,8 +155,10 @@ def _train_on_a_rank(rank: int, folder: str, num_ranks: int) -> None:
     book = make_book(torch.tensor([[0.0], [4.0]]))
     mine_FD = X_FD[rank::num_ranks]
     book.learn(mine_FD, choose(book, mine_FD), torch.arange(4)[rank::num_ranks])
-    quantizer, restarts = _train_rvq(rank, num_ranks)
-    saved = {"learned": book.state_dict(), "quantizer": quantizer.state_dict(), "restarts": restarts}
+    saved: dict[str, object] = {"learned": book.state_dict()}
+    for gumbel in GUMBEL:
+        quantizer, restarts = _train_rvq(rank, num_ranks, gumbel)
+        saved |= {f"quantizer{gumbel}": quantizer.state_dict(), f"restarts{gumbel}": restarts}
     torch.save(saved, f"{folder}/{num_ranks}-{rank}.pt")
     distributed.destroy_process_group()
 
@@ -166,13 +172,16 @@ def test_the_books_are_those_of_one_process(tmp_path: Path, num_ranks: int) -> N
     alone = make_book(torch.tensor([[0.0], [4.0]]))
     alone.learn(X_FD, choose(alone, X_FD), places(X_FD))
     torch.testing.assert_close(dict(alone.state_dict()), dict(ranks[0]["learned"]))
-    quantizer, restarts = _train_rvq(0, 1)
-    assert sum(restarts) > 0, "nothing was replaced: the test proves nothing"
-    for saved in ranks:
-        assert saved["restarts"] == restarts
-        for name, value in quantizer.state_dict().items():
-            torch.testing.assert_close(saved["quantizer"][name], value, atol=1e-4, rtol=1e-4, msg=name)
-            assert torch.equal(saved["quantizer"][name], ranks[0]["quantizer"][name]), name
+    for gumbel in GUMBEL:
+        quantizer, restarts = _train_rvq(0, 1, gumbel)
+        assert gumbel or sum(restarts) > 0, "nothing was replaced: the test proves nothing"
+        first = ranks[0][f"quantizer{gumbel}"]
+        for saved in ranks:
+            assert saved[f"restarts{gumbel}"] == restarts
+            for name, value in quantizer.state_dict().items():
+                found = saved[f"quantizer{gumbel}"][name]
+                torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4, msg=name)
+                assert torch.equal(found, first[name]), name
 
 
 def test_rows_are_drawn_evenly_and_each_at_most_once() -> None:

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(bash tools/setup_env.sh)
 peers=.venv/bench-peers  # without their dependencies, which ask for other versions of torch
-[[ -d $peers/moshi ]] || "$python" -m pip install -q --no-deps --target "$peers" encodec==0.1.1 moshi==0.2.13
+[[ -d $peers/moshi && -d $peers/encodec ]] || "$python" -m pip install -q --no-deps --target "$peers" encodec==0.1.1 moshi==0.2.13
 export DS_ACCELERATOR=cpu PYTHONPATH=$peers
 results=tools/bench/RESULTS.md
 rows="" failed=""
