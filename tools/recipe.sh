@@ -102,6 +102,14 @@ word() {
   fi
 }
 
+# prepare_corpus NAME WORDS...: what every egs/NAME/prepare.sh does; further words go to omniaudio prepare.
+prepare_corpus() {
+  dry_run=false
+  find_omniaudio
+  cd "$root" || return
+  omniaudio prepare "corpus=$1" "${@:2}"
+}
+
 # absolute PATH: what exists below the caller's folder as an absolute path; anything else (a hub name) as it is.
 absolute() {
   if [[ -e $1 ]]; then echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; else echo "$1"; fi

@@ -10,8 +10,4 @@ set -euo pipefail
 
 # shellcheck source=tools/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
-# shellcheck disable=SC2034  # read by find_omniaudio
-dry_run=false
-find_omniaudio
-cd "$root"
-omniaudio prepare corpus=fotaq "$@"
+prepare_corpus fotaq "$@"

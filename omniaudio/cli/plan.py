@@ -159,8 +159,8 @@ def measure(config: dict[str, Any]) -> dict[str, Line]:
     def needs(model: dict[str, Any], units: int) -> dict[str, float]:
         task = make_plain_task({**config, "model": model})
         task.configure_model()
-        task.begin_step(make_batch(config, units))
-        batch = task._current
+        batch = make_batch(config, units)
+        task.begin_step(batch)
 
         def loss() -> Any:
             terms = task.losses(batch, "train")

@@ -78,7 +78,8 @@ class WaveSteps:
         min_sec: shorter clips are zero-padded to this length.
         codes_dir: folder of code shards of the same split; batches then carry the codes of the crop.
         training: shuffle and crop at random.
-        max_clips: the first so many clips only (validation).
+        min_band_hz: leave out clips whose sound ends below this frequency, unless all do: what is to be generated needs
+            examples of it.
         kind_weights: how often a clip is asked for its transcript (asr), a response (aqa), its translation (s2tt), or
             what follows it (intlv); a clip without such a text is not asked for it. None asks for transcripts only.
     """
@@ -95,13 +96,16 @@ class WaveSteps:
         min_sec: float = 0.0,
         codes_dir: str | Path | None = None,
         training: bool = True,
-        max_clips: int | None = None,
+        min_band_hz: float = 0.0,
         kind_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.reader = ShardReader(shards_dir, split)
         self.rate, self.crop_sec, self.min_sec, self.seed = sample_rate_hz, crop_sec, min_sec, seed
         self.training, self.crop_at_start = training, crop_at_start
-        self.entries = self.reader.entries[:max_clips]
+        every = range(len(self.reader))
+        wide = [i for i in every if band_hz(self.reader.entries[i].facts) >= min_band_hz]
+        self.positions = wide or list(every)  # of the clips in the shards
+        self.entries = [self.reader.entries[i] for i in self.positions]
         self.kind_weights = dict(kind_weights or {"asr": 1.0})
         if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
             raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
@@ -132,7 +136,7 @@ class WaveSteps:
         """The whole clip at the batch's rate, as int16."""
         if item in self._cache:
             return self._cache[item]
-        wav = read_audio(self.reader.read(item)["flac"])
+        wav = read_audio(self.reader.read(self.positions[item])["flac"])
         wav = resample(wav, int(self.entries[item].facts["sample_rate_hz"]), self.rate)
         clip = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
         if self._cache_bytes + clip.nbytes <= MAX_CACHE_BYTES:

@@ -61,10 +61,11 @@ def test_the_plan_agrees_with_the_whole_model(words):
     config = compose("plan", ["experiment=baichuan_audio/tokenizer", *TINY, *deep, *words])
     task = make_plain_task(config)
     task.configure_model()
-    task.begin_step(make_batch(config, 6))
+    batch = make_batch(config, 6)
+    task.begin_step(batch)
 
     def loss():
-        terms = task.losses(task._current, "train")
+        terms = task.losses(batch, "train")
         return sum(task.loss_weights[name] * t.total / max(1, int(t.count)) for name, t in terms.items())
 
     whole, found = needs_of_step(task, loss, mixed="trainer=gpu" in words), measure(config)

@@ -26,7 +26,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_samples = RATE // 2 + 4000 * i
             wav = 0.1 * rng.standard_normal(num_samples).astype(np.float32)
             facts = {"num_samples": num_samples, "sample_rate_hz": RATE, "text": f"t{i}", "language": "en"}
-            audio.write(f"clip-{i}", {"flac": encode_audio(wav, RATE)}, facts)
+            narrow = {"band_hz": 4000} if i == 8 else {}
+            audio.write(f"clip-{i}", {"flac": encode_audio(wav, RATE)}, {**facts, **narrow})
             if i < 8:
                 frames = np.full((num_samples // 1280, 2), i, np.uint16)
                 codes.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {**facts, "num_frames": len(frames)})
@@ -88,6 +89,19 @@ def test_a_batch_tells_where_its_recordings_have_sound(tmp_path: Path) -> None:
     assert dict(zip(batch.keys, batch.band_hz_B.tolist(), strict=True)) == {"clip-0": 8000, "clip-1": 4000}
 
 
+def test_narrow_clips_are_left_out_unless_there_are_no_others(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "audio", "train") as audio:
+        for i, more in enumerate(({"band_hz": 4000}, {}, {"band_hz": 5000})):
+            facts = {"num_samples": RATE, "sample_rate_hz": RATE, "text": f"t{i}", "language": "en", **more}
+            wav = np.full(RATE, 0.1 * (i + 1), np.float32)
+            audio.write(f"clip-{i}", {"flac": encode_audio(wav, RATE)}, facts)
+    batch = steps(tmp_path, min_band_hz=8000.0).batch(0, 0, 1)
+    assert batch.keys == ["clip-1"] and batch.texts == ["t1"]
+    assert batch.wav_BN.mean() == pytest.approx(0.2, abs=1e-3), "its own sound"
+    assert set(steps(tmp_path, min_band_hz=5000.0).batch(0, 0, 1).keys) == {"clip-1", "clip-2"}
+    assert len(steps(tmp_path, min_band_hz=9000.0).entries) == 3
+
+
 def test_the_same_step_gives_the_same_batch(shards):
     one, other = steps(shards), steps(shards)
     other.batch(5, 0, 1)
@@ -123,7 +137,7 @@ def test_codes_come_with_their_crop(shards):
     with pytest.raises(UserError, match="no codes for 'clip-8'"):
         source = steps(shards, codes_dir=shards / "codes", crop_at_start=True)
         [source.batch(step, 0, 1) for step in range(6)]
-    source = steps(shards, codes_dir=shards / "codes", crop_at_start=True, max_clips=8)
+    source = steps(shards, codes_dir=shards / "codes", crop_at_start=True, min_band_hz=8000.0)
     for step in range(4):
         batch = source.batch(step, 0, 1)
         for i, key in enumerate(batch.keys):
