@@ -49,6 +49,7 @@ class Batch:
     """Base of all batches: knows its samples' keys (for error messages) and how to move its tensors."""
 
     keys: list[str]
+    memo: dict[str, Any] | None = None  # where its plan stood, for a checkpoint (ChapteredPlan.memo)
 
     def to(self: BatchT, device: Any, non_blocking: bool = False) -> BatchT:
         moved = {

@@ -6,12 +6,12 @@ decided here, so that a mixture changes without touching a shard.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from omniaudio.data.planning import ShuffledWindows
 from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
@@ -38,6 +38,7 @@ KINDS = (
     "sft_language",
 )
 
+MAX_KNOWN = 1 << 16  # texts whose ids are remembered
 CLAUSE_ENDS = ".,;:!?…—。，；：！？"
 
 
@@ -74,23 +75,28 @@ class DocumentComposer:
 
     # -- what a plan asks
 
-    def items(self, kind: str, rng: np.random.Generator) -> list[Group]:
-        """One epoch of a kind in random order: every clip (or text) is in exactly one group.
+    def num_windows(self, kind: str) -> int:
+        """Windows of an epoch of a kind."""
+        return ShuffledWindows(self._num_items(kind), 0).num_windows
+
+    def groups(self, kind: str, window: int, seed: int) -> list[Group]:
+        """One window of a kind in random order: every clip (or text) is in exactly one group of an epoch.
 
         ``sft_continue`` names a second clip of the same voice, which follows when the first cannot be cut.
         """
-        if kind not in KINDS:
-            raise UserError(f"mixture.weights: unknown kind {kind!r}; one of {', '.join(KINDS)}")
+        rng = np.random.default_rng([seed, window])
+        items = ShuffledWindows(self._num_items(kind), seed)[window]
         if kind == "text":
-            return [(int(i),) for i in rng.permutation(len(self.texts))]
+            return [(i,) for i in items.tolist()]
+        needed = None if kind == "audio" else ANSWERS.get(kind, "text")
+        if needed is not None:
+            items = items[self.reader.column(needed)[items] != 0]
         if kind in JOINED:
-            groups = [group for voice in self._voices() for group in self._joined(kind, voice, rng)]
+            groups = [group for voice in self._voices(items) for group in self._joined(kind, voice, rng)]
         elif kind == "sft_continue":
-            groups = [pair for voice in self._voices() for pair in self._chained(voice, rng)]
+            groups = [pair for voice in self._voices(items) for pair in self._chained(voice)]
         else:
-            needed = None if kind == "audio" else ANSWERS.get(kind, "text")
-            entries = enumerate(self.reader.entries)
-            groups = [(i,) for i, entry in entries if needed is None or entry.facts.get(needed)]
+            return [(i,) for i in items.tolist()]
         return [groups[i] for i in rng.permutation(len(groups))]
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
@@ -159,6 +165,8 @@ class DocumentComposer:
     def encode(self, text: str) -> list[int]:
         """Text to ids, remembered."""
         if text not in self._known_ids:
+            if len(self._known_ids) >= MAX_KNOWN:
+                self._known_ids.clear()
             self._known_ids[text] = self._encode_new(text)
         return self._known_ids[text]
 
@@ -180,21 +188,25 @@ class DocumentComposer:
 
     # -- grouping
 
-    def _voices(self) -> list[list[int]]:
-        """Clips with a text by language and speaker."""
-        voices: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for i, entry in enumerate(self.reader.entries):
-            if entry.facts["text"]:
-                voices[entry.facts["language"], entry.facts["speaker"]].append(i)
-        return [voices[name] for name in sorted(voices)]
+    def _num_items(self, kind: str) -> int:
+        if kind not in KINDS:
+            raise UserError(f"mixture.weights: unknown kind {kind!r}; one of {', '.join(KINDS)}")
+        return len(self.texts) if kind == "text" else len(self.reader)
+
+    def _voices(self, items: np.ndarray) -> list[list[int]]:
+        """Clips by language and speaker, in the order given."""
+        names = np.stack([self.reader.column(name)[items] for name in ("language", "speaker")], axis=1)
+        _, voice_of = np.unique(names, axis=0, return_inverse=True)
+        order = np.argsort(voice_of.reshape(-1), kind="stable")
+        counts = np.bincount(voice_of.reshape(-1)) if len(items) else []
+        return [voice.tolist() for voice in np.split(items[order], np.cumsum(counts)[:-1])] if len(items) else []
 
     def _joined(self, kind: str, voice: Sequence[int], rng: np.random.Generator) -> list[Group]:
-        """A voice's clips in random order, cut into groups of random size."""
+        """A voice's clips, cut into groups of random size."""
         fewest, most = (1, min(2, self.max_clips)) if kind == "sft_repeat" else (2, max(2, self.max_clips))
         groups: list[list[int]] = []
         frames = wanted = 0
-        for i in [voice[j] for j in rng.permutation(len(voice))]:
-            num_frames = int(self.reader.entries[i].facts["num_frames"])
+        for i, num_frames in zip(voice, self.reader.column("num_frames")[voice].tolist(), strict=True):
             if not groups or len(groups[-1]) >= wanted or frames + num_frames > self.max_joined_frames:
                 groups.append([])
                 frames, wanted = 0, int(rng.integers(fewest, most + 1))
@@ -203,9 +215,8 @@ class DocumentComposer:
         return [tuple(group) for group in groups]
 
     @staticmethod
-    def _chained(voice: Sequence[int], rng: np.random.Generator) -> list[Group]:
-        order = [voice[j] for j in rng.permutation(len(voice))]
-        return list(zip(order, [*order[1:], order[0]], strict=True))
+    def _chained(voice: Sequence[int]) -> list[Group]:
+        return list(zip(voice, [*voice[1:], voice[0]], strict=True))
 
 
 def split_clip(

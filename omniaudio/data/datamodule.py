@@ -41,8 +41,11 @@ class StepData(LightningDataModule):
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
-        start = int(self.trainer.lightning_module.batches_seen)  # restored before the loader is made
-        return self._loader(self._make_train(), start, self.max_steps * accumulate, accumulate)
+        task, source = self.trainer.lightning_module, self._make_train()
+        start = int(task.batches_seen)  # restored before the loader is made, as is the memo
+        if task.memo is not None:
+            source.plan.recall(task.memo)
+        return self._loader(source, start, self.max_steps * accumulate, accumulate)
 
     def val_dataloader(self) -> Any:
         return self._loader(self._make_val(), 0, self.val_steps, 1)

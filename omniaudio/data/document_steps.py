@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from omniaudio.data.compose import DocumentComposer, read_texts
-from omniaudio.data.mixture import MixturePlan
-from omniaudio.data.planning import share_of
+from omniaudio.data.mixture import MixturePlan, Weight, deal
+from omniaudio.data.planning import ShuffledWindows
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
@@ -25,20 +25,21 @@ class DocumentSteps:
     Args:
         token_space: ids; the code shards must be of its codebook sizes.
         text_tokenizer: folder or file of the text tokenizer.
-        weights: share of LLM positions by kind.
+        weights: share of LLM positions by kind, or pairs (step, share).
         tokens_per_step: LLM positions of a global batch.
         codes_dir: folder of code shards.
         split: train, dev or test.
         texts_path: documents of the kind ``text``, one a line.
         seed: of order and composition.
         max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
+        temperature: see MixturePlan.
     """
 
     def __init__(
         self,
         token_space: TokenSpace,
         text_tokenizer: str | Path,
-        weights: Mapping[str, float],
+        weights: Mapping[str, Weight],
         tokens_per_step: int,
         codes_dir: str | Path,
         split: str,
@@ -47,14 +48,11 @@ class DocumentSteps:
         max_clips: int = 6,
         max_joined_frames: int = 375,
         loss_on_intlv_audio: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         self.reader = ShardReader(codes_dir, split)
         self.check_layout(token_space.fingerprint())
         texts = read_texts(texts_path) if texts_path is not None else []
-        if weights.get("text", 0) > 0 and not texts:
-            raise UserError(
-                f"mixture.weights.text is {weights['text']}, but texts_path {texts_path} has no texts"
-            )
         self.composer = DocumentComposer(
             self.reader,
             checked_tokenizer(text_tokenizer, token_space).encode,
@@ -64,11 +62,15 @@ class DocumentSteps:
             max_joined_frames=max_joined_frames,
             loss_on_intlv_audio=loss_on_intlv_audio,
         )
-        self.plan = MixturePlan(self.composer, weights, tokens_per_step, seed)
+        self.plan = MixturePlan(self.composer, weights, tokens_per_step, seed, temperature)
+        if "text" in self.plan.kinds and not texts:
+            raise UserError(
+                f"mixture.weights.text is {weights['text']}, but texts_path {texts_path} has no texts"
+            )
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
         """One part of a step's documents in a single row."""
-        documents = share_of(self.plan[step], part, num_parts)
+        documents = deal(self.plan[step], part, num_parts)
         return pack([self.composer.compose(d.kind, d.item_ids, d.seed) for d in documents])
 
     def check_layout(self, layout: Fingerprint) -> None:
@@ -114,7 +116,7 @@ class TextSteps:
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
         """One part of a step's texts in a single row."""
-        documents = share_of(self.plan[step], part, num_parts)
+        documents = deal(self.plan[step], part, num_parts)
         return pack(
             [self.layouts.text(f"text/{d.item_ids[0]}", self.pieces[d.item_ids[0]]) for d in documents]
         )
@@ -129,8 +131,11 @@ class _Pieces:
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
 
-    def items(self, kind: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
-        return [(int(i),) for i in rng.permutation(len(self.lengths))]
+    def num_windows(self, kind: str) -> int:
+        return ShuffledWindows(len(self.lengths), 0).num_windows
+
+    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
+        return [(i,) for i in ShuffledWindows(len(self.lengths), seed)[window].tolist()]
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         return self.lengths[item_ids[0]]

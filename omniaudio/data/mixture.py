@@ -7,20 +7,31 @@ the same documents in the same order. Only lengths are read, never a shard.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from omniaudio.data.planning import ChapteredPlan, State
 from omniaudio.errors import UserError
+
+CHAPTER_TOKENS = 1 << 18
+FILLED = 0.999  # share of the positions of a chapter that is drawn; the rest lets the last documents find room
+
+Weight = float | Sequence[Sequence[float]]
+"""A share, or pairs (step, share) with straight lines between them."""
 
 
 class Catalogue(Protocol):
     """What the plan must know of the documents that can be made."""
 
-    def items(self, kind: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
-        """One epoch of a kind: groups of item ids, one group a document, in the order to visit."""
+    def num_windows(self, kind: str) -> int:
+        """Windows of an epoch."""
+
+    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
+        """Groups of item ids, one a document, in the order to visit; ``window`` counts on over epochs."""
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         """LLM positions of the document."""
@@ -36,85 +47,214 @@ class PlannedDocument:
     num_tokens: int
 
 
-class MixturePlan:
+class MixturePlan(ChapteredPlan[PlannedDocument]):
     """``plan[step]`` -> the documents of that step, at most ``tokens_per_step`` positions.
 
-    The kind that is furthest behind its share comes next; within a kind every item is visited before any
-    comes again. What does not fit opens the next step: nothing is lost.
+    Kinds take turns by their shares; within a kind every item is drawn before any is drawn again. The documents of
+    a chapter go, the longest first, to the step with the most room: steps are full to a fraction of a percent. The
+    few that find no room open the next chapter: nothing is lost. One that is longer than a step is left out and
+    counted.
 
     Args:
         catalogue: items and lengths.
-        weights: share of LLM positions of each kind; divided by their sum; 0 leaves the kind out.
+        weights: share of LLM positions of each kind; divided by their sum; 0 leaves the kind out. A kind's share may
+            change with the step.
         tokens_per_step: LLM positions of a global batch.
         seed: of the order.
+        temperature: weights are raised to 1 / temperature; above 1 the small kinds come more often.
     """
 
     def __init__(
-        self, catalogue: Catalogue, weights: Mapping[str, float], tokens_per_step: int, seed: int = 0
+        self,
+        catalogue: Catalogue,
+        weights: Mapping[str, Weight],
+        tokens_per_step: int,
+        seed: int = 0,
+        temperature: float = 1.0,
     ) -> None:
-        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+        self.weights = {kind: _points(kind, weight) for kind, weight in weights.items()}
+        self.weights = {kind: points for kind, points in self.weights.items() if max(points[1]) > 0}
+        self.kinds = sorted(self.weights)
+        if not self.weights:
             raise UserError(f"mixture.weights: {dict(weights)} must be >= 0 and not all 0")
-        total = sum(weights.values())
-        self.weights = {kind: weight / total for kind, weight in weights.items() if weight > 0}
-        self.tokens_per_step = tokens_per_step
-        self.too_long = dict.fromkeys(self.weights, 0)  # documents left out so far, by kind
+        if temperature <= 0:
+            raise UserError(f"mixture.temperature: {temperature} must be > 0; 1 takes the weights as they are")
+        self.tokens_per_step, self.temperature = tokens_per_step, temperature
+        self.steps_per_chapter = max(1, CHAPTER_TOKENS // tokens_per_step)
         self._catalogue, self._seed = catalogue, seed
-        self._steps: list[list[PlannedDocument]] = []
-        self._tokens = dict.fromkeys(self.weights, 0)
-        self._documents = {kind: self._stream(kind) for kind in self.weights}
-        self._waiting: PlannedDocument | None = None
+        super().__init__(["mixture", self.weights, tokens_per_step, seed, temperature])
 
-    def __getitem__(self, step: int) -> list[PlannedDocument]:
-        while len(self._steps) <= step:
-            self._steps.append(self._next_step())
-        return self._steps[step]
+    def first_state(self) -> State:
+        streams = {kind: [0, 0, 0, 0, 0, 0.0] for kind in self.kinds}  # fields of _Stream
+        return {"step": 0, "late": [], "streams": streams}
+
+    def chapter(self, state: State) -> tuple[list[list[PlannedDocument]], State]:
+        """Draw what ``steps_per_chapter`` steps hold, and share it out."""
+        first = int(state["step"])
+        streams = {
+            kind: _Stream(self._catalogue, kind, self._seed, self.tokens_per_step, *state["streams"][kind])
+            for kind in self.kinds
+        }
+        late = [PlannedDocument(kind, tuple(ids), seed, num) for kind, ids, seed, num in state["late"]]
+        wanted = FILLED * self.steps_per_chapter * self.tokens_per_step - sum(d.num_tokens for d in late)
+        drawn = late + _draw(streams, self.shares_at(first), wanted)
+        steps, late = _share_out(drawn, self.steps_per_chapter, self.tokens_per_step)
+        order = np.random.default_rng(seed_of(self._seed, "", first, "steps")).permutation(len(steps))
+        after = {
+            "step": first + len(steps),
+            "late": [[d.kind, list(d.item_ids), d.seed, d.num_tokens] for d in late],
+            "streams": {kind: stream.state() for kind, stream in streams.items()},
+        }
+        return [steps[i] for i in order], after
+
+    def shares_at(self, step: int) -> dict[str, float]:
+        """Share of positions that each kind is to have at a step; they sum to 1."""
+        weights = {kind: float(np.interp(step, *points)) ** (1 / self.temperature) for kind, points in self.weights.items()}
+        total = sum(weights.values())
+        if total <= 0:
+            raise UserError(f"mixture.weights: all are 0 at step {step}")
+        return {kind: weight / total for kind, weight in weights.items()}
 
     def shares(self, num_steps: int) -> dict[str, float]:
         """Share of positions of each kind that the first ``num_steps`` really hold."""
-        tokens = dict.fromkeys(self.weights, 0)
+        tokens = dict.fromkeys(self.kinds, 0)
         for step in range(num_steps):
             for document in self[step]:
                 tokens[document.kind] += document.num_tokens
-        total = max(1, sum(tokens.values()))
-        return {kind: count / total for kind, count in tokens.items()}
+        return _normalised(tokens)
 
-    def _next_step(self) -> list[PlannedDocument]:
-        documents: list[PlannedDocument] = []
-        room = self.tokens_per_step
+    def realised(self, memo: Mapping[str, Any]) -> dict[str, float]:
+        """Share of positions of each kind that were drawn up to the chapter of a memo."""
+        return _normalised({kind: fields[4] for kind, fields in memo["state"]["streams"].items()})
+
+    def too_long(self, memo: Mapping[str, Any]) -> dict[str, int]:
+        """Documents that were left out up to the chapter of a memo, by kind."""
+        return {kind: fields[3] for kind, fields in memo["state"]["streams"].items()}
+
+
+class _Stream:
+    """The documents of one kind, without end; its state is where it stands and what it has given.
+
+    Args:
+        window, place: of the next group.
+        number: of the next document that is given.
+        too_long: documents left out.
+        tokens: positions given.
+        credit: positions that its share entitles it to beyond those given.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, kind: str, seed: int, most: int,
+        window: int, place: int, number: int, too_long: int, tokens: int, credit: float,
+    ) -> None:  # fmt: skip
+        self.catalogue, self.kind, self.seed, self.most = catalogue, kind, seed, most
+        self.window, self.place, self.number, self.too_long = window, place, number, too_long
+        self.tokens, self.credit = tokens, credit
+        self._documents = self._give()
+
+    def __next__(self) -> PlannedDocument:
+        return next(self._documents)
+
+    def state(self) -> list[Any]:
+        return [self.window, self.place, self.number, self.too_long, self.tokens, self.credit]
+
+    def _give(self) -> Iterator[PlannedDocument]:
+        catalogue, kind = self.catalogue, self.kind
+        num_windows, barren = catalogue.num_windows(kind), 0
         while True:
-            document = self._waiting if self._waiting is not None else self._draw()
-            if document.num_tokens > room:
-                self._waiting = document
-                return documents
-            self._waiting = None
-            room -= document.num_tokens
-            documents.append(document)
-
-    def _draw(self) -> PlannedDocument:
-        kind = min(self.weights, key=lambda name: (self._tokens[name] / self.weights[name], name))
-        document = next(self._documents[kind])
-        self._tokens[kind] += document.num_tokens
-        return document
-
-    def _stream(self, kind: str) -> Iterator[PlannedDocument]:
-        epoch = number = 0
-        while True:
-            rng = np.random.default_rng(seed_of(self._seed, kind, epoch, "order"))
-            groups, first_number = self._catalogue.items(kind, rng), number
-            for group in groups:
-                seed = seed_of(self._seed, kind, number + self.too_long[kind], "document")
-                length = self._catalogue.num_tokens(kind, group, seed)
-                if length > self.tokens_per_step:
-                    self.too_long[kind] += 1
+            before = self.number
+            groups = catalogue.groups(kind, self.window, seed_of(self.seed, kind, 0, "order"))
+            while self.place < len(groups):
+                group = groups[self.place]
+                self.place += 1
+                seed = seed_of(self.seed, kind, self.number + self.too_long, "document")
+                length = catalogue.num_tokens(kind, group, seed)
+                if length > self.most:
+                    self.too_long += 1
                     continue
+                self.number += 1
+                self.tokens += length
                 yield PlannedDocument(kind, tuple(group), seed, length)
-                number += 1
-            if number == first_number:
+            barren = 0 if self.number > before else barren + 1
+            if barren > num_windows:
                 raise UserError(
-                    f"mixture: no document of kind {kind!r} with at most {self.tokens_per_step} positions "
+                    f"mixture: no document of kind {kind!r} with at most {self.most} positions "
                     f"({len(groups)} candidates); set mixture.weights.{kind}=0 or a larger tokens_per_step"
                 )
-            epoch += 1
+            self.window, self.place = self.window + 1, 0
+
+
+def _draw(streams: Mapping[str, _Stream], shares: Mapping[str, float], wanted: float) -> list[PlannedDocument]:
+    """Documents of ``wanted`` positions; the kind that is furthest behind its share comes next."""
+    drawn: list[PlannedDocument] = []
+    able = [(streams[kind], share) for kind, share in shares.items() if share > 0]
+    while wanted > 0:
+        stream = max(able, key=lambda pair: pair[0].credit)[0]
+        document = next(stream)
+        drawn.append(document)
+        wanted -= document.num_tokens
+        for other, share in able:
+            other.credit += share * document.num_tokens
+        stream.credit -= document.num_tokens
+    return drawn
+
+
+def _share_out(
+    documents: Sequence[PlannedDocument], num_steps: int, room: int
+) -> tuple[list[list[PlannedDocument]], list[PlannedDocument]]:
+    """Longest first to the step with the most room; also returns what finds none. No step is empty."""
+    order = sorted(range(len(documents)), key=lambda i: (-documents[i].num_tokens, i))
+    chosen: list[list[int]] = [[] for _ in range(num_steps)]
+    heap = [(0, step) for step in range(num_steps)]  # positions in use
+    late: list[int] = []
+    for i in order:
+        used, step = heap[0]
+        if used + documents[i].num_tokens > room:
+            late.append(i)
+            continue
+        chosen[step].append(i)
+        heapq.heapreplace(heap, (used + documents[i].num_tokens, step))
+    steps = [[documents[i] for i in sorted(step)] for step in chosen if step]
+    return steps, [documents[i] for i in sorted(late)]
+
+
+def deal(documents: Sequence[PlannedDocument], part: int, num_parts: int) -> list[PlannedDocument]:
+    """One part's documents of a step, longest first to the part with the fewest positions, so that parts cost alike.
+
+    A part is a (micro-batch, rank) pair. Parts are never empty: where there are fewer documents than parts, some
+    stand in two.
+    """
+    if not documents:
+        raise UserError("a step of the plan has no samples")
+    order = sorted(range(len(documents)), key=lambda i: (-documents[i].num_tokens, i))
+    heap = [(0, number) for number in range(num_parts)]
+    mine: list[int] = []
+    for i in order:
+        used, number = heap[0]
+        heapq.heapreplace(heap, (used + documents[i].num_tokens, number))
+        if number == part:
+            mine.append(i)
+    return [documents[i] for i in sorted(mine)] or [documents[part % len(documents)]]
+
+
+def _points(kind: str, weight: Weight) -> tuple[list[float], list[float]]:
+    """Steps and weights at them."""
+    pairs = [[0.0, weight]] if isinstance(weight, int | float) else weight
+    try:
+        steps, values = ([float(pair[i]) for pair in pairs] for i in (0, 1))
+        good = all(len(pair) == 2 for pair in pairs) and steps == sorted(set(steps)) and min(values) >= 0
+    except (TypeError, ValueError, IndexError):
+        good = False
+    if not good:
+        raise UserError(
+            f"mixture.weights.{kind}: {weight} must be a share >= 0, or pairs [step, share >= 0] with rising steps"
+        )
+    return steps, values
+
+
+def _normalised(tokens: Mapping[str, float]) -> dict[str, float]:
+    total = max(1, sum(tokens.values()))
+    return {kind: count / total for kind, count in tokens.items()}
 
 
 def seed_of(seed: int, kind: str, number: int, purpose: str) -> int:

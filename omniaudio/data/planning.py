@@ -3,28 +3,142 @@
 A step's plan is the global batch. Ranks and workers only execute their share of it, so a run may stop at any
 step and go on with other ranks or workers: the same samples in the same order, none lost. None comes twice in an
 epoch either, unless a step has fewer samples than there are ranks (``share_of``).
+
+Steps are planned a chapter at a time. What a chapter starts from is a few numbers; a checkpoint keeps them, so
+that a run at step 40,000 goes on without planning the steps before. No list of all samples is ever made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from omniaudio.errors import UserError
+from omniaudio.fingerprint import digest
 
 Item = TypeVar("Item")
+State = dict[str, Any]
+"""Where a chapter starts: numbers, texts, lists and dicts of them, fit for json."""
+
+WINDOW = 1 << 16  # items that are shuffled together
+BLOCK = 256  # neighbours that come into a window together
+FEWEST_POOLED = 512
 
 
-class PooledPlan:
-    """Steps of similar-length items: shuffle, sort inside pools, cut by cost, shuffle the steps of a pool.
+class ChapteredPlan(Generic[Item]):
+    """``plan[step]`` -> items of the global batch; a subclass plans chapters.
+
+    Args:
+        identity: all that the plan follows from; a memo of another plan is not used.
+    """
+
+    def __init__(self, identity: Any) -> None:
+        self.identity = digest(identity)
+        self._forget()
+
+    def first_state(self) -> State:
+        """The state that the first chapter starts from."""
+        raise NotImplementedError
+
+    def chapter(self, state: State) -> tuple[list[list[Item]], State]:
+        """The steps of the chapter that starts from ``state``, and the state that the next one starts from."""
+        raise NotImplementedError
+
+    def __getitem__(self, step: int) -> list[Item]:
+        """The global batch of a step; epochs follow one another without end."""
+        if step < self._starts[0]:
+            self._forget()
+        number = bisect_right(self._starts, step) - 1
+        while True:
+            steps = self._planned(number)
+            if step < self._starts[number] + len(steps):
+                return steps[step - self._starts[number]]
+            number += 1
+
+    def memo(self, step: int) -> dict[str, Any]:
+        """What ``recall`` needs to go on from ``step`` without planning the steps before it."""
+        self[step]
+        number = bisect_right(self._starts, step) - 1
+        return {"plan": self.identity, "step": self._starts[number], "state": self._states[number]}
+
+    def recall(self, memo: Mapping[str, Any]) -> bool:
+        """Go on from a memo; False, and nothing happens, if it is one of another plan."""
+        if memo.get("plan") != self.identity:
+            return False
+        self._forget()
+        self._starts, self._states = [int(memo["step"])], [dict(memo["state"])]
+        return True
+
+    def _forget(self) -> None:
+        self._starts, self._states = [0], [self.first_state()]
+        self._number, self._steps = -1, [[]]  # the chapter at hand
+
+    def _planned(self, number: int) -> list[list[Item]]:
+        if number != self._number:
+            steps, after = self.chapter(self._states[number])
+            self._number, self._steps = number, steps
+            if number + 1 == len(self._starts):
+                self._starts.append(self._starts[number] + len(steps))
+                self._states.append(after)
+        return self._steps
+
+
+class ShuffledWindows:
+    """A random order of ``num_items``, window by window: blocks of neighbours from all over, shuffled together.
+
+    Neighbours lie in one shard, so a window touches few files, and clips of one recording meet. A corpus that fits
+    into one window is shuffled as a whole.
+
+    Args:
+        num_items: of an epoch.
+        seed: of the order.
+        shuffle: False keeps the order.
+    """
+
+    def __init__(
+        self, num_items: int, seed: int, shuffle: bool = True, window: int = WINDOW, block: int = BLOCK
+    ) -> None:
+        self.num_items, self.seed, self.shuffle, self.block = num_items, seed, shuffle, block
+        self.num_blocks = -(-num_items // block)
+        self.num_windows = max(1, -(-num_items // window))
+        self._blocks: tuple[int, np.ndarray] | None = None  # order of an epoch
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Items of a window; windows are counted on from epoch to epoch."""
+        epoch, place = divmod(number, self.num_windows)
+        begin, end = (self.num_blocks * (place + i) // self.num_windows for i in (0, 1))
+        if not self.shuffle:
+            return np.arange(begin * self.block, min(end * self.block, self.num_items))
+        blocks = self._order(epoch)[begin:end].astype(np.int64)
+        items = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
+        return np.random.default_rng([self.seed, epoch, place]).permutation(items[items < self.num_items])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._blocks is None or self._blocks[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(np.uint32(self.num_blocks))
+            self._blocks = epoch, order.astype(np.uint32)
+        return self._blocks[1]
+
+
+class Lengths(Protocol):
+    """Lengths of items in any unit; NaN leaves an item out. An array is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, items: Any) -> Any: ...
+
+
+class PooledPlan(ChapteredPlan[int]):
+    """Steps of similar-length items: shuffle, sort inside pools, cut by cost, shuffle the steps of a window.
 
     Args:
         lengths: of every item, in any unit (seconds).
         budget: largest padded cost of a step, items x longest, in the same unit.
         seed: of all shuffles.
-        pool: items that are sorted together; larger pads less and shuffles less.
+        pool: items that are sorted together; larger pads less and shuffles less. A small window has four pools.
         shuffle: False keeps the index's order (validation).
 
     Raises:
@@ -32,47 +146,60 @@ class PooledPlan:
     """
 
     def __init__(
-        self, lengths: Sequence[float], budget: float, seed: int, pool: int = 1024, shuffle: bool = True
+        self, lengths: Lengths | Sequence[float], budget: float, seed: int, pool: int = 4096, shuffle: bool = True
     ) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.float64)
+        self.lengths: Any = np.asarray(lengths, dtype=np.float64) if isinstance(lengths, Sequence) else lengths
         self.budget, self.seed, self.pool, self.shuffle = budget, seed, pool, shuffle
         if not len(self.lengths):
             raise UserError("there are no samples to plan: the split is empty")
-        if self.lengths.max() > budget:
+        self.windows = ShuffledWindows(len(self.lengths), seed, shuffle)
+        super().__init__(["pooled", len(self.lengths), budget, seed, pool, shuffle])
+
+    def first_state(self) -> State:
+        return {"window": 0}
+
+    def chapter(self, state: State) -> tuple[list[list[int]], State]:
+        """A window."""
+        number = int(state["window"])
+        items = self.windows[number]
+        lengths = np.asarray(self.lengths[items], dtype=np.float64)
+        items, lengths = items[~np.isnan(lengths)], lengths[~np.isnan(lengths)]
+        if len(lengths) and lengths.max() > self.budget:
             raise UserError(
-                f"the longest sample ({self.lengths.max():.1f}) exceeds the budget of a step ({budget}); "
+                f"the longest sample ({lengths.max():.1f}) exceeds the budget of a step ({self.budget}); "
                 "raise the batch or lower the crop"
             )
-        self._steps: list[list[int]] = []
-        self._next_epoch = 0
-
-    def __getitem__(self, step: int) -> list[int]:
-        """The global batch of a step, as item numbers; epochs follow one another without end."""
-        while step >= len(self._steps):
-            self._steps.extend(self.epoch(self._next_epoch))
-            self._next_epoch += 1
-        return self._steps[step]
+        pool = min(self.pool, max(FEWEST_POOLED, len(items) // 4)) if self.shuffle else self.pool
+        steps: list[list[int]] = []
+        rest = np.arange(0)
+        for start in range(0, len(items), pool):
+            chosen = np.concatenate([rest, np.arange(start, min(start + pool, len(items)))])
+            chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
+            cut = self._cut(chosen, lengths)
+            # The last step of a pool is rarely full: its items wait for the next pool.
+            rest = cut.pop() if start + pool < len(items) else np.arange(0)
+            steps += [items[step].tolist() for step in cut]
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, number, 1]).permutation(len(steps))
+            steps = [steps[i] for i in order]
+        return steps, {"window": number + 1}
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """All steps of one epoch: every item once."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
-        steps: list[list[int]] = []
-        for start in range(0, len(order), self.pool):
-            pool = order[start : start + self.pool]
-            pool = pool[np.argsort(-self.lengths[pool], kind="stable")]
-            cut = self._cut(pool)
-            steps += [cut[i] for i in rng.permutation(len(cut))] if self.shuffle else cut
-        return steps
+        number = self.windows.num_windows
+        windows = range(epoch * number, (epoch + 1) * number)
+        return [step for window in windows for step in self.chapter({"window": window})[0]]
 
-    def _cut(self, pool: np.ndarray) -> list[list[int]]:
+    def _cut(self, chosen: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """Greedy steps from items sorted by falling length: the first item of a step is its longest."""
-        steps: list[list[int]] = []
-        for item in pool.tolist():
-            if steps and (len(steps[-1]) + 1) * self.lengths[steps[-1][0]] <= self.budget:
-                steps[-1].append(item)
-            else:
-                steps.append([item])
+        steps, begin = [], 0
+        while begin < len(chosen):
+            longest = float(lengths[chosen[begin]])
+            size = int(self.budget / longest) + 1
+            while size > 1 and size * longest > self.budget:
+                size -= 1
+            steps.append(chosen[begin : begin + size])
+            begin += size
         return steps
 
 

@@ -1,10 +1,10 @@
-"""Shards: tar files that plain webdataset reads, each with an index for planning, random access and checks.
+"""Shards: tar files that plain webdataset reads, with an index for planning, random access and checks.
 
 In a folder, for the split ``train``::
 
-    train-000000.tar          samples one after the other, the members of a sample adjacent and sorted
-    train-000000.index.json   where each member lies, its size and crc32; the sample's facts; the fingerprint
-    train.shards.json         names of all shards and the number of samples; written last
+    train-000000.tar           samples one after the other, the members of a sample adjacent and sorted
+    train-000000.index.jsonl   where each member lies, its size and crc32; the sample's facts (omniaudio.data.index)
+    train.shards.json          the list of all shards; written last
 
 The same samples give the same bytes. Members are audio, json, text and arrays; nothing that runs code on
 loading (pickle) is written or read.
@@ -14,30 +14,31 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from omniaudio.data.index import Listing, index_path, read_index, remove_listing, write_index, write_listing
 from omniaudio.errors import UserError
-from omniaudio.files import PARTIAL_ENDING, partial_path, put_in_place, user_os_errors, write_whole
-from omniaudio.fingerprint import Fingerprint, check_fingerprints
+from omniaudio.files import PARTIAL_ENDING, partial_path, put_in_place, user_os_errors
+from omniaudio.fingerprint import Fingerprint
 
-FORMAT_VERSION = 1
 MEMBER_TYPES = ("flac", "wav", "ogg", "mp3", "json", "npy", "txt")
 """What may end a member's name: data only."""
 
 KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 MAX_NAME_BYTES = 100  # of a plain tar header
 BLOCK = tarfile.BLOCKSIZE
+MAX_CACHED_ENTRIES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         with user_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _list_path(self.folder, self.split).unlink(missing_ok=True)
+            remove_listing(self.folder, self.split)
             numbered = re.compile(
-                rf"\.?{re.escape(self.split)}-\d{{6}}\.(tar|index\.json)({PARTIAL_ENDING})?"
+                rf"\.?{re.escape(self.split)}-\d{{6}}\.(tar|index\.jsonl?)({PARTIAL_ENDING})?"
             )
             for path in sorted(self.folder.iterdir()):
                 if numbered.fullmatch(path.name):
@@ -177,13 +178,7 @@ class ShardWriter:
         path = self.folder / f"{self._shards[-1]}.tar"
         num_bytes = partial_path(path).stat().st_size
         put_in_place(partial_path(path), path)
-        index = {
-            "format": FORMAT_VERSION,
-            "num_bytes": num_bytes,
-            "fingerprint": self.fingerprint,
-            "entries": self._entries,
-        }
-        write_whole(_index_path(path), json.dumps(index, ensure_ascii=False))
+        write_index(path, num_bytes, self.fingerprint, self._entries)
         self._entries = []
 
     def __exit__(
@@ -197,15 +192,15 @@ class ShardWriter:
             return
         with user_os_errors(self.folder):
             self._close_shard()
-        listing = {"format": FORMAT_VERSION, "num_entries": len(self._keys), "shards": self._shards}
-        write_whole(_list_path(self.folder, self.split), json.dumps(listing))
+            write_listing(self.folder, self.split, self._shards)
 
 
 class ShardReader:
     """The samples of one split, in the order of writing, by position.
 
-    Opening reads the indexes and checks that every tar is there in full length; ``read`` checks the header
-    and the crc32 of what it returns; ``verify`` reads everything.
+    Opening reads the listing and checks that every tar is there in full length; ``entries`` and ``column`` read
+    of the indexes what is asked for; ``read`` checks the header and the crc32 of what it returns; ``verify`` reads
+    everything.
 
     Raises:
         UserError: naming shard and member, what was expected and what was found.
@@ -213,26 +208,22 @@ class ShardReader:
 
     def __init__(self, folder: str | Path, split: str) -> None:
         self.folder, self.split = Path(folder), split
-        listing = _load_json(
-            _list_path(self.folder, split), f"split {split!r} is not there or was not finished"
-        )
-        self.shards: list[Path] = [self.folder / f"{name}.tar" for name in listing["shards"]]
-        self.entries: list[Entry] = []
-        self.fingerprint: Fingerprint = {}
-        for number, path in enumerate(self.shards):
-            self._add_index(number, path)
-        if len(self.entries) != listing["num_entries"]:
-            raise UserError(
-                f"{self.folder}: split {split!r} should hold {listing['num_entries']} samples, "
-                f"its indexes name {len(self.entries)}"
-            )
-        self._maps: dict[int, mmap.mmap] = {}
+        self.listing = Listing(self.folder, split)
+        self.shards: list[Path] = [self.folder / f"{shard.name}.tar" for shard in self.listing.shards]
+        self.fingerprint: Fingerprint = self.listing.fingerprint
+        for path, shard in zip(self.shards, self.listing.shards, strict=True):
+            if not path.is_file():
+                raise UserError(f"{path}: shard is missing; its index names {shard.num_entries} samples")
+            if path.stat().st_size != shard.num_bytes:
+                raise _cut_tar(path, shard.num_bytes)
+        self.entries: Sequence[Entry] = _Entries(self.listing)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return self.listing.num_entries
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # maps are opened again in a worker process
+    def column(self, name: str) -> np.ndarray:
+        """A fact of all samples in order, mapped: see ``Listing.column``."""
+        return self.listing.column(name)
 
     def read(self, position: int) -> dict[str, bytes]:
         """The members of a sample by type, checked."""
@@ -242,6 +233,8 @@ class ShardReader:
     def verify(self) -> int:
         """Read all: each member is as its index says, and there are no others."""
         ends = [0] * len(self.shards)
+        for path in self.shards:
+            read_index(index_path(path))
         for position, entry in enumerate(self.entries):
             self.read(position)
             for kind, member in entry.members.items():
@@ -252,41 +245,13 @@ class ShardReader:
                     )
                 ends[entry.shard] = member.offset + _padded(member.size)
         for number, end in enumerate(ends):
-            if any(self._map(number)[end:]):
+            if any(self.listing.maps[self.shards[number]][end:]):
                 raise UserError(f"{self.shards[number]}: more members than its index names; make it again")
         return len(self)
 
-    def _add_index(self, number: int, path: Path) -> None:
-        index = _load_json(_index_path(path), f"shard {path.name} has no index")
-        try:
-            entries = [
-                Entry(e["key"], e["facts"], number, {k: Member(*m) for k, m in e["members"].items()})
-                for e in index["entries"]
-            ]
-            num_bytes, fingerprint = int(index["num_bytes"]), dict(index["fingerprint"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"{_index_path(path)}: broken index ({error!r}); make the shards again"
-            ) from error
-        for entry in entries:
-            for kind in entry.members:
-                check_member_name(f"{entry.key}.{kind}", str(path))
-        if number:
-            check_fingerprints(self.fingerprint, fingerprint, str(path))
-        self.fingerprint.update(fingerprint)
-        _check_length(path, num_bytes, entries)
-        self.entries += entries
-
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            path = self.shards[shard]
-            with user_os_errors(path), path.open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
-
     def _member(self, entry: Entry, kind: str, member: Member) -> bytes:
         path, name = self.shards[entry.shard], f"{entry.key}.{kind}"
-        tar = self._map(entry.shard)
+        tar = self.listing.maps[path]
         try:
             header = tarfile.TarInfo.frombuf(tar[member.offset - BLOCK : member.offset], "utf-8", "strict")
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
@@ -308,42 +273,63 @@ class ShardReader:
         return content
 
 
+class _Entries(Sequence[Entry]):
+    """The samples of a listing, each read when it is asked for."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._cache: OrderedDict[int, Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._listing.num_entries
+
+    @overload
+    def __getitem__(self, position: int) -> Entry: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Entry]: ...
+    def __getitem__(self, position: int | slice) -> Entry | list[Entry]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        position = int(position) % len(self)
+        if position in self._cache:
+            self._cache.move_to_end(position)
+            return self._cache[position]
+        entry = _entry(self._listing.entry(position), self._listing, position)
+        self._cache[position] = entry
+        if len(self._cache) > MAX_CACHED_ENTRIES:
+            self._cache.popitem(last=False)
+        return entry
+
+
+def _entry(line: Mapping[str, Any], listing: Listing, position: int) -> Entry:
+    number = listing.shard_of(position)
+    path = listing.folder / f"{listing.shards[number].name}.tar"
+    try:
+        members = {str(kind): Member(*map(int, place)) for kind, place in line["members"].items()}
+        entry = Entry(str(line["key"]), dict(line["facts"]), number, members)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{index_path(path)}: broken index ({error!r}); make the shards again") from error
+    for kind in members:
+        check_member_name(f"{entry.key}.{kind}", str(path))
+    return entry
+
+
 def _padded(size: int) -> int:
     """Bytes that content of ``size`` takes in a tar."""
     return -(-size // BLOCK) * BLOCK
 
 
-def _index_path(tar_path: Path) -> Path:
-    return tar_path.with_suffix(".index.json")
-
-
-def _list_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}.shards.json"
-
-
-def _load_json(path: Path, missing: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent}: {missing} (no {path.name}); make the shards again")
-    try:
-        loaded = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid json ({error}); make the shards again") from error
-    if not isinstance(loaded, dict) or loaded.get("format") != FORMAT_VERSION:
-        found = loaded.get("format") if isinstance(loaded, dict) else type(loaded).__name__
-        raise UserError(f"{path}: format {found!r}, this version reads {FORMAT_VERSION}")
-    return loaded
-
-
-def _check_length(path: Path, num_bytes: int, entries: list[Entry]) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: shard is missing; its index names {len(entries)} samples")
+def _cut_tar(path: Path, num_bytes: int) -> UserError:
+    """What is known of a tar that is not as long as it should be."""
+    _, _, lines = read_index(index_path(path))
+    ends = [(f"{e['key']}.{kind}", m[0] + m[1]) for e in lines for kind, m in e["members"].items()]
     found = path.stat().st_size
-    if found == num_bytes:
-        return
-    cut = [f"{e.key}.{k}" for e in entries for k, m in e.members.items() if m.offset + m.size > found]
-    whole = sum(all(m.offset + m.size <= found for m in e.members.values()) for e in entries)
+    cut = [name for name, end in ends if end > found]
+    whole = sum(all(m[0] + m[1] <= found for m in e["members"].values()) for e in lines)
     first = f", the first member that is not whole is {cut[0]!r}" if cut else ""
-    raise UserError(
-        f"{path}: expected {num_bytes} bytes with {len(entries)} samples, found {found} bytes with {whole} "
+    return UserError(
+        f"{path}: expected {num_bytes} bytes with {len(lines)} samples, found {found} bytes with {whole} "
         f"whole samples{first}; make the shard again"
     )

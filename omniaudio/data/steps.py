@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from omniaudio.data.planning import PooledPlan, share_of
+from omniaudio.data.planning import ChapteredPlan, PooledPlan, share_of
 from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
@@ -20,6 +20,7 @@ from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 
 MAX_CACHE_BYTES = 1 << 30
 """Memory of a process for decoded clips."""
+CHUNK = 1 << 20  # clips whose columns are read at one time
 
 
 class StepSource(Protocol):
@@ -28,6 +29,8 @@ class StepSource(Protocol):
     def batch(self, step: int, part: int, num_parts: int) -> Batch:
         """``part`` is one (micro-batch, rank) pair of ``num_parts``."""
         ...
+
+    plan: ChapteredPlan[Any]
 
     def check_layout(self, layout: Fingerprint) -> None:
         """Raise a UserError if the batches hold codes of another token layout."""
@@ -62,7 +65,9 @@ class StepStream(IterableDataset):
         for index in range(self.start + first, self.stop, stride):
             step, micro = divmod(index, self.accumulate)
             part = micro * self.num_ranks + self.rank
-            yield self.source.batch(step, part, self.accumulate * self.num_ranks)
+            batch = self.source.batch(step, part, self.accumulate * self.num_ranks)
+            batch.memo = self.source.plan.memo(step)
+            yield batch
 
 
 class WaveSteps:
@@ -102,17 +107,13 @@ class WaveSteps:
         self.reader = ShardReader(shards_dir, split)
         self.rate, self.crop_sec, self.min_sec, self.seed = sample_rate_hz, crop_sec, min_sec, seed
         self.training, self.crop_at_start = training, crop_at_start
-        every = range(len(self.reader))
-        wide = [i for i in every if band_hz(self.reader.entries[i].facts) >= min_band_hz]
-        self.positions = wide or list(every)  # of the clips in the shards
-        self.entries = [self.reader.entries[i] for i in self.positions]
         self.kind_weights = dict(kind_weights or {"asr": 1.0})
         if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
             raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
-        self.codes_by_key = {e.key: i for i, e in enumerate(self.codes.entries)} if self.codes else {}
-        lengths = [min(max(self._seconds(e.facts), min_sec), crop_sec) for e in self.entries]
-        self.plan = PooledPlan(lengths, batch_sec, seed, shuffle=training)
+        self._code_places: dict[str, int] | None = None
+        self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz)
+        self.plan = PooledPlan(self.lengths, batch_sec, seed, shuffle=training)
         self._cache: dict[int, np.ndarray] = {}
         self._cache_bytes = 0
 
@@ -128,16 +129,12 @@ class WaveSteps:
         if self.codes:
             check_fingerprints(layout, self.codes.fingerprint, str(self.codes.folder))
 
-    @staticmethod
-    def _seconds(facts: dict[str, Any]) -> float:
-        return float(facts["num_samples"] / facts["sample_rate_hz"])
-
     def _wave(self, item: int) -> np.ndarray:
         """The whole clip at the batch's rate, as int16."""
         if item in self._cache:
             return self._cache[item]
-        wav = read_audio(self.reader.read(self.positions[item])["flac"])
-        wav = resample(wav, int(self.entries[item].facts["sample_rate_hz"]), self.rate)
+        wav = read_audio(self.reader.read(item)["flac"])
+        wav = resample(wav, int(self.reader.entries[item].facts["sample_rate_hz"]), self.rate)
         clip = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
         if self._cache_bytes + clip.nbytes <= MAX_CACHE_BYTES:
             self._cache[item] = clip
@@ -156,7 +153,7 @@ class WaveSteps:
 
     def _kind(self, item: int, rng: np.random.Generator) -> str:
         """What this clip is asked for; the transcript if it has nothing else."""
-        facts = self.entries[item].facts
+        facts = self.reader.entries[item].facts
         weights = {kind: share for kind, share in self.kind_weights.items() if share and facts.get(WRITTEN[kind])}
         if not weights:
             return "asr"
@@ -166,20 +163,26 @@ class WaveSteps:
     def _codes_of(self, item: int, whole: bool) -> np.ndarray | None:
         if self.codes is None:
             return None
-        key = self.entries[item].key
-        if key not in self.codes_by_key:
-            raise UserError(
-                f"{self.codes.folder}: no codes for {key!r}; extract the codes of this split again"
-            )
-        position = self.codes_by_key[key]
+        position = self._code_place(self.codes, item)
         codes = load_npy(self.codes.read(position)["codes.npy"]).astype(np.int64)
         code_rate_hz = float(self.codes.fingerprint["code_rate_hz"])
         return codes if whole else codes[: int(self.crop_sec * code_rate_hz)]
 
+    def _code_place(self, codes: ShardReader, item: int) -> int:
+        """Position of a clip's codes: its own, or what its key says where some clips have no codes."""
+        key = self.reader.entries[item].key
+        if item < len(codes) and codes.entries[item].key == key:
+            return item
+        if self._code_places is None:
+            self._code_places = {entry.key: i for i, entry in enumerate(codes.entries)}
+        if key not in self._code_places:
+            raise UserError(f"{codes.folder}: no codes for {key!r}; extract the codes of this split again")
+        return self._code_places[key]
+
     def _collate(
         self, crops: list[tuple[int, np.ndarray, bool, np.ndarray | None]], kinds: list[str]
     ) -> WaveBatch:
-        entries = [self.entries[item] for item, *_ in crops]
+        entries = [self.reader.entries[item] for item, *_ in crops]
         wav_BN, num_samples_B = pad([wav for _, wav, *_ in crops])
         common: dict[str, Any] = {
             "keys": [e.key for e in entries],
@@ -198,6 +201,32 @@ class WaveSteps:
             return WaveBatch(**common)
         codes_BSK, num_frames_B = pad([codes for *_, codes in crops if codes is not None], value=-1)
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
+
+
+class ClipSeconds:
+    """Seconds that clips take in a batch, from the columns of their shards; NaN for one whose band is too narrow.
+
+    Args:
+        reader: audio shards.
+        min_sec, crop_sec: shorter clips are padded, longer ones cropped.
+        min_band_hz: see WaveSteps.
+    """
+
+    def __init__(self, reader: ShardReader, min_sec: float, crop_sec: float, min_band_hz: float = 0.0) -> None:
+        self.reader, self.min_sec, self.crop_sec, self.min_band_hz = reader, min_sec, crop_sec, min_band_hz
+        starts = range(0, len(reader), CHUNK)
+        if min_band_hz and all(np.isnan(self[np.arange(i, min(i + CHUNK, len(reader)))]).all() for i in starts):
+            self.min_band_hz = 0.0
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, items: np.ndarray) -> np.ndarray:
+        num_samples, rate_hz, band = (
+            np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz", "band_hz")
+        )
+        seconds = np.clip(num_samples / rate_hz, self.min_sec, self.crop_sec)
+        return np.where(np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz, seconds, np.nan)
 
 
 def band_hz(facts: Mapping[str, Any]) -> float:

@@ -91,6 +91,7 @@ class Task(LightningModule):
         self.batches_seen = 0
         self.bad_steps = 0
         self.total_bad_steps = 0
+        self.memo: dict[str, Any] | None = None  # of the batch that was last seen
         self._current: Batch | None = None
         self.tell: Callable[[str], None] = print
         self.stats: dict[str, Tensor | float] = {}
@@ -168,7 +169,7 @@ class Task(LightningModule):
 
     def begin_step(self, batch: Batch) -> None:
         """Seed the step, count it, remember its batch; tasks with manual optimization call it themselves."""
-        self._current, self.stats = batch, {}
+        self._current, self.stats, self.memo = batch, {}, batch.memo
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
 
@@ -296,15 +297,28 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["accumulate"] = self.accumulate
+        checkpoint["memo"] = self.memo
         checkpoint["total_bad_steps"] = self.total_bad_steps
         if self.balance is not None:
             checkpoint["gradient_norms"] = dict(self.balance.norms)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batches_seen = checkpoint["batches_seen"]
+        # Steps are what counts: a run may go on with other ranks, and with as many more batches in a step.
+        self.batches_seen = checkpoint["batches_seen"] // checkpoint["accumulate"] * self.accumulate
+        self.memo = checkpoint["memo"]
+        if checkpoint["accumulate"] != self.accumulate:
+            _count_batches(checkpoint["loops"]["fit_loop"], self.batches_seen)
         self.total_bad_steps = checkpoint["total_bad_steps"]
         if self.balance is not None:
             self.balance.norms = dict(checkpoint.get("gradient_norms", {}))
+
+
+def _count_batches(loop: dict[str, Any], batches_seen: int) -> None:
+    """Tell Lightning's loop how many batches it has seen, as it counts them now."""
+    for counts in loop["epoch_loop.batch_progress"].values():
+        if isinstance(counts, dict):
+            counts.update(dict.fromkeys(counts, batches_seen))
 
 
 def faulty_keys(batch: Batch) -> list[str]:

@@ -1,19 +1,55 @@
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pytest
+
 from omniaudio.data.datamodule import StepData
+from omniaudio.data.planning import PooledPlan
+from omniaudio.types import Batch
+
+
+@dataclass(kw_only=True)
+class Asked(Batch):
+    """What the source was asked for."""
+
+    place: tuple[int, int, int]
 
 
 class Numbers:
-    def batch(self, step: int, part: int, num_parts: int) -> list[int]:
-        return [step, part, num_parts]
+    def __init__(self) -> None:
+        self.plan = PooledPlan([1.0] * 1500, 500.0, seed=0)  # a chapter of 3 steps
+
+    def batch(self, step: int, part: int, num_parts: int) -> Asked:
+        return Asked(keys=[], place=(step, part, num_parts))
 
 
-def test_training_starts_where_the_task_stopped_and_validation_at_zero():
-    data = StepData(Numbers, Numbers, max_steps=5, val_steps=2)  # type: ignore[arg-type]
+def loaded(batches_seen: int, memo: dict | None = None, **settings: int) -> list[Asked]:
+    data = StepData(Numbers, Numbers, max_steps=5, val_steps=2)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        accumulate_grad_batches=2, global_rank=1, world_size=2, lightning_module=SimpleNamespace(batches_seen=7)
+        lightning_module=SimpleNamespace(batches_seen=batches_seen, memo=memo), **settings
     )
-    assert list(data.train_dataloader()) == [[3, 3, 4], [4, 1, 4], [4, 3, 4]]
-    assert list(data.val_dataloader()) == [[0, 1, 2], [1, 1, 2]]
+    assert [batch.place for batch in data.val_dataloader()] == [
+        (step, settings["global_rank"], settings["world_size"]) for step in (0, 1)
+    ]
+    return list(data.train_dataloader())
+
+
+def test_training_starts_where_the_task_stopped_and_validation_at_zero() -> None:
+    batches = loaded(7, accumulate_grad_batches=2, global_rank=1, world_size=2)
+    assert [batch.place for batch in batches] == [(3, 3, 4), (4, 1, 4), (4, 3, 4)]
+
+
+def test_a_memo_goes_from_the_batches_to_the_plan_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {"accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1}
+    before = loaded(0, **alone)
+    memo = before[3].memo
+    assert memo == json.loads(json.dumps(memo)) and memo["step"] == 3
+    planned = []
+    chapter = PooledPlan.chapter
+    monkeypatch.setattr(PooledPlan, "chapter", lambda self, state: planned.append(state) or chapter(self, state))
+    again = loaded(4, memo, **alone)
+    assert [batch.place[0] for batch in again] == [4]
+    assert planned[-1] == {"window": 1} and {"window": 0} not in planned[2:], "nothing before it was planned"

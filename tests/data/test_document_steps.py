@@ -1,8 +1,13 @@
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.shards import ShardWriter, dump_npy
+from omniaudio.data.steps import StepStream
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.sequence.vocab import TokenSpace
@@ -39,6 +44,27 @@ def test_parts_of_a_step_are_the_whole(folder):
     assert len(whole.ids_L) == sum(len(part.ids_L) for part in parts) <= 200
     assert {kind for step in range(6) for kind in source.batch(step, 0, 1).kinds} == {"asr", "itts", "text"}
     assert source.plan[2] == steps(folder).plan[2]
+
+
+@pytest.mark.parametrize("recalled", [True, False])
+def test_a_run_may_go_on_with_other_ranks_and_workers(folder, monkeypatch, recalled):
+    """(ranks, workers, batches of a step): (1, 0, 1), then (2, 2, 1), then (1, 1, 2): the steps of one process."""
+    monkeypatch.setattr("omniaudio.data.mixture.CHAPTER_TOKENS", 1000)
+    settings = {"weights": {"asr": 1, "itts": [[0, 2], [20, 0]], "text": 1}}
+    whole = [Counter(steps(folder, **settings).batch(step, 0, 1).keys) for step in range(24)]
+    found, memo = [], None
+    for ranks, workers, accumulate, first, last in ((1, 0, 1, 0, 7), (2, 2, 1, 7, 16), (1, 1, 2, 16, 24)):
+        streams = []
+        for rank in range(ranks):
+            source = steps(folder, **settings)
+            assert memo is None or not recalled or source.plan.recall(memo)
+            stream = StepStream(source, first * accumulate, last * accumulate, rank, ranks, accumulate)
+            streams.append(list(DataLoader(stream, batch_size=None, num_workers=workers)))
+        for i in range(last - first):
+            parts = [batch for stream in streams for batch in stream[i * accumulate : (i + 1) * accumulate]]
+            found.append(Counter(key for part in parts for key in part.keys))
+        memo = json.loads(json.dumps(streams[-1][-1].memo))
+    assert found == whole
 
 
 def test_texts_are_cut_not_lost(folder):

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniaudio.data.planning import PooledPlan, share_of
+from omniaudio.data.planning import PooledPlan, ShuffledWindows, share_of
 from omniaudio.errors import UserError
 
 
@@ -29,6 +30,54 @@ def test_steps_are_a_function_of_seed_and_number_alone():
     ahead = [forward[step] for step in range(30)]
     assert [backward[step] for step in reversed(range(30))] == ahead[::-1]
     assert [PooledPlan(lengths, 20, seed=4)[step] for step in range(30)] != ahead
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShuffledWindows.__init__, "__defaults__", (True, 64, 8))
+
+
+@pytest.mark.parametrize("num_items", [1, 8, 63, 64, 65, 200, 1000])
+def test_windows_of_an_epoch_hold_every_item_once(num_items: int) -> None:
+    windows = ShuffledWindows(num_items, seed=1, window=64, block=8)
+    for epoch in range(2):
+        found = [windows[epoch * windows.num_windows + i] for i in range(windows.num_windows)]
+        assert sorted(np.concatenate(found).tolist()) == list(range(num_items))
+        assert max(map(len, found)) <= 64 + 8
+    if num_items == 1000:
+        assert not np.array_equal(windows[0], windows[windows.num_windows])
+        assert np.ptp(windows[3]) > 800, "from all over the corpus"
+        blocks = {item // 8 for item in windows[3].tolist()}
+        assert len(blocks) <= 9, "and of few files"
+    assert np.array_equal(windows[0], ShuffledWindows(num_items, seed=1, window=64, block=8)[0])
+    plain = ShuffledWindows(num_items, seed=1, shuffle=False, window=64, block=8)
+    assert np.concatenate([plain[i] for i in range(plain.num_windows)]).tolist() == list(range(num_items))
+
+
+@pytest.mark.parametrize("step", [0, 5, 40, 199])
+def test_a_memo_stands_for_all_that_was_planned_before(step: int, small_windows: None) -> None:
+    lengths = [1 + i % 7 for i in range(300)]
+    forward = PooledPlan(lengths, 20, seed=3)
+    steps = [forward[i] for i in range(220)]
+    memo = forward.memo(step)
+    again = PooledPlan(lengths, 20, seed=3)
+    assert again.recall(memo) and memo["step"] <= step
+    assert [again[i] for i in range(step, 220)] == steps[step:]
+    assert again[0] == steps[0], "and one may still go back"
+    assert not PooledPlan(lengths, 20, seed=4).recall(memo), "another plan goes its own way"
+
+
+def test_every_epoch_of_many_windows_holds_every_item_once(small_windows: None) -> None:
+    lengths = [1 + i % 7 for i in range(300)]
+    plan = PooledPlan(lengths, 20, seed=0)
+    for epoch in range(2):
+        assert sorted(itertools.chain(*plan.epoch(epoch))) == list(range(300))
+    assert [plan[i] for i in range(len(plan.epoch(0)))] == plan.epoch(0)
+
+
+def test_items_without_a_length_are_left_out() -> None:
+    lengths = np.array([1.0, np.nan, 2.0, np.nan])
+    assert sorted(itertools.chain(*PooledPlan(lengths, 2, seed=0).epoch(0))) == [0, 2]
 
 
 def test_epochs_are_shuffled_anew():
@@ -54,7 +103,7 @@ def test_validation_keeps_one_order():
 
 def test_too_long_and_empty_are_refused():
     with pytest.raises(UserError, match="longest sample .12.0. exceeds"):
-        PooledPlan([1, 12], 10, seed=0)
+        PooledPlan([1, 12], 10, seed=0)[0]
     with pytest.raises(UserError, match="no samples"):
         PooledPlan([], 10, seed=0)
 

@@ -11,6 +11,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniaudio.data.index import write_index, write_listing
 from omniaudio.data.shards import ShardReader, ShardWriter, check_member_name, dump_npy, load_npy
 from omniaudio.errors import UserError
 
@@ -47,8 +48,10 @@ def test_plain_webdataset_reads_the_same(tmp_path):
 def test_equal_samples_give_equal_bytes(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, max_bytes=6_000, fingerprint={"code_rate_hz": 12.5})
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    paths = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert any(path.parent.name == "train.columns" for path in paths)
+    for path in paths:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
 @settings(max_examples=20, deadline=None)
@@ -105,10 +108,10 @@ def test_an_unfinished_run_is_refused(tmp_path):
 def test_fingerprints_are_kept_and_compared(tmp_path):
     write(tmp_path, max_bytes=3_000, fingerprint={"code_rate_hz": 12.5})
     assert ShardReader(tmp_path, "train").fingerprint == {"code_rate_hz": 12.5}
-    path = tmp_path / "train-000001.index.json"
+    path = tmp_path / "train-000001.index.jsonl"
     path.write_text(path.read_text().replace("12.5", "25.0"))
     with pytest.raises(UserError, match=r"000001.*code_rate_hz: 25\.0 there, 12\.5 here"):
-        ShardReader(tmp_path, "train")
+        list(ShardReader(tmp_path, "train").entries)
 
 
 def tar_of(folder):
@@ -162,26 +165,45 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "train-000001.tar").rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"train-000001\.tar: shard is missing; its index names \d samples"):
         ShardReader(tmp_path, "train")
-    (tmp_path / "train-000001.index.json").unlink()
-    with pytest.raises(UserError, match=r"no train-000001\.index\.json"):
-        ShardReader(tmp_path, "train")
+    (tmp_path / "away").rename(tmp_path / "train-000001.tar")
+    (tmp_path / "train-000001.index.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no train-000001\.index\.jsonl"):
+        list(ShardReader(tmp_path, "train").entries)
+
+
+def changed(folder, old, new, name="train-000000.index.jsonl"):
+    """The same shards with another text in one of their files."""
+    path = folder / name
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
+    return folder
 
 
 def test_another_format_and_broken_indexes_are_refused(tmp_path):
-    path = write(tmp_path) / "train-000000.index.json"
-    index = json.loads(path.read_text())
-    path.write_text(json.dumps({**index, "format": 2}))
-    with pytest.raises(UserError, match="format 2, this version reads 1"):
-        ShardReader(tmp_path, "train")
-    path.write_text(json.dumps({**index, "entries": [{"key": "a"}]}))
-    with pytest.raises(UserError, match="broken index"):
-        ShardReader(tmp_path, "train")
-    path.write_text(json.dumps({**index, "entries": index["entries"][:-1]}))
-    with pytest.raises(UserError, match="should hold 7 samples, its indexes name 6"):
-        ShardReader(tmp_path, "train")
-    path.write_text("{")
+    listing = "train.shards.json"
+    with pytest.raises(UserError, match="format 1, this version reads 2"):
+        ShardReader(changed(write(tmp_path), '"format": 2', '"format": 1', listing), "train")
+    with pytest.raises(UserError, match="broken listing"):
+        ShardReader(changed(write(tmp_path), '"shards"', '"chards"', listing), "train")
+    with pytest.raises(UserError, match="should hold 8 samples, its shards name 7"):
+        ShardReader(changed(write(tmp_path), '"num_entries": 7', '"num_entries": 8', listing), "train")
     with pytest.raises(UserError, match="not valid json"):
-        ShardReader(tmp_path, "train")
+        ShardReader(changed(write(tmp_path), '{"format"', '{format"', listing), "train")
+    with pytest.raises(UserError, match=r"index\.jsonl: format 1, this version reads 2"):
+        ShardReader(changed(write(tmp_path), '"format": 2', '"format": 1'), "train").entries[0]
+    with pytest.raises(UserError, match="broken index"):
+        ShardReader(changed(write(tmp_path), '"facts"', '"fatcs"'), "train").entries[3]
+    with pytest.raises(UserError, match="not valid json"):
+        ShardReader(changed(write(tmp_path), '{"key": "en/a-3"', '{"key": en/a-3""'), "train").entries[3]
+    with pytest.raises(UserError, match="should name 8 samples, names 7"):
+        ShardReader(changed(write(tmp_path), '"num_entries": 7', '"num_entries": 8'), "train").verify()
+    with pytest.raises(UserError, match="changed since the split was made"):
+        ShardReader(changed(write(tmp_path), "en/a-3", "en/a-33"), "train").entries[0]
+    column = write(tmp_path) / "train.columns" / "num_samples.bin"
+    column.write_bytes(column.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"num_samples\.bin: expected 56 bytes, found 55"):
+        ShardReader(tmp_path, "train").column("num_samples")
 
 
 REFUSED = ["a.pyd", "a.pkl", "a.pickle", "a.pt", "a.pth", "a", "a.json.pkl"]
@@ -201,10 +223,9 @@ def test_the_writer_refuses_code_and_escaping_paths(tmp_path):
 
 
 def test_the_reader_refuses_an_index_that_names_code(tmp_path):
-    path = write(tmp_path) / "train-000000.index.json"
-    path.write_text(path.read_text().replace('"flac"', '"pyd"'))
-    with pytest.raises(UserError, match=r"member 'en/a-0\.pyd' is refused.*no pickle"):
-        ShardReader(tmp_path, "train")
+    reader = ShardReader(changed(write(tmp_path), '"flac"', '"pyd2"'), "train")
+    with pytest.raises(UserError, match=r"member 'en/a-0\.pyd2' is refused.*no pickle"):
+        reader.entries[0]
 
 
 def forge(folder, info, content=b"", member=0):
@@ -235,18 +256,20 @@ def test_a_renamed_member_is_refused(tmp_path):
 
 
 def test_members_that_the_index_does_not_name_are_found(tmp_path):
-    path = write(tmp_path) / "train-000000.index.json"
-    index = json.loads(path.read_text())
-    last = index["entries"].pop()
-    path.write_text(json.dumps(index))
-    listing = tmp_path / "train.shards.json"
-    listing.write_text(listing.read_text().replace("7", "6"))
+    def again(chosen):
+        folder = write(tmp_path)
+        path = folder / "train-000000.index.jsonl"
+        lines = path.read_text().splitlines()
+        head, entries = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
+        write_index(folder / "train-000000.tar", head["num_bytes"], {}, [entries[i] for i in chosen])
+        write_listing(folder, "train", ["train-000000"])
+        return ShardReader(folder, "train")
+
+    assert again(range(7)).verify() == 7
     with pytest.raises(UserError, match="more members than its index names"):
-        ShardReader(tmp_path, "train").verify()
-    index["entries"] = [*index["entries"][1:], last]
-    path.write_text(json.dumps(index))
+        again(range(6)).verify()
     with pytest.raises(UserError, match=r"member 'en/a-1\.flac': expected at byte 512"):
-        ShardReader(tmp_path, "train").verify()
+        again(range(1, 7)).verify()
 
 
 def test_a_pickle_inside_an_array_does_not_run(tmp_path):

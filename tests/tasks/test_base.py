@@ -13,6 +13,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from omniaudio.data.datamodule import StepData
+from omniaudio.data.planning import PooledPlan
 from omniaudio.errors import UserError
 from omniaudio.tasks import base
 from omniaudio.tasks.base import LossTerm, Task, faulty_keys, step_seed
@@ -32,6 +33,7 @@ class PointSteps:
 
     def __init__(self, bad: int = -1) -> None:
         self.bad = bad
+        self.plan = PooledPlan([1.0] * 4, 1.0, seed=0)
 
     def batch(self, step: int, part: int, num_parts: int) -> Points:
         x_BD = torch.randn(step % 3 + 2, 4, generator=torch.Generator().manual_seed(step))
@@ -64,14 +66,15 @@ def make_task(max_steps: int, kind: type[PointTask] = PointTask, **settings: obj
 
 def run(folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False) -> list[str]:
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
-    logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen)
+    logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     newest = checkpoints.newest() if resume else None
     if newest:
         logger.cut_after(int(newest.stem.split("-")[1]))
     trainer = Trainer(
         accelerator="cpu", devices=1, max_epochs=1, logger=[logger], callbacks=[checkpoints],
         plugins=[SafeCheckpointIO()],
-        val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=1,
+        accumulate_grad_batches=task.accumulate,
+        val_check_interval=4 * task.accumulate, check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         use_distributed_sampler=False,
         default_root_dir=folder, gradient_clip_val=1.0,
@@ -91,6 +94,26 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     assert any('"val/mse"' in line for line in whole)
     for ours, theirs in zip(again_task.parameters(), whole_task.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_run_goes_on_with_another_number_of_batches_in_a_step(tmp_path: Path) -> None:
+    """Two batches a step for four steps, then one: step, samples and validations as if nothing had changed."""
+    seen: list[str] = []
+
+    class Watched(PointTask):
+        def losses(self, batch: Points, split: str) -> dict[str, LossTerm]:
+            if split == "train":
+                seen.append(f"{batch.keys[0]} of {self.batches_seen // self.accumulate}")
+            return super().losses(batch, split)
+
+    run(tmp_path, make_task(9, Watched, accumulate=2), stop=5)
+    del seen[:]
+    task = make_task(9, Watched)
+    lines = [json.loads(line) for line in run(tmp_path, task, stop=9, resume=True)]
+    assert seen == [f"point-{step} of {step + 1}" for step in range(4, 9)]
+    assert task.batches_seen == 9 and task.trainer.global_step == 9
+    assert [line["step"] for line in lines if "train/mse" in line] == list(range(1, 10))
+    assert [line["step"] for line in lines if "val/mse" in line] == [4, 8]
 
 
 def test_held_out_losses_are_means_over_all_positions(tmp_path: Path) -> None:

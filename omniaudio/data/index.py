@@ -1,0 +1,310 @@
+"""The index of a split: where each sample lies, and its numbers in columns that planning reads without the rest.
+
+Beside the tars of the split ``train``::
+
+    train-000000.index.jsonl   a head line, then a line a sample: key, facts, place and crc32 of its members
+    train.columns/NAME.bin     one number a sample in order, for every fact that is a number or a text
+    train.shards.json          the shards with their samples and bytes, the columns, the fingerprint; written last
+
+Opening a split reads the last file alone; lines and columns are mapped, and read where they are asked for. So a
+split of any size opens at once and needs no memory of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omniaudio.errors import UserError
+from omniaudio.files import user_os_errors, write_whole
+from omniaudio.fingerprint import Fingerprint, check_fingerprints
+
+FORMAT_VERSION = 2
+LINE = "_line"
+"""Column with the place of a sample's line in its shard's index."""
+DTYPES = {"number": "<f8", "text": "<u8", LINE: "<u8"}
+MAX_OPEN = 512  # mapped files of a process
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What the listing says of one shard."""
+
+    name: str
+    num_entries: int
+    num_bytes: int
+    index_bytes: int
+
+
+def index_path(tar_path: Path) -> Path:
+    return tar_path.with_suffix(".index.jsonl")
+
+
+def list_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.shards.json"
+
+
+def columns_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.columns"
+
+
+def text_number(text: str) -> int:
+    """A text in a column: equal texts have equal numbers, and no text is 0."""
+    if not text:
+        return 0
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
+def write_index(
+    tar_path: Path, num_bytes: int, fingerprint: Fingerprint, entries: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the index of a finished shard."""
+    head = {
+        "format": FORMAT_VERSION,
+        "num_bytes": num_bytes,
+        "num_entries": len(entries),
+        "fingerprint": dict(fingerprint),
+    }
+    lines = [json.dumps(line, ensure_ascii=False) for line in (head, *entries)]
+    write_whole(index_path(tar_path), "\n".join(lines) + "\n")
+
+
+def write_listing(folder: Path, split: str, names: Sequence[str]) -> None:
+    """Make the columns and the listing of a split from the indexes of its finished shards, in the order given.
+
+    Raises:
+        UserError: a shard without an index; a broken one; two layouts; a fact that is a number here and a text there.
+    """
+    columns = _ColumnWriter(columns_path(folder, split))
+    shards: list[ShardFacts] = []
+    fingerprint: Fingerprint = {}
+    with columns:
+        for name in names:
+            path = index_path(folder / f"{name}.tar")
+            head, places, entries = read_index(path)
+            if shards:
+                check_fingerprints(fingerprint, head["fingerprint"], str(path))
+            fingerprint.update(head["fingerprint"])
+            columns.add(places, [entry["facts"] for entry in entries], path)
+            size = path.stat().st_size
+            shards.append(ShardFacts(name, len(entries), head["num_bytes"], size))
+    listing = {
+        "format": FORMAT_VERSION,
+        "num_entries": sum(shard.num_entries for shard in shards),
+        "fingerprint": fingerprint,
+        "columns": columns.kinds,
+        "shards": [[s.name, s.num_entries, s.num_bytes, s.index_bytes] for s in shards],
+    }
+    write_whole(list_path(folder, split), json.dumps(listing, ensure_ascii=False))
+
+
+def remove_listing(folder: Path, split: str) -> None:
+    """A split whose shards are about to change is no split."""
+    list_path(folder, split).unlink(missing_ok=True)
+    shutil.rmtree(columns_path(folder, split), ignore_errors=True)
+
+
+def read_index(path: Path) -> tuple[dict[str, Any], list[int], list[dict[str, Any]]]:
+    """Head, places of the lines in bytes, and entries of a whole index."""
+    if not path.is_file():
+        raise UserError(f"{path.parent}: shard has no index (no {path.name}); make the shards again")
+    places, lines, place = [], [], 0
+    with user_os_errors(path):
+        for line in path.read_bytes().splitlines(keepends=True):
+            places.append(place)
+            lines.append(_line(line, path))
+            place += len(line)
+    if not lines:
+        raise UserError(f"{path}: empty; make the shards again")
+    check_format(lines[0], path)
+    try:
+        head, num_entries = lines[0], int(lines[0]["num_entries"])
+        assert isinstance(head["fingerprint"], dict) and isinstance(head["num_bytes"], int)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{path}: broken head line ({error!r}); make the shards again") from error
+    if num_entries != len(lines) - 1:
+        raise UserError(
+            f"{path}: should name {num_entries} samples, names {len(lines) - 1}; make the shards again"
+        )
+    return head, places[1:], lines[1:]
+
+
+def check_format(loaded: Any, path: Path) -> None:
+    """Raise a UserError unless this version can read it."""
+    found = loaded.get("format") if isinstance(loaded, dict) else type(loaded).__name__
+    if found != FORMAT_VERSION:
+        raise UserError(f"{path}: format {found!r}, this version reads {FORMAT_VERSION}; make the shards again")
+
+
+def _line(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid json ({error}); make the shards again") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: broken index (a line is no object); make the shards again")
+    return loaded
+
+
+class Listing:
+    """A split as its listing tells it; columns and lines on demand.
+
+    Raises:
+        UserError: there is no listing, or it is broken.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        path = list_path(folder, split)
+        if not path.is_file():
+            raise UserError(
+                f"{folder}: split {split!r} is not there or was not finished (no {path.name}); make the shards again"
+            )
+        try:
+            loaded = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: not valid json ({error}); make the shards again") from error
+        check_format(loaded, path)
+        try:
+            self.shards = [ShardFacts(str(n), int(e), int(b), int(i)) for n, e, b, i in loaded["shards"]]
+            self.fingerprint: Fingerprint = dict(loaded["fingerprint"])
+            self.kinds: dict[str, str] = {name: str(kind) for name, kind in loaded["columns"].items()}
+            self.num_entries = int(loaded["num_entries"])
+            self.dtypes = {name: DTYPES[kind] for name, kind in self.kinds.items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path}: broken listing ({error!r}); make the shards again") from error
+        self.ends = np.cumsum([shard.num_entries for shard in self.shards], dtype=np.int64)
+        if self.num_entries != (self.ends[-1] if len(self.ends) else 0):
+            raise UserError(
+                f"{path}: should hold {self.num_entries} samples, its shards name {int(self.ends[-1])}; "
+                f"make the shards again"
+            )
+        self._columns: dict[str, np.ndarray] = {}
+        self._checked: set[int] = set()
+        self.maps = Maps()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": {}, "maps": Maps()}  # opened again in a worker process
+
+    def column(self, name: str) -> np.ndarray:
+        """A fact of all samples in order, mapped: a number (0 where it is not given), or ``text_number`` of a text."""
+        if name not in self._columns:
+            self._columns[name] = self._open_column(name)
+        return self._columns[name]
+
+    def _open_column(self, name: str) -> np.ndarray:
+        if name not in self.dtypes:  # no sample has it
+            return np.broadcast_to(np.zeros(1), (self.num_entries,))
+        path, dtype = columns_path(self.folder, self.split) / f"{name}.bin", np.dtype(self.dtypes[name])
+        found, expected = path.stat().st_size if path.is_file() else -1, self.num_entries * dtype.itemsize
+        if found != expected:
+            raise UserError(f"{path}: expected {expected} bytes, found {max(0, found)}; make the shards again")
+        if not self.num_entries:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype, mode="r")
+
+    def shard_of(self, position: int) -> int:
+        """The shard of a sample."""
+        return int(np.searchsorted(self.ends, position, side="right"))
+
+    def entry(self, position: int) -> dict[str, Any]:
+        """The line of a sample."""
+        number = self.shard_of(position)
+        path = self.check_head(number)
+        text = self.maps[path]
+        place = int(self.column(LINE)[position])
+        return _line(text[place : text.find(b"\n", place) + 1], path)
+
+    def check_head(self, number: int) -> Path:
+        """The path of a shard's index, once it is known to be that of the listing."""
+        shard = self.shards[number]
+        path = index_path(self.folder / f"{shard.name}.tar")
+        if number not in self._checked:
+            if not path.is_file() or path.stat().st_size != shard.index_bytes:
+                read_index(path)  # says more, if it is broken
+                raise UserError(f"{path}: changed since the split was made; make the shards again")
+            text = self.maps[path]
+            head = _line(text[: text.find(b"\n") + 1], path)
+            check_format(head, path)
+            check_fingerprints(self.fingerprint, head["fingerprint"], str(path))
+            self._checked.add(number)
+        return path
+
+
+class Maps:
+    """Files mapped for reading, the least recently used closed when there are too many."""
+
+    def __init__(self, max_open: int = MAX_OPEN) -> None:
+        self.max_open = max_open
+        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+
+    def __getitem__(self, path: Path) -> mmap.mmap:
+        if path in self._maps:
+            self._maps.move_to_end(path)
+            return self._maps[path]
+        with user_os_errors(path), path.open("rb") as file:
+            opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps[path] = opened
+        if len(self._maps) > self.max_open:
+            self._maps.popitem(last=False)[1].close()
+        return opened
+
+
+class _ColumnWriter:
+    """Appends to the columns of a split, shard by shard; a column that begins late is 0 before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kinds: dict[str, str] = {LINE: LINE}
+        self.num_entries = 0
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> _ColumnWriter:
+        with user_os_errors(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, places: Sequence[int], facts: Sequence[Mapping[str, Any]], path: Path) -> None:
+        """The samples of one shard."""
+        values: dict[str, np.ndarray] = {LINE: np.asarray(places, DTYPES[LINE])}
+        for i, mapping in enumerate(facts):
+            for name, kind, number in _numbers(mapping):
+                if self.kinds.setdefault(name, kind) != kind:
+                    raise UserError(f"{path}: fact {name!r} is a {kind} here and a {self.kinds[name]} elsewhere")
+                if name not in values:
+                    values[name] = np.zeros(len(facts), DTYPES[kind])
+                values[name][i] = number
+        with user_os_errors(self.folder):
+            for name, kind in self.kinds.items():
+                self._file(name, kind).write(values.get(name, np.zeros(len(facts), DTYPES[kind])).tobytes())
+        self.num_entries += len(facts)
+
+    def _file(self, name: str, kind: str) -> Any:
+        if name not in self._files:
+            self._files[name] = (self.folder / f"{name}.bin").open("wb")
+            self._files[name].write(np.zeros(self.num_entries, DTYPES[kind]).tobytes())
+        return self._files[name]
+
+
+def _numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    for name, value in facts.items():
+        if not name.isidentifier() or name.startswith("_"):
+            continue
+        if isinstance(value, str):
+            yield name, "text", text_number(value)
+        elif isinstance(value, int | float):
+            yield name, "number", value
