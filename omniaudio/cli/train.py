@@ -25,9 +25,9 @@ from omniaudio.stage import Stage, is_main_process, stage
 
 MAKES_THE_RESULT = (
     "model", "init", "parts", "before", "task", "train_steps", "optim", "lr_schedule", "trainer", "max_steps",
-    "accumulate", "gradient_clip", "seed", "deterministic",
+    "gradient_clip", "seed", "deterministic",
 )  # fmt: skip
-"""Keys whose change means another training.  Processes, logging and the sizes of other stages do not."""
+"""Keys whose change means another training.  Processes, batches of a step, logging and other stages do not."""
 
 
 def main(config: dict[str, Any]) -> None:

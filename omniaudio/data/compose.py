@@ -7,17 +7,20 @@ decided here, so that a mixture changes without touching a shard.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from omniaudio.data.index import text_number
 from omniaudio.data.planning import ShuffledWindows
 from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
 from omniaudio.sequence.chat import ChatLayout, Message, Segment
-from omniaudio.sequence.spans import Document, DocumentLayouts
+from omniaudio.sequence.spans import Document, DocumentBuilder, DocumentLayouts, LengthBuilder
 from omniaudio.sequence.vocab import TokenSpace
 
 Codes = np.ndarray
@@ -39,7 +42,17 @@ KINDS = (
 )
 
 MAX_KNOWN = 1 << 16  # texts whose ids are remembered
+CHUNK = 1 << 20  # clips whose columns are read at one time
 CLAUSE_ENDS = ".,;:!?…—。，；：！？"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Documents with the codes of their clips, or their lengths from the numbers of frames."""
+
+    layouts: DocumentLayouts
+    chat: ChatLayout
+    codes: Callable[[int], Any]
 
 
 class DocumentComposer:
@@ -68,10 +81,14 @@ class DocumentComposer:
         self.reader, self.texts = reader, texts
         self.space = space
         self.max_clips, self.max_joined_frames = max_clips, max_joined_frames
-        self.layouts = DocumentLayouts(space, loss_on_intlv_audio)
         self._encode_new = encode
         self._known_ids: dict[str, list[int]] = {}
-        self.chat = ChatLayout(space, self.encode)
+        self._whole, self._counted = (
+            _Form(
+                DocumentLayouts(space, loss_on_intlv_audio, builder), ChatLayout(space, self.encode, builder), codes
+            )
+            for builder, codes in ((DocumentBuilder, self._codes), (LengthBuilder, self._frames))
+        )
 
     # -- what a plan asks
 
@@ -86,11 +103,10 @@ class DocumentComposer:
         """
         rng = np.random.default_rng([seed, window])
         items = ShuffledWindows(self._num_items(kind), seed)[window]
+        kind, _, corpus = kind.partition("@")
         if kind == "text":
             return [(i,) for i in items.tolist()]
-        needed = None if kind == "audio" else ANSWERS.get(kind, "text")
-        if needed is not None:
-            items = items[self.reader.column(needed)[items] != 0]
+        items = items[self._fits(kind, corpus, items)]
         if kind in JOINED:
             groups = [group for voice in self._voices(items) for group in self._joined(kind, voice, rng)]
         elif kind == "sft_continue":
@@ -99,38 +115,44 @@ class DocumentComposer:
             return [(i,) for i in items.tolist()]
         return [groups[i] for i in rng.permutation(len(groups))]
 
+    def occurs(self, kind: str, corpus: str) -> bool:
+        """Whether a corpus has clips for a kind."""
+        starts = range(0, len(self.reader), CHUNK)
+        chunks = (np.arange(start, min(start + CHUNK, len(self.reader))) for start in starts)
+        return any(self._fits(kind, corpus, items).any() for items in chunks)
+
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         """LLM positions of ``compose`` with the same arguments, known from facts alone."""
-        return len(self._compose(kind, item_ids, seed, self._no_codes))
+        return len(self._compose(kind, item_ids, seed, self._counted))
 
     def compose(self, kind: str, item_ids: Sequence[int], seed: int) -> Document:
         """The document; all random choices follow from ``seed``."""
-        return self._compose(kind, item_ids, seed, self._codes)
+        document: Document = self._compose(kind, item_ids, seed, self._whole)
+        return document
 
     # -- making
 
-    def _compose(
-        self, kind: str, item_ids: Sequence[int], seed: int, codes: Callable[[int], Codes]
-    ) -> Document:
-        rng = np.random.default_rng(seed)
+    def _compose(self, kind: str, item_ids: Sequence[int], seed: int, form: _Form) -> Any:
+        rng, kind = np.random.default_rng(seed), kind.partition("@")[0]
+        layouts, codes = form.layouts, form.codes
         if kind == "text":
-            return self.layouts.text(f"text/{item_ids[0]}", self.encode(self.texts[item_ids[0]]))
+            return layouts.text(f"text/{item_ids[0]}", self.encode(self.texts[item_ids[0]]))
         key = "+".join(self.reader.entries[i].key for i in item_ids)
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
         if kind in ANSWERS:
             prompt = self.encode(prompt_for(kind, facts["language"], rng))
-            return self.layouts.answer(kind, key, prompt, audio, self.encode(facts[ANSWERS[kind]]))
+            return layouts.answer(kind, key, prompt, audio, self.encode(facts[ANSWERS[kind]]))
         if kind == "tts":
-            return self.layouts.tts(key, self.encode(facts["text"]), audio)
+            return layouts.tts(key, self.encode(facts["text"]), audio)
         if kind == "audio":
-            return self.layouts.audio(key, audio)
+            return layouts.audio(key, audio)
         if kind in ("intlv", "itts"):
             segments = [(self._segment_ids(i, place), codes(i)) for place, i in enumerate(item_ids)]
             prompt = self.encode(prompt_for("interleaved", facts["language"]))
             if kind == "itts":
-                return self.layouts.itts(key, prompt, segments)
+                return layouts.itts(key, prompt, segments)
             audio_first = len(segments) > 1 and bool(rng.integers(2))
-            return self.layouts.intlv(key, prompt, segments, audio_first)
+            return layouts.intlv(key, prompt, segments, audio_first)
         heard, reply = self._task(kind, item_ids, rng, codes)
         language = "en" if kind == "sft_language" else facts["language"]
         asked: list[Segment] = [*heard, prompt_for(kind, language, rng)]
@@ -138,10 +160,10 @@ class DocumentComposer:
             {"role": "user", "content": asked},
             {"role": "assistant", "content": reply},
         ]
-        return self.chat.document(messages, kind, key)
+        return form.chat.document(messages, kind, key)
 
     def _task(
-        self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Codes]
+        self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Any]
     ) -> tuple[list[Segment], list[Segment]]:
         """What the user lets hear, and the reply, of a chat task."""
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
@@ -182,13 +204,22 @@ class DocumentComposer:
     def _codes(self, item: int) -> Codes:
         return load_npy(self.reader.read(item)["codes.npy"])
 
-    def _no_codes(self, item: int) -> Codes:
-        shape = (int(self.reader.entries[item].facts["num_frames"]), self.space.num_books)
-        return np.broadcast_to(np.zeros((1, 1), np.uint16), shape)
+    def _frames(self, item: int) -> Sequence[int]:
+        """As many as the clip has, in the place of its codes."""
+        return range(int(self.reader.entries[item].facts["num_frames"]))
 
     # -- grouping
 
+    def _fits(self, kind: str, corpus: str, items: np.ndarray) -> np.ndarray:
+        """Which clips have what a kind needs, and are of a corpus if one is named."""
+        needed = "num_frames" if kind == "audio" else ANSWERS.get(kind, "text")
+        fits = np.asarray(self.reader.column(needed)[items]) != 0
+        if corpus:
+            fits &= np.asarray(self.reader.column("corpus")[items]) == text_number(corpus)
+        return fits
+
     def _num_items(self, kind: str) -> int:
+        kind = kind.partition("@")[0]
         if kind not in KINDS:
             raise UserError(f"mixture.weights: unknown kind {kind!r}; one of {', '.join(KINDS)}")
         return len(self.texts) if kind == "text" else len(self.reader)
@@ -196,10 +227,9 @@ class DocumentComposer:
     def _voices(self, items: np.ndarray) -> list[list[int]]:
         """Clips by language and speaker, in the order given."""
         names = np.stack([self.reader.column(name)[items] for name in ("language", "speaker")], axis=1)
-        _, voice_of = np.unique(names, axis=0, return_inverse=True)
-        order = np.argsort(voice_of.reshape(-1), kind="stable")
-        counts = np.bincount(voice_of.reshape(-1)) if len(items) else []
-        return [voice.tolist() for voice in np.split(items[order], np.cumsum(counts)[:-1])] if len(items) else []
+        _, voice_of, counts = np.unique(names, axis=0, return_inverse=True, return_counts=True)
+        items = items[np.argsort(voice_of.reshape(-1), kind="stable")]
+        return [voice.tolist() for voice in np.split(items, np.cumsum(counts)[:-1]) if len(voice)]
 
     def _joined(self, kind: str, voice: Sequence[int], rng: np.random.Generator) -> list[Group]:
         """A voice's clips, cut into groups of random size."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from omniaudio.data.compose import DocumentComposer, read_texts
-from omniaudio.data.mixture import MixturePlan, Weight, deal
+from omniaudio.data.mixture import Mixture, MixturePlan, deal
 from omniaudio.data.planning import ShuffledWindows
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
@@ -25,30 +25,24 @@ class DocumentSteps:
     Args:
         token_space: ids; the code shards must be of its codebook sizes.
         text_tokenizer: folder or file of the text tokenizer.
-        weights: share of LLM positions by kind, or pairs (step, share).
+        mixture: what documents are made, in which shares.
         tokens_per_step: LLM positions of a global batch.
         codes_dir: folder of code shards.
         split: train, dev or test.
         texts_path: documents of the kind ``text``, one a line.
         seed: of order and composition.
-        max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
-        temperature: see MixturePlan.
     """
 
     def __init__(
         self,
         token_space: TokenSpace,
         text_tokenizer: str | Path,
-        weights: Mapping[str, Weight],
+        mixture: Mixture,
         tokens_per_step: int,
         codes_dir: str | Path,
         split: str,
         texts_path: str | Path | None = None,
         seed: int = 0,
-        max_clips: int = 6,
-        max_joined_frames: int = 375,
-        loss_on_intlv_audio: bool = False,
-        temperature: float = 1.0,
     ) -> None:
         self.reader = ShardReader(codes_dir, split)
         self.check_layout(token_space.fingerprint())
@@ -58,14 +52,15 @@ class DocumentSteps:
             checked_tokenizer(text_tokenizer, token_space).encode,
             token_space,
             texts,
-            max_clips=max_clips,
-            max_joined_frames=max_joined_frames,
-            loss_on_intlv_audio=loss_on_intlv_audio,
+            max_clips=mixture.max_clips,
+            max_joined_frames=mixture.max_joined_frames,
+            loss_on_intlv_audio=mixture.loss_on_intlv_audio,
         )
-        self.plan = MixturePlan(self.composer, weights, tokens_per_step, seed, temperature)
+        streams = mixture.streams(self.composer.occurs)
+        self.plan = MixturePlan(self.composer, streams, tokens_per_step, seed, mixture.temperature)
         if "text" in self.plan.kinds and not texts:
             raise UserError(
-                f"mixture.weights.text is {weights['text']}, but texts_path {texts_path} has no texts"
+                f"mixture.weights.text is {mixture.weights['text']}, but texts_path {texts_path} has no texts"
             )
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:

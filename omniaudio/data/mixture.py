@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,15 +17,55 @@ import numpy as np
 from omniaudio.data.planning import ChapteredPlan, State
 from omniaudio.errors import UserError
 
-CHAPTER_TOKENS = 1 << 18
+CHAPTER_TOKENS = 1 << 17
 FILLED = 0.999  # share of the positions of a chapter that is drawn; the rest lets the last documents find room
 
 Weight = float | Sequence[Sequence[float]]
 """A share, or pairs (step, share) with straight lines between them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What documents are made of a corpus, and in which shares: choices of the config group ``mixture``.
+
+    Args:
+        weights: share of LLM positions by kind; a number, or pairs (step, share).
+        corpora: share of each corpus in a folder with several, within every kind that is made of clips; empty takes
+            clips as they come, so each corpus has as much as it holds.
+        temperature: shares are raised to 1 / temperature.
+        max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
+    """
+
+    weights: Mapping[str, Weight]
+    corpora: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    max_clips: int = 6
+    max_joined_frames: int = 375
+    loss_on_intlv_audio: bool = False
+
+    def streams(self, occurs: Callable[[str, str], bool]) -> dict[str, Weight]:
+        """Kinds, or kinds of corpora (``asr@fotaq``), with their weights.
+
+        Args:
+            occurs: whether a corpus has clips for a kind.
+        """
+        if not self.corpora:
+            return dict(self.weights)
+        if min(self.corpora.values()) < 0:
+            raise UserError(f"mixture.corpora: {dict(self.corpora)} must be >= 0")
+        streams: dict[str, Weight] = {}
+        for kind, weight in self.weights.items():
+            shares = {name: share for name, share in self.corpora.items() if share > 0 and occurs(kind, name)}
+            if kind == "text" or not shares:
+                streams[kind] = weight
+                continue
+            for name, share in shares.items():
+                streams[f"{kind}@{name}"] = _scaled(weight, share / sum(shares.values()))
+        return streams
+
+
 class Catalogue(Protocol):
-    """What the plan must know of the documents that can be made."""
+    """What the plan must know of the documents that can be made; a kind may be one of a corpus, ``asr@fotaq``."""
 
     def num_windows(self, kind: str) -> int:
         """Windows of an epoch."""
@@ -123,13 +163,11 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
                 tokens[document.kind] += document.num_tokens
         return _normalised(tokens)
 
-    def realised(self, memo: Mapping[str, Any]) -> dict[str, float]:
-        """Share of positions of each kind that were drawn up to the chapter of a memo."""
-        return _normalised({kind: fields[4] for kind, fields in memo["state"]["streams"].items()})
-
-    def too_long(self, memo: Mapping[str, Any]) -> dict[str, int]:
-        """Documents that were left out up to the chapter of a memo, by kind."""
-        return {kind: fields[3] for kind, fields in memo["state"]["streams"].items()}
+    def told(self, state: State) -> dict[str, float]:
+        """Share of positions that each kind really had, and documents that were too long for a step."""
+        shares = _normalised({kind: fields[4] for kind, fields in state["streams"].items()})
+        too_long = {f"too_long/{kind}": fields[3] for kind, fields in state["streams"].items() if fields[3]}
+        return {f"share/{kind}": share for kind, share in shares.items()} | too_long
 
 
 class _Stream:
@@ -250,6 +288,12 @@ def _points(kind: str, weight: Weight) -> tuple[list[float], list[float]]:
             f"mixture.weights.{kind}: {weight} must be a share >= 0, or pairs [step, share >= 0] with rising steps"
         )
     return steps, values
+
+
+def _scaled(weight: Weight, factor: float) -> Weight:
+    if isinstance(weight, int | float):
+        return weight * factor
+    return [[step, share * factor] for step, share in weight]
 
 
 def _normalised(tokens: Mapping[str, float]) -> dict[str, float]:

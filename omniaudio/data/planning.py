@@ -47,6 +47,10 @@ class ChapteredPlan(Generic[Item]):
         """The steps of the chapter that starts from ``state``, and the state that the next one starts from."""
         raise NotImplementedError
 
+    def told(self, state: State) -> dict[str, float]:
+        """Numbers of the plan up to a chapter that belong into the log."""
+        return {}
+
     def __getitem__(self, step: int) -> list[Item]:
         """The global batch of a step; epochs follow one another without end."""
         if step < self._starts[0]:
@@ -62,7 +66,8 @@ class ChapteredPlan(Generic[Item]):
         """What ``recall`` needs to go on from ``step`` without planning the steps before it."""
         self[step]
         number = bisect_right(self._starts, step) - 1
-        return {"plan": self.identity, "step": self._starts[number], "state": self._states[number]}
+        state = self._states[number]
+        return {"plan": self.identity, "step": self._starts[number], "state": state, "told": self.told(state)}
 
     def recall(self, memo: Mapping[str, Any]) -> bool:
         """Go on from a memo; False, and nothing happens, if it is one of another plan."""
@@ -74,7 +79,8 @@ class ChapteredPlan(Generic[Item]):
 
     def _forget(self) -> None:
         self._starts, self._states = [0], [self.first_state()]
-        self._number, self._steps = -1, [[]]  # the chapter at hand
+        self._number = -1  # of the chapter at hand
+        self._steps: list[list[Item]] = []
 
     def _planned(self, number: int) -> list[list[Item]]:
         if number != self._number:

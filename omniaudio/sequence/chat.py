@@ -7,7 +7,7 @@ spoken reply is text and audio in turn; the user's audio is heard audio. Only re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -33,11 +33,18 @@ class ChatLayout:
     Args:
         space: token ids.
         encode: text -> ids (``TextTokenizer.encode``).
+        builder: see DocumentLayouts.
     """
 
-    def __init__(self, space: TokenSpace, encode: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self,
+        space: TokenSpace,
+        encode: Callable[[str], list[int]],
+        builder: Callable[[TokenSpace], Any] = DocumentBuilder,
+    ) -> None:
         self.space = space
         self.encode = encode
+        self._builder = builder
 
     def document(self, messages: Sequence[Message], kind: str, key: str) -> Document:
         """A whole chat, last turn the assistant's, with loss on every reply."""
@@ -55,7 +62,7 @@ class ChatLayout:
         return self._ask(builder, spoken=reply == "speech").build("prompt", key)
 
     def _turns(self, messages: Sequence[Message]) -> DocumentBuilder:
-        builder, space = DocumentBuilder(self.space), self.space
+        builder, space = self._builder(self.space), self.space
         if messages[0]["role"] != "system":
             builder.text([space.bos_sys], loss=False)
         for i, message in enumerate(messages):

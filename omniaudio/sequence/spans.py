@@ -10,8 +10,9 @@ The label at a position is what its hidden state must predict: ``text_label`` th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +118,37 @@ class DocumentBuilder:
         return frames_SK
 
 
+class Length(int):
+    """A document of which only the number of positions is known."""
+
+    def __len__(self) -> int:
+        return self
+
+
+class LengthBuilder:
+    """A DocumentBuilder that only counts: the positions of a document whose codes are not read, only their number."""
+
+    def __init__(self, space: TokenSpace) -> None:
+        self._num_positions = 0
+
+    def __len__(self) -> int:
+        return self._num_positions
+
+    def text(self, ids: Sequence[int], loss: bool) -> LengthBuilder:
+        self._num_positions += len(ids)
+        return self
+
+    def heard(self, codes_SK: Sized) -> LengthBuilder:
+        self._num_positions += len(codes_SK) + 2
+        return self
+
+    def spoken(self, codes_SK: Sized, loss: bool) -> LengthBuilder:
+        return self.heard(codes_SK)
+
+    def build(self, kind: str, key: str) -> Length:
+        return Length(self._num_positions)
+
+
 class DocumentLayouts:
     """Documents of every kind of pretraining data.
 
@@ -126,17 +158,24 @@ class DocumentLayouts:
         space: token ids.
         loss_on_intlv_audio: the ablation in which interleaved audio bears loss; it is then laid out as
             spoken audio.
+        builder: what documents are built with; LengthBuilder counts their positions.
     """
 
-    def __init__(self, space: TokenSpace, loss_on_intlv_audio: bool = False) -> None:
+    def __init__(
+        self,
+        space: TokenSpace,
+        loss_on_intlv_audio: bool = False,
+        builder: Callable[[TokenSpace], Any] = DocumentBuilder,
+    ) -> None:
         self.space = space
         self.loss_on_intlv_audio = loss_on_intlv_audio
+        self._builder = builder
 
     def answer(
         self, kind: str, key: str, prompt: Sequence[int], audio: Frames, answer: Sequence[int]
     ) -> Document:
         """<prompt, audio, answer>: asr (transcript), aqa (response), s2tt (translation)."""
-        builder = DocumentBuilder(self.space).text(prompt, loss=False).heard(audio)
+        builder = self._builder(self.space).text(prompt, loss=False).heard(audio)
         return builder.text([*answer, self.space.eos], loss=True).build(kind, key)
 
     def asr(self, key: str, prompt: Sequence[int], audio: Frames, transcript: Sequence[int]) -> Document:
@@ -144,17 +183,17 @@ class DocumentLayouts:
 
     def tts(self, key: str, text: Sequence[int], audio: Frames) -> Document:
         """<text, audio>: loss on audio; audiogen_start and eos belong to the audio."""
-        builder = DocumentBuilder(self.space).text(text, loss=False).spoken(audio, loss=True)
+        builder = self._builder(self.space).text(text, loss=False).spoken(audio, loss=True)
         return builder.text([self.space.eos], loss=True).build("tts", key)
 
     def audio(self, key: str, audio: Frames) -> Document:
         """<audio>: loss on audio."""
-        builder = DocumentBuilder(self.space).spoken(audio, loss=True)
+        builder = self._builder(self.space).spoken(audio, loss=True)
         return builder.text([self.space.eos], loss=True).build("audio", key)
 
     def text(self, key: str, ids: Sequence[int]) -> Document:
         """Text only: every id but the first is learned."""
-        return DocumentBuilder(self.space).text([*ids, self.space.eos], loss=True).build("text", key)
+        return self._builder(self.space).text([*ids, self.space.eos], loss=True).build("text", key)
 
     def intlv(
         self,
@@ -171,7 +210,7 @@ class DocumentLayouts:
             segments: (text ids, codes) in spoken order.
             audio_first: whether the odd segments are audio.
         """
-        builder, loss = DocumentBuilder(self.space).text(prompt, loss=False), False
+        builder, loss = self._builder(self.space).text(prompt, loss=False), False
         for i, (ids, audio) in enumerate(segments):
             is_audio = (i % 2 == 0) == audio_first
             loss = self.loss_on_intlv_audio or not is_audio
@@ -187,7 +226,7 @@ class DocumentLayouts:
         self, key: str, prompt: Sequence[int], segments: Sequence[tuple[Sequence[int], Frames]]
     ) -> Document:
         """<text_1, audio_1, text_2, audio_2, ...>: loss on all but the first text."""
-        builder = DocumentBuilder(self.space).text(prompt, loss=False)
+        builder = self._builder(self.space).text(prompt, loss=False)
         for i, (ids, audio) in enumerate(segments):
             builder.text(ids, loss=i > 0).spoken(audio, loss=True)
         return builder.text([self.space.eos], loss=True).build("itts", key)

@@ -255,7 +255,8 @@ class Task(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, rest = divmod(self.batches_seen, self.accumulate)
         if rest == 0 and step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
-            values = {f"train/{name}": float(value) for name, value in self.stats.items()}
+            told = self.memo["told"] if self.memo is not None else {}
+            values = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=step)
 

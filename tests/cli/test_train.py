@@ -85,6 +85,33 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_other_ranks_and_workers_as_if_unbroken(tiny_chain, tiny_data, tmp_path):
+    """Killed with one process, then with two that read ahead in two workers each; ended by one with a worker."""
+    stage, steps = "pretrain_stage1", ["max_steps=40", "checkpoint_every_steps=2", "val_every_steps=20"]
+    ways = [[], ["strategy=ddp", "devices=2", "num_workers=2"], ["num_workers=1"]]
+    folder = tmp_path / "moved" / stage
+    for name in ("moved", "single"):
+        link_earlier_stages(tiny_chain, tmp_path / name, stage)
+    silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for way, killed_at in zip(ways, (8, 16, None), strict=True):
+        command = [*COMMAND, *train_words(stage, tiny_data, tmp_path / "moved", *steps, *way)]
+        process = subprocess.Popen(command, **silent, start_new_session=True)
+        while killed_at and last_step(folder / "metrics.jsonl") < killed_at:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.002)
+        if killed_at:
+            os.killpg(process.pid, signal.SIGKILL)
+        assert (process.wait(timeout=300) == 0) is (killed_at is None)
+    words = train_words(stage, tiny_data, tmp_path / "single", *steps)
+    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
+    losses = []
+    for path in (folder, tmp_path / "single" / stage):
+        lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+        losses.append({line["step"]: line["train/loss"] for line in lines if "train/loss" in line})
+    assert len(losses[1]) >= 20 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path):
     """Masks, replaced items, dropped books, restarts, averages, losses: none depends on who had which clip."""
     folder = tmp_path / "spread" / "tokenizer"

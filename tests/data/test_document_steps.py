@@ -6,6 +6,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
+from omniaudio.data.mixture import Mixture
 from omniaudio.data.shards import ShardWriter, dump_npy
 from omniaudio.data.steps import StepStream
 from omniaudio.errors import UserError
@@ -21,6 +22,7 @@ def folder(tmp_path_factory):
     with ShardWriter(folder, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
         for i, line in enumerate(LINES * 4):
             facts = {"language": "en", "speaker": f"s{i % 2}", "text": line, "num_frames": 5}
+            facts |= {"corpus": "big" if i % 4 else "small"} | ({"response": "yes"} if i % 4 else {})
             writer.write(f"c-{i}", {"codes.npy": dump_npy(np.full((5, 2), i % 4, np.uint16))}, facts)
     TextTokenizer.train(LINES, 270, folder / "tokenizer.json")
     (folder / "texts.txt").write_text("\n".join(LINES) + "\n\n")
@@ -29,6 +31,7 @@ def folder(tmp_path_factory):
 
 def steps(folder, space=None, **changes):
     arguments = {"weights": {"asr": 1, "itts": 1, "text": 1}, "tokens_per_step": 200, **changes}
+    arguments["mixture"] = Mixture(weights=arguments.pop("weights"), corpora=arguments.pop("corpora", {}))
     space = space or TokenSpace(270, [8, 4])
     texts = folder / "texts.txt"
     return DocumentSteps(
@@ -44,6 +47,22 @@ def test_parts_of_a_step_are_the_whole(folder):
     assert len(whole.ids_L) == sum(len(part.ids_L) for part in parts) <= 200
     assert {kind for step in range(6) for kind in source.batch(step, 0, 1).kinds} == {"asr", "itts", "text"}
     assert source.plan[2] == steps(folder).plan[2]
+
+
+def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
+    weights = {"asr": 2, "aqa": [[0, 1]], "text": 1}
+    source = steps(folder, weights=weights, corpora={"big": 1, "small": 3}, tokens_per_step=400)
+    assert source.plan.kinds == ["aqa@big", "asr@big", "asr@small", "text"]
+    assert source.plan.shares(60) == pytest.approx(
+        {"aqa@big": 0.25, "asr@big": 0.125, "asr@small": 0.375, "text": 0.25}, abs=0.02
+    )
+    batch = source.batch(0, 0, 1)
+    assert set(batch.kinds) == {"asr", "aqa", "text"}
+    for document in source.plan[0]:
+        if document.kind == "asr@small":
+            assert document.item_ids[0] % 4 == 0
+    with pytest.raises(UserError, match="corpora"):
+        steps(folder, corpora={"big": -1})
 
 
 @pytest.mark.parametrize("recalled", [True, False])
@@ -88,4 +107,4 @@ def test_what_does_not_fit_is_refused(folder):
     empty = folder / "empty.txt"
     empty.write_text("\n")
     with pytest.raises(UserError, match="has no texts"):
-        DocumentSteps(TokenSpace(270, [8, 4]), folder, {"text": 1}, 200, folder, "train", empty)
+        DocumentSteps(TokenSpace(270, [8, 4]), folder, Mixture(weights={"text": 1}), 200, folder, "train", empty)

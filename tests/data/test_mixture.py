@@ -98,7 +98,7 @@ def test_realised_shares_are_the_weights():
     shares = mixture.shares(100)
     assert abs(shares["a"] - 0.25) < 0.01
     assert abs(shares["b"] - 0.75) < 0.01
-    assert mixture.realised(mixture.memo(90)) == pytest.approx({"a": 0.25, "b": 0.75}, abs=0.01)
+    assert mixture.memo(90)["told"] == pytest.approx({"share/a": 0.25, "share/b": 0.75}, abs=0.01)
 
 
 def test_temperature_lifts_what_is_rare():
@@ -133,7 +133,7 @@ def test_too_long_documents_are_counted():
     mixture = plan(long=1.0)
     assert [d.num_tokens for d in mixture[0]] == [30]
     assert set(d.item_ids for d in documents_of(mixture, 25)) == {(1,)}
-    assert mixture.too_long(mixture.memo(24))["long"] >= 20
+    assert mixture.memo(24)["told"]["too_long/long"] >= 20
 
 
 def test_kinds_without_documents_are_refused():
