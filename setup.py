@@ -38,6 +38,8 @@ setup(
         "tokenizers>=0.22,<1",
         "safetensors>=0.5",
         "webdataset>=1.0,<2",
+        "msgspec>=0.19",  # json of a known form, read and checked in one go
+        "isal>=1.6",  # the same crc32 as zlib's, twenty times faster
         "vector-quantize-pytorch>=1.20,<2",
         "einops>=0.8,<1",
         "torchdiffeq>=0.2.4,<1",

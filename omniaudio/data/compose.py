@@ -202,7 +202,7 @@ class DocumentComposer:
         return self.encode(self._segment_text(item, place))
 
     def _codes(self, item: int) -> Codes:
-        return load_npy(self.reader.read(item)["codes.npy"])
+        return load_npy(self.reader.member(item, "codes.npy"))
 
     def _frames(self, item: int) -> Sequence[int]:
         """As many as the clip has, in the place of its codes."""

@@ -16,12 +16,14 @@ import hashlib
 import json
 import mmap
 import shutil
-from collections import OrderedDict
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from omniaudio.errors import UserError
@@ -43,6 +45,25 @@ class ShardFacts:
     num_entries: int
     num_bytes: int
     index_bytes: int
+
+
+class Member(NamedTuple):
+    """Place of a member's content in its tar, in bytes, and the crc32 that it must have."""
+
+    offset: int
+    size: int
+    crc32: int
+
+
+class Line(msgspec.Struct):
+    """A sample in the index of its shard."""
+
+    key: str
+    facts: dict[str, Any]
+    members: dict[str, Member]
+
+
+LINES = msgspec.json.Decoder(Line)
 
 
 def index_path(tar_path: Path) -> Path:
@@ -94,7 +115,7 @@ def write_listing(folder: Path, split: str, names: Sequence[str]) -> None:
             if shards:
                 check_fingerprints(fingerprint, head["fingerprint"], str(path))
             fingerprint.update(head["fingerprint"])
-            columns.add(places, [entry["facts"] for entry in entries], path)
+            columns.add(places, [entry.facts for entry in entries], path)
             size = path.stat().st_size
             shards.append(ShardFacts(name, len(entries), head["num_bytes"], size))
     listing = {
@@ -113,29 +134,21 @@ def remove_listing(folder: Path, split: str) -> None:
     shutil.rmtree(columns_path(folder, split), ignore_errors=True)
 
 
-def read_index(path: Path) -> tuple[dict[str, Any], list[int], list[dict[str, Any]]]:
+def read_index(path: Path) -> tuple[dict[str, Any], list[int], list[Line]]:
     """Head, places of the lines in bytes, and entries of a whole index."""
     if not path.is_file():
         raise UserError(f"{path.parent}: shard has no index (no {path.name}); make the shards again")
-    places, lines, place = [], [], 0
     with user_os_errors(path):
-        for line in path.read_bytes().splitlines(keepends=True):
-            places.append(place)
-            lines.append(_line(line, path))
-            place += len(line)
-    if not lines:
+        texts = path.read_bytes().splitlines(keepends=True)
+    if not texts:
         raise UserError(f"{path}: empty; make the shards again")
-    check_format(lines[0], path)
-    try:
-        head, num_entries = lines[0], int(lines[0]["num_entries"])
-        assert isinstance(head["fingerprint"], dict) and isinstance(head["num_bytes"], int)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{path}: broken head line ({error!r}); make the shards again") from error
-    if num_entries != len(lines) - 1:
+    head = _head(texts[0], path)
+    if head["num_entries"] != len(texts) - 1:
         raise UserError(
-            f"{path}: should name {num_entries} samples, names {len(lines) - 1}; make the shards again"
+            f"{path}: should name {head['num_entries']} samples, names {len(texts) - 1}; make the shards again"
         )
-    return head, places[1:], lines[1:]
+    places = list(accumulate(map(len, texts)))[:-1]
+    return head, places, [_line(text, path) for text in texts[1:]]
 
 
 def check_format(loaded: Any, path: Path) -> None:
@@ -145,14 +158,23 @@ def check_format(loaded: Any, path: Path) -> None:
         raise UserError(f"{path}: format {found!r}, this version reads {FORMAT_VERSION}; make the shards again")
 
 
-def _line(line: bytes, path: Path) -> dict[str, Any]:
+def _head(text: bytes, path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(line)
+        head = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not valid json ({error}); make the shards again") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: broken index (a line is no object); make the shards again")
-    return loaded
+    check_format(head, path)
+    kinds = {"num_entries": int, "num_bytes": int, "fingerprint": dict}
+    if not all(isinstance(head.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{path}: broken head line, it needs {', '.join(kinds)}; make the shards again")
+    return dict(head)
+
+
+def _line(text: bytes, path: Path) -> Line:
+    try:
+        return LINES.decode(text)
+    except msgspec.DecodeError as error:  # of its form, too
+        raise UserError(f"{path}: broken index ({error}); make the shards again") from error
 
 
 class Listing:
@@ -182,14 +204,14 @@ class Listing:
             self.dtypes = {name: DTYPES[kind] for name, kind in self.kinds.items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: broken listing ({error!r}); make the shards again") from error
-        self.ends = np.cumsum([shard.num_entries for shard in self.shards], dtype=np.int64)
-        if self.num_entries != (self.ends[-1] if len(self.ends) else 0):
+        self._ends = list(accumulate(shard.num_entries for shard in self.shards))
+        if self.num_entries != (self._ends[-1] if self._ends else 0):
             raise UserError(
-                f"{path}: should hold {self.num_entries} samples, its shards name {int(self.ends[-1])}; "
+                f"{path}: should hold {self.num_entries} samples, its shards name {self._ends[-1]}; "
                 f"make the shards again"
             )
         self._columns: dict[str, np.ndarray] = {}
-        self._checked: set[int] = set()
+        self._index_paths: dict[int, Path] = {}  # of shards whose head was checked
         self.maps = Maps()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,52 +232,49 @@ class Listing:
             raise UserError(f"{path}: expected {expected} bytes, found {max(0, found)}; make the shards again")
         if not self.num_entries:
             return np.zeros(0, dtype)
-        return np.memmap(path, dtype, mode="r")
+        return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
     def shard_of(self, position: int) -> int:
         """The shard of a sample."""
-        return int(np.searchsorted(self.ends, position, side="right"))
+        return bisect_right(self._ends, position)
 
-    def entry(self, position: int) -> dict[str, Any]:
-        """The line of a sample."""
-        number = self.shard_of(position)
-        path = self.check_head(number)
+    def line(self, number: int, position: int) -> Line:
+        """The line of a sample in the index of its shard, ``shard_of(position)``."""
+        path = self._index_paths.get(number) or self._checked_index(number)
         text = self.maps[path]
-        place = int(self.column(LINE)[position])
+        place = self.column(LINE).item(position)
         return _line(text[place : text.find(b"\n", place) + 1], path)
 
-    def check_head(self, number: int) -> Path:
+    def _checked_index(self, number: int) -> Path:
         """The path of a shard's index, once it is known to be that of the listing."""
         shard = self.shards[number]
         path = index_path(self.folder / f"{shard.name}.tar")
-        if number not in self._checked:
-            if not path.is_file() or path.stat().st_size != shard.index_bytes:
-                read_index(path)  # says more, if it is broken
-                raise UserError(f"{path}: changed since the split was made; make the shards again")
-            text = self.maps[path]
-            head = _line(text[: text.find(b"\n") + 1], path)
-            check_format(head, path)
-            check_fingerprints(self.fingerprint, head["fingerprint"], str(path))
-            self._checked.add(number)
+        if not path.is_file() or path.stat().st_size != shard.index_bytes:
+            read_index(path)  # says more, if it is broken
+            raise UserError(f"{path}: changed since the split was made; make the shards again")
+        text = self.maps[path]
+        head = _head(text[: text.find(b"\n") + 1], path)
+        check_fingerprints(self.fingerprint, head["fingerprint"], str(path))
+        self._index_paths[number] = path
         return path
 
 
 class Maps:
-    """Files mapped for reading, the least recently used closed when there are too many."""
+    """Files mapped for reading; when there are too many, the one that was opened first is closed."""
 
     def __init__(self, max_open: int = MAX_OPEN) -> None:
         self.max_open = max_open
-        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def __getitem__(self, path: Path) -> mmap.mmap:
-        if path in self._maps:
-            self._maps.move_to_end(path)
-            return self._maps[path]
+        found = self._maps.get(path)
+        if found is not None:
+            return found
         with user_os_errors(path), path.open("rb") as file:
             opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(self._maps) >= self.max_open:
+            self._maps.pop(next(iter(self._maps))).close()
         self._maps[path] = opened
-        if len(self._maps) > self.max_open:
-            self._maps.popitem(last=False)[1].close()
         return opened
 
 

@@ -133,7 +133,7 @@ class WaveSteps:
         """The whole clip at the batch's rate, as int16."""
         if item in self._cache:
             return self._cache[item]
-        wav = read_audio(self.reader.read(item)["flac"])
+        wav = read_audio(self.reader.member(item, "flac"))
         wav = resample(wav, int(self.reader.entries[item].facts["sample_rate_hz"]), self.rate)
         clip = np.round(np.clip(wav, -1.0, 1.0) * 32767).astype(np.int16)
         if self._cache_bytes + clip.nbytes <= MAX_CACHE_BYTES:
@@ -164,7 +164,7 @@ class WaveSteps:
         if self.codes is None:
             return None
         position = self._code_place(self.codes, item)
-        codes = load_npy(self.codes.read(position)["codes.npy"]).astype(np.int64)
+        codes = load_npy(self.codes.member(position, "codes.npy")).astype(np.int64)
         code_rate_hz = float(self.codes.fingerprint["code_rate_hz"])
         return codes if whole else codes[: int(self.crop_sec * code_rate_hz)]
 

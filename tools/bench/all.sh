@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(bash tools/setup_env.sh)
 peers=.venv/bench-peers  # without their dependencies, which ask for other versions of torch
-[[ -d $peers/moshi && -d $peers/encodec ]] || "$python" -m pip install -q --no-deps --target "$peers" encodec==0.1.1 moshi==0.2.13
+[[ -d $peers/moshi && -d $peers/encodec && -d $peers/lhotse ]] || "$python" -m pip install -q --no-deps --target "$peers" encodec==0.1.1 moshi==0.2.13 \
+  lhotse==1.33.0 intervaltree==3.2.1 cytoolz==1.2.0 toolz==1.2.0 sortedcontainers==2.4.0 tabulate==0.10.0 audioread==3.1.0
 export DS_ACCELERATOR=cpu PYTHONPATH=$peers
 results=tools/bench/RESULTS.md
 rows="" failed=""
