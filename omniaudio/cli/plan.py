@@ -3,7 +3,9 @@
 Takes the keys of train. Parameters are counted without building them. Model states (weights, gradients, AdamW) follow
 from strategy, devices and precision. Activations and operations are measured on this CPU: the same parts, as wide as
 they are, but one and two layers deep, take steps on small batches, and both are drawn out in a line to the full depth
-and batch. What kernels need inside, and the allocator's loss (some tenth on a GPU), comes on top. Writes nothing.
+and batch. What kernels need inside, and the allocator's loss (some tenth on a GPU), comes on top. Of the data, where
+they are there: hours, lengths, padding, shares by kind, epochs, and samples with what is learned in green. Writes
+nothing.
 
     omniaudio plan experiment=<system>/tokenizer scale=full trainer=gpu strategy=zero2 devices=8
     omniaudio plan experiment=<system>/tokenizer scale=full schedule.tokenizer.batch_sec=240 measure=false
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniaudio.cli.doctor import memory_gb
 from omniaudio.config import build
+from omniaudio.errors import UserError
 
 if TYPE_CHECKING:
     from omniaudio.training.needs import Line, ParameterCount
@@ -51,6 +54,22 @@ def main(config: dict[str, Any]) -> None:
         print("  offload=true: AdamW, and under zero3 the weights too, stand in host memory instead")
     if config["measure"]:
         print_needs(config, states.total, devices)
+    if config["data_too"]:
+        print_data(config, devices)
+
+
+def print_data(config: dict[str, Any], devices: int) -> None:
+    """What the training is going to read; one line if it is not there yet."""
+    from rich.console import Console
+
+    from omniaudio.data.preflight import preflight
+
+    try:
+        source = build(config["train_steps"], "train_steps")
+        parts = devices * config["accumulate"]
+        Console().print(preflight(source, config["max_steps"], parts, show=config["show"]))
+    except UserError as error:
+        print(f"data: {error}")
 
 
 def print_needs(config: dict[str, Any], states: float, devices: int) -> None:

@@ -5,7 +5,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     config.yaml      the resolved config            metrics.jsonl   losses by step
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
-    stamp.json       hash of config and inputs, time, versions
+    stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
 
     omniaudio train experiment=<system>/tokenizer data=asterisk scale=mini
     omniaudio train experiment=<system>/pretrain_stage2 scale=mini strategy=zero2 devices=2
@@ -62,6 +62,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         val_steps=config["num_val_steps"],
         num_workers=config["num_workers"],
         layout=layout,
+        begin=lambda source: write_preflight(source, config, run.folder),
     )
     checkpoints = Checkpoints(
         run.folder / "checkpoints",
@@ -82,6 +83,17 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
     save_parts(config, trainer, task, run, layout)
+
+
+def write_preflight(source: Any, config: dict[str, Any], folder: Path) -> None:
+    """What the training is going to read, for the report."""
+    from omniaudio.data.preflight import as_html, preflight
+    from omniaudio.files import write_whole
+
+    parts = config["devices"] * config["num_nodes"] * config["accumulate"]
+    write_whole(
+        folder / "data.html", as_html(preflight(source, config["max_steps"], parts, num_planned=50, show=9))
+    )
 
 
 def token_layout(config: dict[str, Any], facts: Fingerprint) -> Fingerprint:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from omniaudio.data.index import text_number
-from omniaudio.data.planning import ShuffledWindows
+from omniaudio.data.planning import CHUNK, ShuffledWindows
 from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
@@ -42,7 +42,6 @@ KINDS = (
 )
 
 MAX_KNOWN = 1 << 16  # texts whose ids are remembered
-CHUNK = 1 << 20  # clips whose columns are read at one time
 CLAUSE_ENDS = ".,;:!?…—。，；：！？"
 
 

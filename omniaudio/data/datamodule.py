@@ -22,6 +22,7 @@ class StepData(LightningDataModule):
         val_steps: steps of one validation.
         num_workers: processes that read ahead; 0 reads in the training process.
         layout: token layout that codes in the batches must have; None does not ask.
+        begin: is shown the source of a training that begins, on the first process.
     """
 
     def __init__(
@@ -32,17 +33,20 @@ class StepData(LightningDataModule):
         val_steps: int,
         num_workers: int = 0,
         layout: Fingerprint | None = None,
+        begin: Callable[[StepSource], None] | None = None,
     ) -> None:
         super().__init__()
         self._make_train, self._make_val = train, val
         self.max_steps, self.val_steps, self.num_workers = max_steps, val_steps, num_workers
-        self.layout = layout
+        self.layout, self._begin = layout, begin
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
         accumulate = self.trainer.accumulate_grad_batches
         task, source = self.trainer.lightning_module, self._make_train()
         start = int(task.batches_seen)  # restored before the loader is made, as is the memo
+        if self._begin is not None and start == 0 and self.trainer.global_rank == 0:
+            self._begin(source)
         if task.memo is not None:
             source.plan.recall(task.memo)
         return self._loader(source, start, self.max_steps * accumulate, accumulate)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from omniaudio.data.compose import DocumentComposer, read_texts
-from omniaudio.data.mixture import Mixture, MixturePlan, deal
+from omniaudio.data.mixture import Mixture, MixturePlan, PlannedDocument, deal
 from omniaudio.data.planning import ShuffledWindows
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.text import TextTokenizer
-from omniaudio.sequence.spans import DocumentLayouts, pack
+from omniaudio.sequence.spans import Document, DocumentLayouts, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import PackedBatch
 
@@ -47,9 +47,11 @@ class DocumentSteps:
         self.reader = ShardReader(codes_dir, split)
         self.check_layout(token_space.fingerprint())
         texts = read_texts(texts_path) if texts_path is not None else []
+        tokenizer = checked_tokenizer(text_tokenizer, token_space)
+        self.token_space, self.decode = token_space, tokenizer.decode
         self.composer = DocumentComposer(
             self.reader,
-            checked_tokenizer(text_tokenizer, token_space).encode,
+            tokenizer.encode,
             token_space,
             texts,
             max_clips=mixture.max_clips,
@@ -66,7 +68,11 @@ class DocumentSteps:
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
         """One part of a step's documents in a single row."""
         documents = deal(self.plan[step], part, num_parts)
-        return pack([self.composer.compose(d.kind, d.item_ids, d.seed) for d in documents])
+        return pack([self.document(document) for document in documents])
+
+    def document(self, planned: PlannedDocument) -> Document:
+        """What the plan asks for, composed."""
+        return self.composer.compose(planned.kind, planned.item_ids, planned.seed)
 
     def check_layout(self, layout: Fingerprint) -> None:
         check_fingerprints(layout, self.reader.fingerprint, str(self.reader.folder))
@@ -95,7 +101,8 @@ class TextSteps:
         seed: int = 0,
         max_positions: int = 512,
     ) -> None:
-        encode = checked_tokenizer(text_tokenizer, token_space).encode
+        tokenizer = checked_tokenizer(text_tokenizer, token_space)
+        encode, self.token_space, self.decode = tokenizer.encode, token_space, tokenizer.decode
         longest = min(max_positions, tokens_per_step) - 1  # and eos
         self.layouts = DocumentLayouts(token_space)
         self.pieces = [
@@ -112,9 +119,12 @@ class TextSteps:
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
         """One part of a step's texts in a single row."""
         documents = deal(self.plan[step], part, num_parts)
-        return pack(
-            [self.layouts.text(f"text/{d.item_ids[0]}", self.pieces[d.item_ids[0]]) for d in documents]
-        )
+        return pack([self.document(document) for document in documents])
+
+    def document(self, planned: PlannedDocument) -> Document:
+        """What the plan asks for."""
+        item = planned.item_ids[0]
+        return self.layouts.text(f"text/{item}", self.pieces[item])
 
     def check_layout(self, layout: Fingerprint) -> None:
         """Texts hold no codes."""

@@ -155,6 +155,14 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
             raise UserError(f"mixture.weights: all are 0 at step {step}")
         return {kind: weight / total for kind, weight in weights.items()}
 
+    def epoch_size(self, kind: str, looked_at: int) -> tuple[int, float]:
+        """Documents and positions of an epoch of a kind, drawn out from the first window and ``looked_at`` documents."""
+        seed, num_windows = seed_of(self._seed, kind, 0, "order"), self._catalogue.num_windows(kind)
+        groups = self._catalogue.groups(kind, 0, seed)
+        lengths = [self._catalogue.num_tokens(kind, group, i) for i, group in enumerate(groups[:looked_at])]
+        number = len(groups) * num_windows
+        return number, number * sum(lengths) / max(1, len(lengths))
+
     def shares(self, num_steps: int) -> dict[str, float]:
         """Share of positions of each kind that the first ``num_steps`` really hold."""
         tokens = dict.fromkeys(self.kinds, 0)

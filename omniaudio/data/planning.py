@@ -26,6 +26,7 @@ State = dict[str, Any]
 WINDOW = 1 << 16  # items that are shuffled together
 BLOCK = 256  # neighbours that come into a window together
 FEWEST_POOLED = 512
+CHUNK = 1 << 20  # items whose columns are read at one time
 
 
 class ChapteredPlan(Generic[Item]):

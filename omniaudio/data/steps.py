@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from omniaudio.data.planning import ChapteredPlan, PooledPlan, share_of
+from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, share_of
 from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
@@ -20,7 +20,6 @@ from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 
 MAX_CACHE_BYTES = 1 << 30
 """Memory of a process for decoded clips."""
-CHUNK = 1 << 20  # clips whose columns are read at one time
 
 
 class StepSource(Protocol):
@@ -120,10 +119,11 @@ class WaveSteps:
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]
         mine = share_of(items, part, num_parts)
-        rngs = [np.random.default_rng([self.seed, step, item]) for item in mine]
-        crops = [self._crop(item, rng) for item, rng in zip(mine, rngs, strict=True)]
-        kinds = [self._kind(item, rng) for item, rng in zip(mine, rngs, strict=True)]
-        return self._collate(crops, kinds)
+        crops = [self._crop(item, self._draws(step, item, "crop")) for item in mine]
+        return self._collate(crops, [self.kind_of(step, item) for item in mine])
+
+    def _draws(self, step: int, item: int, purpose: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, step, item, *purpose.encode()])
 
     def check_layout(self, layout: Fingerprint) -> None:
         if self.codes:
@@ -151,14 +151,15 @@ class WaveSteps:
         wav = np.pad(wav, (0, max(0, round(self.min_sec * self.rate) - len(wav))))
         return item, wav, whole, self._codes_of(item, whole)
 
-    def _kind(self, item: int, rng: np.random.Generator) -> str:
-        """What this clip is asked for; the transcript if it has nothing else."""
+    def kind_of(self, step: int, item: int) -> str:
+        """What a clip is asked for in a step; the transcript if it has nothing else."""
         facts = self.reader.entries[item].facts
         weights = {kind: share for kind, share in self.kind_weights.items() if share and facts.get(WRITTEN[kind])}
         if not weights:
             return "asr"
         shares = np.cumsum(list(weights.values()))
-        return list(weights)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+        drawn = self._draws(step, item, "kind").random() * shares[-1]
+        return list(weights)[int(np.searchsorted(shares, drawn, side="right"))]
 
     def _codes_of(self, item: int, whole: bool) -> np.ndarray | None:
         if self.codes is None:

@@ -39,6 +39,8 @@ NOT_LOSSES = (
     "explained",
     "replaced_share",
     "commit_scale",
+    "share",
+    "too_long",
 )
 
 
@@ -91,6 +93,14 @@ def stage_section(page: Page, config: Mapping[str, Any], stages: Mapping[str, St
     checks = read_json(Path(config["data_dir"]) / "checks.json")
     if checks.get("clips"):
         parts.append(html.card("<h3>Data</h3>", _data_table(checks)))
+    read = {name: record.folder / "data.html" for name, record in stages.items()}
+    parts += [
+        html.card(
+            f"<details><summary>What {html.code(name)} read</summary>{path.read_text('utf-8')}</details>"
+        )
+        for name, path in read.items()
+        if path.is_file()
+    ]
     page.add(
         "stages",
         "Stages",

@@ -1,0 +1,214 @@
+"""What a training is going to read, before it begins: hours, lengths, padding, epochs, and samples to look at.
+
+Everything follows from the index and the plan; no audio is decoded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from omniaudio.data.document_steps import DocumentSteps, TextSteps
+from omniaudio.data.mixture import deal
+from omniaudio.data.planning import CHUNK, share_of
+from omniaudio.data.prompts import WRITTEN, written_prompt
+from omniaudio.data.shards import ShardReader
+from omniaudio.data.steps import WaveSteps
+from omniaudio.sequence.show import pieces_of
+from omniaudio.sequence.vocab import TokenSpace
+
+LOOKED_AT = 4000  # documents of a kind, to say how long all are
+BAR = 30
+SHOWN = 300  # characters of a long text
+LEARNED, GIVEN, MARK = "bold green", "", "dim"
+
+Source = WaveSteps | DocumentSteps | TextSteps
+
+
+def preflight(source: Source, max_steps: int, num_parts: int = 1, num_planned: int = 200, show: int = 3) -> Group:
+    """All that is known of a training's data, for a terminal or a page.
+
+    Args:
+        source: of the training.
+        max_steps: of the whole training.
+        num_parts: processes x batches of a step.
+        num_planned: steps that are planned to say what steps are like.
+        show: samples to show.
+    """
+    planned = min(num_planned, max_steps)
+    if isinstance(source, WaveSteps):
+        parts = [hours(source.reader), *_clips(source, max_steps, num_parts, planned), *_shown_clips(source, show)]
+    else:
+        about = [hours(source.reader)] if isinstance(source, DocumentSteps) else []
+        parts = [*about, *_documents(source, max_steps, num_parts, planned), *_shown_documents(source, show)]
+    return Group(*parts)
+
+
+def as_html(group: Group, width: int = 110) -> str:
+    """The same as a fragment of a page."""
+    console = Console(record=True, width=width, file=open_nothing(), force_terminal=True)
+    console.print(group)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def open_nothing() -> Any:
+    """A file that keeps nothing."""
+    import io
+
+    return io.StringIO()
+
+
+def hours(reader: ShardReader) -> Table:
+    """Clips and hours by corpus and language, and how many can be asked for what."""
+    facts = [name for name in dict.fromkeys(WRITTEN.values()) if name in reader.listing.kinds]
+    rows: dict[tuple[int, int], Counter[str]] = {}
+    first: dict[tuple[int, int], int] = {}
+    for items in _chunks(len(reader)):
+        names = np.stack([reader.column(name)[items] for name in ("corpus", "language")], axis=1)
+        pairs, place, group_of = np.unique(names, axis=0, return_index=True, return_inverse=True)
+        seconds = _seconds(reader, items)
+        for number, pair in enumerate(pairs.tolist()):
+            chosen = group_of.reshape(-1) == number
+            row = rows.setdefault((pair[0], pair[1]), Counter())
+            first.setdefault((pair[0], pair[1]), int(items[place[number]]))
+            row.update(clips=int(chosen.sum()), milliseconds=round(1000 * seconds[chosen].sum()))
+            row.update({name: int((reader.column(name)[items][chosen] != 0).sum()) for name in facts})
+    table = Table(title=f"{reader.folder}, {reader.split}", title_justify="left")
+    for name in ("corpus", "language", "clips", "hours", *(f"with {name}" for name in facts)):
+        table.add_column(name, justify="left" if name in ("corpus", "language") else "right")
+    for pair in sorted(rows, key=lambda pair: -rows[pair]["milliseconds"]):
+        known, row = reader.entries[first[pair]].facts, rows[pair]
+        counts = [f"{row[name]:,}" for name in facts]
+        told = f"{row['milliseconds'] / 3.6e6:,.2f}"
+        table.add_row(str(known.get("corpus", "")), str(known["language"]), f"{row['clips']:,}", told, *counts)
+    if len(rows) > 1:
+        every = sum(rows.values(), Counter())
+        told = f"{every['milliseconds'] / 3.6e6:,.2f}"
+        table.add_row("all", "", f"{every['clips']:,}", told, *(f"{every[name]:,}" for name in facts))
+    return table
+
+
+def histogram(values: Sequence[float], unit: str, edges: Sequence[float]) -> Text:
+    """Counts between the edges as bars."""
+    counts, _ = np.histogram(values, [*edges, np.inf])
+    lines = []
+    for i, count in enumerate(counts.tolist()):
+        above = f"{edges[i]:>5g} to {edges[i + 1]:<5g}" if i + 1 < len(edges) else f"{edges[i]:>5g} and up"
+        bar = "█" * round(BAR * count / max(1, counts.max()))
+        lines.append(f"  {above:<14} {unit:<9} {bar:<{BAR}} {count:,}")
+    while lines and lines[-1].endswith(" 0"):
+        lines.pop()
+    return Text("\n".join(lines))
+
+
+def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> Iterator[Any]:
+    plan, lengths = source.plan, source.lengths
+    counted = [lengths[items] for items in _chunks(len(lengths))]
+    narrow = sum(int(np.isnan(part).sum()) for part in counted)
+    seconds = np.concatenate([part[~np.isnan(part)] for part in counted])
+    yield Text(f"clips as they are cropped (at most {source.crop_sec:g} s)")
+    yield histogram(seconds.tolist(), "s", (0, 1, 2, 4, 8, 16, 30))
+    if narrow:
+        yield Text(f"  {narrow:,} clips are left out: their sound ends too low (min_band_hz)")
+    steps = [plan[step] for step in range(planned)]
+    costs = np.array([lengths[np.array(step)].max() * len(step) for step in steps])
+    real = np.array([lengths[np.array(step)].sum() for step in steps])
+    sizes = [len(step) for step in steps]
+    parts = [
+        lengths[np.array(share_of(step, part, num_parts))].max() * len(share_of(step, part, num_parts))
+        for step in steps
+        for part in range(num_parts)
+    ]
+    epoch = seconds.sum() / real.mean()
+    yield Text(
+        f"steps: {np.mean(sizes):.1f} clips ({min(sizes)} to {max(sizes)}), {costs.mean():.1f} s with padding, of "
+        f"{plan.budget:g} allowed; {1 - real.sum() / costs.sum():.1%} are padding\n"
+        f"  largest batch of one of {num_parts} parts: {max(parts):.1f} s\n"
+        f"  an epoch has about {epoch:,.0f} steps; {max_steps:,} steps are {max_steps / epoch:.3g} epochs"
+    )
+
+
+def _documents(source: DocumentSteps | TextSteps, max_steps: int, num_parts: int, planned: int) -> Iterator[Any]:
+    plan = source.plan
+    steps = [plan[step] for step in range(planned)]
+    tokens = Counter[str]()
+    for document in (document for step in steps for document in step):
+        tokens[document.kind] += document.num_tokens
+    wanted, total = plan.shares_at(0), sum(tokens.values())
+    table = Table(title=f"documents by kind, {planned} steps planned", title_justify="left")
+    for name in ("kind", "share wanted", "realised", "an epoch: documents", "positions", "epochs in all steps"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for kind in plan.kinds:
+        number, positions = plan.epoch_size(kind, LOOKED_AT)
+        share = tokens[kind] / total
+        epochs = max_steps * plan.tokens_per_step * share / max(1.0, positions)
+        cells = (f"{wanted[kind]:.1%}", f"{share:.1%}", f"{number:,}", f"{positions:,.0f}", f"{epochs:.3g}")
+        table.add_row(kind, *cells)
+    yield table
+    yield Text("lengths of documents")
+    lengths = [document.num_tokens for step in steps for document in step]
+    yield histogram(lengths, "positions", (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192))
+    filled = [sum(document.num_tokens for document in step) for step in steps]
+    parts = [sum(d.num_tokens for d in deal(step, part, num_parts)) for step in steps for part in range(num_parts)]
+    left_out = {name: round(n) for name, n in plan.memo(planned - 1)["told"].items() if name.startswith("too_long/")}
+    yield Text(
+        f"steps: {np.mean(filled):,.0f} positions of {plan.tokens_per_step:,}; "
+        f"{1 - np.mean(filled) / plan.tokens_per_step:.2%} are unused\n"
+        f"  largest batch of one of {num_parts} parts: {max(parts):,} positions; no padding\n"
+        f"  longer than a step, left out: {left_out or 'none'}"
+    )
+
+
+def _shown_clips(source: WaveSteps, show: int) -> Iterator[Any]:
+    items = [item for step in range(show) for item in source.plan[step][:1]][:show]
+    for step, item in enumerate(items):
+        facts = source.reader.entries[item].facts
+        kind = source.kind_of(step, item)
+        answer = facts.get(WRITTEN[kind], "")
+        text = Text(f"{source.reader.entries[item].key} [{kind}] ", style=MARK)
+        text.append(written_prompt(kind, facts["language"]), GIVEN)
+        text.append(f"<{float(source.lengths[np.array([item])][0]):.1f} s of audio>", MARK)
+        text.append(str(answer), LEARNED)
+        yield text
+
+
+def _shown_documents(source: DocumentSteps | TextSteps, show: int) -> Iterator[Any]:
+    if not show:
+        return
+    yield Text.assemble("samples: ", ("given", GIVEN), ", ", ("learned", LEARNED), ", ", ("<special>", MARK))
+    seen: set[str] = set()
+    chosen = []
+    for document in source.plan[0]:  # one of each kind first
+        if document.kind not in seen:
+            seen.add(document.kind)
+            chosen.append(document)
+    for document in chosen[:show]:
+        composed = source.document(document)
+        text = Text(f"{composed.key} [{document.kind}] ", style=MARK)
+        for piece, learned in pieces_of(composed, source.token_space, source.decode):
+            special = piece.startswith("<") and piece.endswith(">")
+            text.append(_shortened(piece), LEARNED if learned else MARK if special else GIVEN)
+        yield text
+
+
+def _shortened(text: str) -> str:
+    left_out = len(text) - SHOWN
+    return text if left_out <= 0 else f"{text[: SHOWN // 2]} [{left_out} more] {text[-SHOWN // 2 :]}"
+
+
+def _chunks(num_items: int) -> Iterator[np.ndarray]:
+    for start in range(0, num_items, CHUNK):
+        yield np.arange(start, min(start + CHUNK, num_items))
+
+
+def _seconds(reader: ShardReader, items: np.ndarray) -> np.ndarray:
+    """Duration of clips, of audio or of codes."""
+    if "num_frames" in reader.listing.kinds:
+        return np.asarray(reader.column("num_frames")[items] / float(reader.fingerprint["code_rate_hz"]))
+    return np.asarray(reader.column("num_samples")[items] / reader.column("sample_rate_hz")[items])
