@@ -171,11 +171,11 @@ def is_main_process() -> bool:
 
 
 def input_key(path: Path) -> str:
-    """Hash of an input: of a stage its stamp's key, of a folder of shards its indexes, of a file its bytes."""
+    """Hash of an input: of a stage its stamp's key, of a folder of shards its listings, of a file its bytes."""
     if (path / STAMP).is_file():
         return str(_read(path / STAMP)["key"])
-    if path.is_dir() and (indexes := sorted(path.glob("*.index.json"))):
-        return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in indexes])
+    if path.is_dir() and (listings := sorted(path.glob("*.shards.json"))):
+        return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in listings])
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     state = "is not finished" if path.is_dir() else "is missing"

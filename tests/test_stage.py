@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from omniaudio.data.shards import ShardWriter
 from omniaudio.errors import UserError
-from omniaudio.stage import redacted, stage
+from omniaudio.stage import input_key, redacted, stage
 
 
 def run(folder: Path, config: dict, inputs: list[Path]) -> bool:
@@ -106,3 +107,15 @@ def test_secrets_are_not_saved(tmp_path):
     saved = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text())
     assert saved == {"tracker": {"api_key": "***", "name": "n"}, "hub_token": "***", "tokens": 3}
     assert redacted({"password": ""}) == {"password": ""}
+
+
+def test_a_folder_of_shards_is_what_its_samples_are(tmp_path):
+    keys = []
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        with ShardWriter(tmp_path / name, "train") as writer:
+            writer.write("k", {"txt": content}, {"num": 1})
+        keys.append(input_key(tmp_path / name))
+    assert keys[0] == keys[1] != keys[2]
+    (tmp_path / "a" / "train.shards.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        input_key(tmp_path / "a")

@@ -63,7 +63,7 @@ class Checks:
         if not Path(item.path).is_file():
             return Finding("missing file", str(item.path))
         try:
-            wav_CN, rate_hz = decode_audio(item.path)
+            wav_CN, rate_hz = _decode(item)
         except UserError as error:
             return Finding("empty audio" if "0 samples" in str(error) else "unreadable audio", str(error))
         expected_hz = item.sample_rate_hz or self.sample_rate_hz
@@ -74,7 +74,7 @@ class Checks:
 
     def load(self, item: RawItem) -> np.ndarray:
         """The waveform wav_N of an item that passed, at ``sample_rate_hz``."""
-        wav_CN, rate_hz = decode_audio(item.path)
+        wav_CN, rate_hz = _decode(item)
         return resample(wav_CN.mean(axis=0), rate_hz, self.sample_rate_hz)
 
     def _text_fault(self, item: RawItem) -> Finding | None:
@@ -119,3 +119,13 @@ class Checks:
             allowed = f"{self.min_chars_per_sec} to {self.max_chars_per_sec}"
             return "text does not fit the duration", f"{pace:.1f} characters a second, allowed {allowed}"
         return None, ""
+
+
+def _decode(item: RawItem) -> tuple[np.ndarray, int]:
+    """The part of a file, and the channel, that an item is."""
+    wav_CN, rate_hz = decode_audio(item.path, item.start_sec, item.duration_sec)
+    if item.channel is None:
+        return wav_CN, rate_hz
+    if item.channel >= len(wav_CN):
+        raise UserError(f"{item.path}: channel {item.channel} of {len(wav_CN)} (they count from 0)")
+    return wav_CN[item.channel : item.channel + 1], rate_hz

@@ -12,10 +12,9 @@ is enough where only one recording has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from omniaudio.corpus.items import Inventory, RawItem, clean_key
+from omniaudio.corpus.items import Inventory, RawItem, clean_key, unique_keys
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import AUDIO_ENDINGS
 
@@ -64,7 +63,7 @@ class AudioFolder:
                 f"corpus.folder {self.folder}: no transcripts; give transcripts.tsv (id<TAB>text), "
                 f"metadata.csv (id|text) or a .txt beside every recording"
             )
-        return Inventory(self._unique(map(self._with_text_beside, recordings)))
+        return Inventory(unique_keys([self._with_text_beside(path) for path in recordings]))
 
     def attribution(self) -> str:
         return f"{self.name}: {self.licence}"
@@ -97,7 +96,7 @@ class AudioFolder:
             items.append(self._row_item(places, columns[0], columns[1], *extra))
         used = {item.path for item in items}
         items += [self._item(path, None) for path in recordings if path not in used]
-        return Inventory(self._unique(iter(items)))
+        return Inventory(unique_keys(items))
 
     def _places(self, recordings: list[Path]) -> dict[str, list[Path]]:
         """Recordings by all names that an id may have."""
@@ -132,16 +131,3 @@ class AudioFolder:
             speaker=speaker or self.speaker or below,
             fault=fault,
         )
-
-    @staticmethod
-    def _unique(items: Iterator[RawItem]) -> list[RawItem]:
-        """Items in order; a key that came before gets a number and is marked as a fault."""
-        seen: dict[str, int] = {}
-        kept = []
-        for item in items:
-            seen[item.key] = count = seen.get(item.key, 0) + 1
-            if count > 1:
-                fields = {**vars(item), "key": f"{item.key}__{count}", "fault": "duplicate key"}
-                item = RawItem(**fields)
-            kept.append(item)
-        return kept

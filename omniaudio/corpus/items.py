@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,12 +15,16 @@ class RawItem:
 
     key: str  # letters, digits, '-', '_' and '/'
     path: Path
+    start_sec: float = 0.0  # where it lies in the file
+    duration_sec: float | None = None  # None: up to the file's end
+    channel: int | None = None  # None: the file has one, or the mean of all is taken
     text: str | None  # None: the corpus has no transcript for it
     language: str  # ISO 639-1
     speaker: str
     fault: str | None = None  # the reason to refuse it, where the corpus itself knows one
     sample_rate_hz: int | None = None  # of the whole corpus, where it is known not to be that of the shards
     band_hz: int = 0  # highest frequency with sound, where it is known to lie below half the sample rate
+    split: str = ""  # train, dev or test, where the corpus itself says so
     corpus: str = ""  # where it came from, in a collection of several
     response: tuple[str, ...] = ()  # what was said to it, clip by clip
     continuation: str = ""  # the text of the clip that follows in the same passage
@@ -64,3 +69,15 @@ class Corpus(Protocol):
 def clean_key(name: str) -> str:
     """A relative path without its ending as a key: other characters than letters, digits, '-' become '_'."""
     return "/".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in name.split("/"))
+
+
+def unique_keys(items: Sequence[RawItem]) -> list[RawItem]:
+    """Items in order; a key that came before gets a number and is marked as a fault."""
+    seen: dict[str, int] = {}
+    kept = []
+    for item in items:
+        seen[item.key] = count = seen.get(item.key, 0) + 1
+        if count > 1:
+            item = RawItem(**{**vars(item), "key": f"{item.key}__{count}", "fault": "duplicate key"})
+        kept.append(item)
+    return kept

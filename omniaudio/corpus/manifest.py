@@ -13,7 +13,9 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
-FIELDS = {"sample_rate_hz": int, "num_samples": int, "band_hz": int}
+FIELDS: dict[str, Any] = {
+    "sample_rate_hz": int, "num_samples": int, "band_hz": int, "start_sec": int | float, "channel": int,
+}  # fmt: skip
 """Fields of Utterance that are no strings."""
 
 
@@ -66,7 +68,7 @@ def _utterance(line: str, where: str) -> Utterance:
     for name in found:
         kind = FIELDS.get(name, str)
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
-            raise UserError(f"{where}: {name} is {found[name]!r}, expected {kind.__name__}")
+            raise UserError(f"{where}: {name} is {found[name]!r}, expected {getattr(kind, '__name__', kind)}")
     if not KEY.fullmatch(found["key"]):
         raise UserError(f"{where}: key {found['key']!r} may hold letters, digits, '-', '_' and '/' only")
     if ".." in Path(found["audio_path"]).parts[1:]:

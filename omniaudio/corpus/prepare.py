@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,13 @@ from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors, write_whole
 from omniaudio.fingerprint import digest
 from omniaudio.frontend.audio import encode_audio
+from omniaudio.frontend.text import normalise_text
 from omniaudio.types import Utterance
 
 STAMP = "prepared.json"
 OPTIONAL = ("band_hz", "response", "continuation", "translation")
+PLACE = ("key", "audio_path", "start_sec", "channel")
+"""Where a recording was found: for the manifest alone."""
 """Facts that are written only of utterances that have them."""
 
 
@@ -115,19 +118,26 @@ def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict
     inventory = corpus.inventory(folder / "raw")
     findings = list(workers.map(plan.checks.check, inventory.items, "Checking recordings"))
     splits = [
-        split_of(item.text or "", item.language, plan.split) if finding.reason is None else None
+        (item.split or split_of(item.text or "", item.language, plan.split))
+        if finding.reason is None
+        else None
         for item, finding in zip(inventory.items, findings, strict=True)
     ]
     report = _report(inventory, findings, splits)
     write_whole(folder / "checks.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     _stop_if_bad(report, folder / "checks.json", plan.checks.max_bad_share)
+    held_out = {
+        normalise_text(item.text or "", item.language)
+        for item, split in zip(inventory.items, splits, strict=True)
+        if item.split and split in ("dev", "test")
+    }
     for split in SPLITS:
         chosen = [(i, f) for i, f, s in zip(inventory.items, findings, splits, strict=True) if s == split]
         if not chosen and plan.split[split]:
             raise UserError(f"{folder}: split {split!r} is empty; add recordings or change split.{split}")
         manifest = folder / "manifest" / f"{split}.jsonl"
         utterances = [
-            _utterance(_without_held_out(item, split, plan.split), finding, corpus.name, manifest)
+            _utterance(_without_held_out(item, split, held_out, plan.split), finding, corpus.name, manifest)
             for item, finding in chosen
         ]
         write_manifest(manifest, utterances)
@@ -151,7 +161,7 @@ def _write_shards(
         facts = dataclasses.asdict(utterance)
         if not utterance.band_hz and utterance.sample_rate_hz < sample_rate_hz:
             facts["band_hz"] = utterance.sample_rate_hz // 2
-        for name in ("key", "audio_path", *(name for name in OPTIONAL if not facts[name])):
+        for name in (*PLACE, *(name for name in OPTIONAL if not facts[name])):
             del facts[name]
         facts |= {"sample_rate_hz": sample_rate_hz, "num_samples": num_samples}
         writer.write(utterance.key, {"flac": flac}, facts)
@@ -174,15 +184,21 @@ def _utterance(item: RawItem, finding: Finding, corpus_name: str, manifest: Path
         response=" ".join(item.response),
         continuation=item.continuation,
         translation=item.translation,
+        start_sec=item.start_sec,
+        channel=-1 if item.channel is None else item.channel,
     )
 
 
-def _without_held_out(item: RawItem, split: str, fractions: Mapping[str, float]) -> RawItem:
+def _without_held_out(
+    item: RawItem, split: str, held_out: Set[str], fractions: Mapping[str, float]
+) -> RawItem:
     """An item of the training split without the answers whose text is spoken in a held-out clip."""
     if split != "train":
         return item
 
     def trains(text: str, language: str) -> bool:
+        if item.split:  # the corpus has splits of its own
+            return normalise_text(text, language) not in held_out
         return split_of(text, language, fractions) == "train"
 
     return dataclasses.replace(

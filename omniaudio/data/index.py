@@ -108,6 +108,7 @@ def write_listing(folder: Path, split: str, names: Sequence[str]) -> None:
     columns = _ColumnWriter(columns_path(folder, split))
     shards: list[ShardFacts] = []
     fingerprint: Fingerprint = {}
+    content = hashlib.sha256()
     with columns:
         for name in names:
             path = index_path(folder / f"{name}.tar")
@@ -116,11 +117,13 @@ def write_listing(folder: Path, split: str, names: Sequence[str]) -> None:
                 check_fingerprints(fingerprint, head["fingerprint"], str(path))
             fingerprint.update(head["fingerprint"])
             columns.add(places, [entry.facts for entry in entries], path)
+            content.update(path.read_bytes())
             size = path.stat().st_size
             shards.append(ShardFacts(name, len(entries), head["num_bytes"], size))
     listing = {
         "format": FORMAT_VERSION,
         "num_entries": sum(shard.num_entries for shard in shards),
+        "content": content.hexdigest(),  # of all indexes, which hold the crc32 of all members
         "fingerprint": fingerprint,
         "columns": columns.kinds,
         "shards": [[s.name, s.num_entries, s.num_bytes, s.index_bytes] for s in shards],

@@ -21,11 +21,14 @@ AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".web
 """Files that are taken for recordings."""
 
 
-def decode_audio(source: str | Path | bytes) -> tuple[np.ndarray, int]:
-    """Decode a file as it is.
+def decode_audio(
+    source: str | Path | bytes, start_sec: float = 0.0, duration_sec: float | None = None
+) -> tuple[np.ndarray, int]:
+    """Decode a file, or a part of it, as it is.
 
     Args:
         source: a path, or the bytes of a whole file.
+        start_sec, duration_sec: the part; None is up to the end. Samples are counted to the nearest.
 
     Returns:
         wav_CN float32 in [-1, 1], and the sample rate in Hz.
@@ -37,10 +40,24 @@ def decode_audio(source: str | Path | bytes) -> tuple[np.ndarray, int]:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise UserError(f"{name}: no such audio file")
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
-    wav_CN, rate_hz = _by_soundfile(source, suffix) or _by_av(source, suffix, name)
+    part = (start_sec, duration_sec)
+    wav_CN, rate_hz = _by_soundfile(source, suffix, *part) or _by_av(source, suffix, name, *part)
     if wav_CN.shape[1] == 0:
-        raise UserError(f"{name}: empty audio (0 samples)")
+        where = f" from {start_sec} s on" if start_sec else ""
+        raise UserError(f"{name}: empty audio (0 samples{where})")
     return wav_CN, rate_hz
+
+
+def audio_facts(path: str | Path) -> tuple[int, int, int]:
+    """Channels, samples and sample rate in Hz of a file, from its head where that tells."""
+    import soundfile
+
+    try:
+        known = soundfile.info(str(path))
+        return known.channels, known.frames, known.samplerate
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        wav_CN, rate_hz = decode_audio(path)
+        return wav_CN.shape[0], wav_CN.shape[1], rate_hz
 
 
 def read_audio(
@@ -109,7 +126,9 @@ def write_wav(path: str | Path, wav_N: np.ndarray, sample_rate_hz: int) -> None:
     Path(path).write_bytes(encode_audio(wav_N, sample_rate_hz, "WAV"))
 
 
-def _by_soundfile(source: str | Path | bytes, suffix: str) -> tuple[np.ndarray, int] | None:
+def _by_soundfile(
+    source: str | Path | bytes, suffix: str, start_sec: float, duration_sec: float | None
+) -> tuple[np.ndarray, int] | None:
     """wav_CN and rate, or None for a format that soundfile does not know."""
     import soundfile
 
@@ -117,13 +136,28 @@ def _by_soundfile(source: str | Path | bytes, suffix: str) -> tuple[np.ndarray, 
         return None
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        wav_NC, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(file) as opened:
+            rate_hz = opened.samplerate
+            start, num = _samples(start_sec, duration_sec, rate_hz)
+            if start:
+                opened.seek(min(start, opened.frames))
+            wav_NC = opened.read(-1 if num is None else num, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError):
         return None
     return np.ascontiguousarray(wav_NC.T), int(rate_hz)
 
 
-def _by_av(source: str | Path | bytes, suffix: str, name: str) -> tuple[np.ndarray, int]:
+def _samples(start_sec: float, duration_sec: float | None, rate_hz: int) -> tuple[int, int | None]:
+    """First sample and number of samples of a part."""
+    start = round(start_sec * rate_hz)
+    return start, None if duration_sec is None else max(
+        0, round((start_sec + duration_sec) * rate_hz) - start
+    )
+
+
+def _by_av(
+    source: str | Path | bytes, suffix: str, name: str, start_sec: float, duration_sec: float | None
+) -> tuple[np.ndarray, int]:
     import av
 
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
@@ -141,4 +175,6 @@ def _by_av(source: str | Path | bytes, suffix: str, name: str) -> tuple[np.ndarr
         raise UserError(f"{name}: cannot be read as audio ({str(error).splitlines()[0]})") from error
     if not pieces:
         return np.zeros((1, 0), np.float32), rate_hz
-    return np.concatenate(pieces, axis=1).astype(np.float32), rate_hz
+    start, num = _samples(start_sec, duration_sec, rate_hz)
+    wav_CN = np.concatenate(pieces, axis=1).astype(np.float32)
+    return wav_CN[:, start : None if num is None else start + num], rate_hz

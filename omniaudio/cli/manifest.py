@@ -1,0 +1,39 @@
+"""Write the manifests of a prepared corpus in another project's form.
+
+The recordings stay where they are; the lists name them by absolute path, with start and duration. Facts that the other
+form has no field for stand where it keeps custom ones, and `omniaudio prepare corpus=<form>` reads all of it back.
+
+    kaldi   wav.scp, segments, text, utt2spk, spk2utt, utt2lang, and utt2<fact> for every further fact
+    lhotse  cuts.jsonl.gz, one cut with one supervision an utterance
+    nemo    manifest.json, one object a line
+
+The shards themselves are WebDataset tars: webdataset.WebDataset("DATA_DIR/shards/train-{000000..000004}.tar").
+
+    omniaudio manifest data_dir=data/asterisk form=kaldi out=DIR
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omniaudio.errors import UserError
+
+
+def main(config: dict[str, Any]) -> None:
+    """Write ``out``/<split> for every split."""
+    from omniaudio.corpus.json_manifests import write_lhotse, write_nemo
+    from omniaudio.corpus.kaldi import write_kaldi
+    from omniaudio.corpus.manifest import read_manifest
+    from omniaudio.corpus.split import SPLITS
+
+    writers = {"kaldi": write_kaldi, "lhotse": write_lhotse, "nemo": write_nemo}
+    if config["form"] not in writers:
+        raise UserError(f"config form: {config['form']!r} is not one of {', '.join(writers)}")
+    home = Path(config["data_dir"]) / "manifest"
+    if not home.is_dir():
+        raise UserError(f"{home}: no such folder; prepare the corpus first: omniaudio prepare")
+    for split in SPLITS:
+        utterances = read_manifest(home / f"{split}.jsonl")
+        writers[config["form"]](utterances, home.resolve(), Path(config["out"]) / split)
+        print(f"{split}: {len(utterances)} utterances in {Path(config['out']) / split}")

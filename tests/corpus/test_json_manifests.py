@@ -1,0 +1,155 @@
+import gzip
+import json
+
+import pytest
+
+from omniaudio.corpus.items import LeftOut
+from omniaudio.corpus.json_manifests import (
+    HuggingFaceFolder,
+    LhotseCuts,
+    NemoManifest,
+    write_lhotse,
+    write_nemo,
+)
+from omniaudio.errors import UserError
+from tests.corpus.make_audio import write_audio
+from tests.corpus.test_kaldi import check_round_trip, make_utterances
+
+
+def lines(path, *objects):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join(json.dumps(found) + "\n" for found in objects).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+def test_lhotse_cuts_are_read_back(tmp_path):
+    utterances, home = make_utterances(tmp_path), tmp_path / "manifest"
+    write_lhotse(utterances, home, tmp_path / "out")
+    corpus = LhotseCuts(str(tmp_path / "out" / "cuts.jsonl.gz"), "de", "lhotse")
+    check_round_trip(utterances, corpus.inventory(tmp_path).items, home)
+    first = (tmp_path / "out" / "cuts.jsonl.gz").read_bytes()
+    write_lhotse(utterances, home, tmp_path / "out")
+    assert (tmp_path / "out" / "cuts.jsonl.gz").read_bytes() == first
+
+
+def test_nemo_manifests_are_read_back(tmp_path):
+    utterances, home = make_utterances(tmp_path), tmp_path / "manifest"
+    write_nemo(utterances, home, tmp_path / "out")
+    corpus = NemoManifest(str(tmp_path / "out" / "manifest.json"), "de", "nemo")
+    check_round_trip(utterances, corpus.inventory(tmp_path).items, home)
+
+
+CUT = {
+    "id": "cut-1", "start": 1.5, "duration": 2.0, "channel": 0, "type": "MonoCut",
+    "supervisions": [
+        {"id": "s", "recording_id": "r", "start": 0.0, "duration": 2.0, "text": "hi", "language": "English",
+         "speaker": "A"}
+    ],
+    "recording": {
+        "id": "r", "sampling_rate": 16000, "num_samples": 80000, "duration": 5.0, "channel_ids": [0],
+        "sources": [{"type": "file", "channels": [0], "source": "wav/r.flac"}],
+    },
+}  # fmt: skip
+
+
+def test_cuts_that_cannot_be_taken_are_counted(tmp_path):
+    recording = CUT["recording"]
+    command = {**recording, "sources": [{"type": "command", "channels": [0], "source": "rm -r x"}]}
+    stereo = {**recording, "sources": [{"type": "file", "channels": [0, 1], "source": "wav/s.flac"}]}
+    path = lines(
+        tmp_path / "cuts.jsonl", CUT, {**CUT, "id": "c2", "recording": command},
+        {**CUT, "id": "c3", "supervisions": []},
+        {**CUT, "id": "c4", "recording": stereo, "channel": 1},
+    )  # fmt: skip
+    found = LhotseCuts({"dev": path}, "de", "lhotse").inventory(tmp_path)
+    one, two = found.items
+    assert (one.key, one.path, one.start_sec, one.duration_sec) == (
+        "cut-1",
+        tmp_path / "wav/r.flac",
+        1.5,
+        2.0,
+    )
+    assert (one.text, one.language, one.speaker, one.split, one.channel) == ("hi", "en", "A", "dev", None)
+    assert (two.key, two.channel) == ("c4", 1)
+    assert found.left_out == [
+        LeftOut(name="c2", reason="cut whose recording is no file"),
+        LeftOut(name="c3", reason="cut with no supervisions"),
+    ]
+
+
+def test_nemo_lines(tmp_path):
+    path = lines(
+        tmp_path / "m.json",
+        {"audio_filepath": "wav/a.b.wav", "duration": 3.2, "text": "hi", "lang": "zh-CN", "speaker": 7},
+        {"audio_filepath": "wav/a.b.wav", "offset": 1.25, "duration": 0.5},
+    )
+    one, two = NemoManifest(path, "en", "nemo").inventory(tmp_path).items
+    assert (one.key, one.path, one.text, one.language, one.speaker) == (
+        "wav/a_b", tmp_path / "wav/a.b.wav", "hi", "zh", "7",
+    )  # fmt: skip
+    assert (two.key, two.start_sec, two.text, two.language) == ("wav/a_b_1250", 1.25, None, "en")
+
+
+def test_hugging_face_folders_with_and_without_splits(tmp_path):
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "metadata.csv").write_text(
+        'file_name,speaker_id,text\na.wav,3,"yes, ""so"""\n../x.wav,4,b\n'
+    )
+    one, two = HuggingFaceFolder(str(tmp_path / "flat"), "en").inventory(tmp_path).items
+    assert (one.key, one.text, one.speaker, one.split, one.fault) == ("a", 'yes, "so"', "3", "", None)
+    assert two.fault == "path outside the folder"
+    for split in ("train", "validation"):
+        row = {"file_name": "d/a.wav", "sentence": "s", "transcription": split, "language": "de"}
+        lines(tmp_path / "split" / split / "metadata.jsonl", row)
+    items = HuggingFaceFolder(str(tmp_path / "split"), "en").inventory(tmp_path).items
+    assert [(i.key, i.text, i.split, i.language, i.speaker) for i in items] == [
+        ("train/d/a", "train", "train", "de", "d"), ("dev/d/a", "validation", "dev", "de", "d"),
+    ]  # fmt: skip
+    other = HuggingFaceFolder(str(tmp_path / "split"), "en", text_column="sentence").inventory(tmp_path).items
+    assert [item.text for item in other] == ["s", "s"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"audio_filepath": 3}, "m.json:1: audio_filepath is 3, expected str"),
+        ({"audio_filepath": "a.wav", "offset": "x"}, "m.json:1: offset is 'x'"),
+        ([1], "m.json:1: a list, expected an object"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, content, expected):
+    path = lines(tmp_path / "m.json", content)
+    with pytest.raises(UserError, match=expected):
+        NemoManifest(path, "en", "nemo").inventory(tmp_path)
+
+
+def test_files_that_are_none_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        NemoManifest(str(tmp_path / "none"), "en", "nemo").inventory(tmp_path)
+    with pytest.raises(UserError, match="'validate' is no split|validate is no split"):
+        NemoManifest({"validate": "x"}, "en", "nemo")
+    (tmp_path / "cuts.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(UserError, match=r"cuts\.jsonl\.gz: cannot be read"):
+        LhotseCuts(str(tmp_path / "cuts.jsonl.gz"), "en", "l").inventory(tmp_path)
+    with pytest.raises(UserError, match=r"no metadata\.csv"):
+        HuggingFaceFolder(str(tmp_path), "en")
+    (tmp_path / "metadata.csv").write_text("file_name,words\na.wav,b\n")
+    with pytest.raises(UserError, match=r"metadata\.csv:2: no column .*; set corpus\.text_column"):
+        HuggingFaceFolder(str(tmp_path), "en").inventory(tmp_path)
+
+
+def test_a_part_of_a_recording_becomes_a_clip(tmp_path, make_checks):
+    """From a manifest to checked samples: the stretch that the line names, and no other."""
+    import numpy as np
+
+    wav = np.concatenate([np.full(8000, 0.1), np.full(8000, 0.4)]).astype(np.float32)
+    write_audio(tmp_path / "a.wav", wav)
+    path = lines(
+        tmp_path / "m.json", {"audio_filepath": "a.wav", "offset": 0.5, "duration": 0.5, "text": "some words"}
+    )
+    (item,) = NemoManifest(path, "en", "nemo").inventory(tmp_path).items
+    checks = make_checks()
+    finding = checks.check(item)
+    assert (finding.reason, finding.num_samples) == (None, 8000)
+    assert checks.load(item) == pytest.approx(np.full(8000, 0.4), abs=1e-3)
