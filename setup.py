@@ -60,7 +60,10 @@ setup(
         # Only beside a CUDA build of torch: its extension does not load beside the CPU build.
         "torchaudio": ["torchaudio>=2.9,<2.15"],
         "bench": ["torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4"],
+        "corpora": ["ijson>=3.2", "pyarrow>=15"],  # WenetSpeech and GigaSpeech; parquet files
         "dev": [
+            "ijson>=3.2",
+            "pyarrow>=15",
             "ruff>=0.9",
             "mypy>=1.13",
             "pytest>=8",

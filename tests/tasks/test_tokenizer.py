@@ -12,6 +12,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from omniaudio.data.datamodule import StepData
+from omniaudio.data.planning import PooledPlan
 from omniaudio.encoders.whisper import WhisperEncoder
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
@@ -75,6 +76,7 @@ class Waves:
         self, texts: tuple[str, str] = ("hello", ""), kinds: tuple[str, str] = ("asr", "asr")
     ) -> None:
         self.texts, self.kinds = list(texts), list(kinds)
+        self.plan = PooledPlan([1.0] * 4, 1.0, seed=0)
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         wav_BN = torch.randn(2, 16000, generator=torch.Generator().manual_seed(step)) * 0.1

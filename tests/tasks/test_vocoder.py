@@ -13,6 +13,7 @@ from lightning import Trainer
 from torch import nn
 
 from omniaudio.data.datamodule import StepData
+from omniaudio.data.planning import PooledPlan
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
 from omniaudio.tasks.vocoder import VocoderTask
@@ -33,6 +34,7 @@ SOURCE = {"num_harmonics": 2, "sine_amplitude": 0.1, "noise_std": 0.003, "voiced
 class WaveSource:
     def __init__(self, rate_hz: int = 24000, bad: int = -1) -> None:
         self.rate_hz, self.bad = rate_hz, bad
+        self.plan = PooledPlan([1.0] * 4, 1.0, seed=0)
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         wav = 0.1 * torch.randn(2, 12 * 480 + 100, generator=torch.Generator().manual_seed(step))

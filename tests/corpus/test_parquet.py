@@ -1,0 +1,59 @@
+import pytest
+
+from omniaudio.corpus.parquet import ParquetAudio
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import read_audio
+from tests.corpus.make_trees import voice_assistant
+
+COLUMNS = {"audio_column": "question_audio", "text_column": "question", "response_column": "answer"}
+
+
+def test_recordings_are_taken_out_once(tmp_path):
+    root = voice_assistant(tmp_path / "hub")
+    corpus = ParquetAudio("en", root=str(root), **COLUMNS)
+    corpus.fetch(tmp_path / "raw")
+    found = corpus.inventory(tmp_path / "raw")
+    first = found.items[0]
+    assert (first.key, first.text, first.response, first.speaker) == (
+        "train-00000-of-00325/000000", "What is your name, number 0?", ("I am assistant 0.",), "parquet",
+    )  # fmt: skip
+    assert len(read_audio(first.path)) == 44_100 and len(found.items) == 29
+    assert [entry.name for entry in found.left_out] == ["train-00000-of-00325/000003"]
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*.wav")}
+    corpus.fetch(tmp_path / "raw")
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*.wav")}
+
+
+def test_a_stop_in_the_middle_takes_the_file_out_again(tmp_path, monkeypatch):
+    root = voice_assistant(tmp_path / "hub")
+    corpus = ParquetAudio("en", root=str(root), **COLUMNS)
+    take = ParquetAudio._taken_out
+
+    def stop(self, row, number, folder):
+        if number == 7:
+            raise KeyboardInterrupt
+        return take(self, row, number, folder)
+
+    monkeypatch.setattr(ParquetAudio, "_taken_out", stop)
+    with pytest.raises(KeyboardInterrupt):
+        corpus.fetch(tmp_path / "raw")
+    with pytest.raises(UserError, match="run step=fetch first"):
+        corpus.inventory(tmp_path / "raw")
+    monkeypatch.undo()
+    corpus.fetch(tmp_path / "raw")
+    assert len(corpus.inventory(tmp_path / "raw").items) == 29
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="give one of them"):
+        ParquetAudio("en")
+    with pytest.raises(UserError, match="no such folder"):
+        ParquetAudio("en", root=str(tmp_path / "none")).fetch(tmp_path)
+    with pytest.raises(UserError, match=r"no files \*\*/\*\.parquet"):
+        ParquetAudio("en", root=str(tmp_path)).fetch(tmp_path)
+    root = voice_assistant(tmp_path / "hub", number=4)
+    with pytest.raises(UserError, match="no column audio, text; there are split_name, index"):
+        ParquetAudio("en", root=str(root)).fetch(tmp_path / "raw")
+    next(root.rglob("*.parquet")).write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="not a parquet file that can be read"):
+        ParquetAudio("en", root=str(root)).fetch(tmp_path / "raw")
