@@ -60,7 +60,19 @@ setup(
         # Only beside a CUDA build of torch: its extension does not load beside the CPU build.
         "torchaudio": ["torchaudio>=2.9,<2.15"],
         "bench": ["torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4"],
-        "corpora": ["ijson>=3.2", "pyarrow>=15"],  # WenetSpeech and GigaSpeech; parquet files
+        # json of WenetSpeech and GigaSpeech; parquet files; the steps of omniaudio build
+        "corpora": [
+            "ijson>=3.2",
+            "pyarrow>=15",
+            "espeakng-loader>=0.2",
+            "silero-vad>=6",
+            "wetext>=0.1.2",
+            "Resemblyzer>=0.1.4",
+            "setuptools<81",  # Resemblyzer's webrtcvad needs pkg_resources
+            "speechmos>=0.0.1.1",
+            "onnxruntime>=1.17",  # of speechmos
+        ],
+        "ray": ["ray[data]>=2.40"],
         "dev": [
             "ijson>=3.2",
             "pyarrow>=15",

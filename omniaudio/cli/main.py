@@ -24,6 +24,7 @@ from omniaudio.errors import UserError
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 VERBS = {
     "prepare": "fetch recordings, check them, split them, write audio shards",
+    "build": "texts or recordings to segments with text and sound, by a pipeline of steps",
     "manifest": "the lists of a prepared corpus for Kaldi, Lhotse or NeMo",
     "plan": "what a training will need: parameters, memory on each device, days",
     "train": "train one stage: experiment=<system>/<stage>",

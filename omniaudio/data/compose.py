@@ -224,11 +224,18 @@ class DocumentComposer:
         return len(self.texts) if kind == "text" else len(self.reader)
 
     def _voices(self, items: np.ndarray) -> list[list[int]]:
-        """Clips by language and speaker, in the order given."""
-        names = np.stack([self.reader.column(name)[items] for name in ("language", "speaker")], axis=1)
+        """Clips that may stand in one document: a passage's that follow each other, in its order, whoever speaks;
+        clips without a passage by language and speaker, in the order given."""
+        passage = np.asarray(self.reader.column("passage")[items])
+        free, bound = items[passage == 0], np.sort(items[passage != 0])
+        names = np.stack([self.reader.column(name)[free] for name in ("language", "speaker")], axis=1)
         _, voice_of, counts = np.unique(names, axis=0, return_inverse=True, return_counts=True)
-        items = items[np.argsort(voice_of.reshape(-1), kind="stable")]
-        return [voice.tolist() for voice in np.split(items, np.cumsum(counts)[:-1]) if len(voice)]
+        free = free[np.argsort(voice_of.reshape(-1), kind="stable")]
+        voices = np.split(free, np.cumsum(counts)[:-1])
+        of_passage, place = (np.asarray(self.reader.column(name)[bound]) for name in ("passage", "place"))
+        breaks = (of_passage[1:] != of_passage[:-1]) | (place[1:] != place[:-1] + 1)
+        runs = np.split(bound, np.flatnonzero(breaks) + 1)
+        return [voice.tolist() for voice in (*voices, *runs) if len(voice)]
 
     def _joined(self, kind: str, voice: Sequence[int], rng: np.random.Generator) -> list[Group]:
         """A voice's clips, cut into groups of random size."""

@@ -79,6 +79,26 @@ def test_joined_clips_are_of_one_voice(composer, kind):
     assert max(map(len, groups)) > 1
 
 
+def test_segments_of_a_passage_follow_each_other(tmp_path):
+    """Two passages, one with a gap; speakers take turns in the first; two clips belong to none."""
+    clips = [("p", 0, "a"), ("p", 1, "b"), ("p", 2, "a"), ("q", 0, "a"), ("q", 2, "a"), ("q", 3, "a")]
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, (passage, place, speaker) in enumerate([*clips, ("", 0, "a"), ("", 0, "a")]):
+            facts = {"language": "en", "speaker": speaker, "text": f"t{i}", "num_frames": 5}
+            facts |= {"passage": passage, "place": place} if passage else {}
+            writer.write(f"clip-{i}", {"codes.npy": dump_npy(np.zeros((5, 2), np.uint16))}, facts)
+    composer = DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE, max_clips=9)
+    for seed in range(8):
+        groups = composer.groups("intlv", 0, seed)
+        assert sorted(i for group in groups for i in group) == list(range(8))
+        for run in ([0, 1, 2], [3], [4, 5]):
+            inside = [i for group in groups for i in group if i in run]
+            assert sorted(inside) == run
+            assert all(list(group) == sorted(group) for group in groups if group[0] in run)
+            assert all(set(group) <= set(run) for group in groups if group[0] in run)
+    assert any((0, 1, 2) in composer.groups("itts", 0, seed) for seed in range(8))
+
+
 def test_asr_holds_prompt_codes_and_transcript(composer):
     document = composer.compose("asr", (4,), 0)
     assert text_of(document.ids_L) == "Scrivi quello che viene detto: Buongiorno"

@@ -1,0 +1,248 @@
+"""Steps on recordings: where there is speech, who speaks, how good it sounds, and cuts where it pauses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.build.text_steps import CLAUSE_ENDS, CLOSING, SENTENCE_ENDS
+from omniaudio.errors import UserError
+
+RATE_HZ = 16_000  # what the models of these steps were made for
+EXTRA = "pip install -e .[corpora]"
+
+
+class VoiceActivity:
+    """Stretches of speech (silero-vad), joined over short pauses into pieces; a long pause ends the passage.
+
+    Args:
+        max_sec: of a piece; a longer stretch of speech is cut at its quietest moment.
+        max_pause_sec: longer pauses part pieces.
+        max_gap_sec: longer ones part passages.
+        threshold: probability above which it is speech.
+    """
+
+    def __init__(
+        self,
+        max_sec: float = 28.0,
+        max_pause_sec: float = 0.8,
+        max_gap_sec: float = 5.0,
+        threshold: float = 0.5,
+    ) -> None:
+        self.max_sec, self.max_pause_sec, self.max_gap_sec = max_sec, max_pause_sec, max_gap_sec
+        self.threshold = threshold
+        self._model: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        return [piece for segment in segments for piece in self._pieces(segment)]
+
+    def _pieces(self, segment: Segment) -> list[Segment]:
+        wav_N = _at_16k(segment)
+        stretches = self.stretches(wav_N)
+        if not stretches:
+            return [segment.refused("no speech")]
+        pieces: list[Segment] = []
+        passage, place, last_end = 0, 0, stretches[0][0]
+        for begin, end in self.joined(stretches, wav_N):
+            if begin - last_end > self.max_gap_sec * RATE_HZ:
+                passage, place = passage + 1, 0
+            name = f"{segment.passage}-{passage:03d}"
+            pieces.append(
+                replace(
+                    segment,
+                    key=f"{name}/{place:04d}",
+                    passage=name,
+                    place=place,
+                    wav_N=wav_N[begin:end],
+                    rate_hz=RATE_HZ,
+                    start_sec=segment.start_sec + begin / RATE_HZ,
+                )
+            )
+            place, last_end = place + 1, end
+        return pieces
+
+    def stretches(self, wav_N: np.ndarray) -> list[tuple[int, int]]:
+        """First and last sample of every stretch of speech."""
+        try:
+            import silero_vad
+        except ModuleNotFoundError as error:
+            raise UserError(f"speech is found with silero-vad: {EXTRA}") from error
+        import torch
+
+        if self._model is None:
+            self._model = silero_vad.load_silero_vad(onnx=False)
+        found = silero_vad.get_speech_timestamps(
+            torch.from_numpy(np.ascontiguousarray(wav_N)),
+            self._model,
+            threshold=self.threshold,
+            sampling_rate=RATE_HZ,
+        )
+        return [(int(part["start"]), int(part["end"])) for part in found]
+
+    def joined(self, stretches: Sequence[tuple[int, int]], wav_N: np.ndarray) -> list[tuple[int, int]]:
+        """Stretches joined over short pauses, none longer than ``max_sec``."""
+        most, pause = round(self.max_sec * RATE_HZ), self.max_pause_sec * RATE_HZ
+        pieces: list[tuple[int, int]] = []
+        for begin, end in stretches:
+            if pieces and begin - pieces[-1][1] <= pause and end - pieces[-1][0] <= most:
+                pieces[-1] = (pieces[-1][0], end)
+                continue
+            while end - begin > most:
+                cut = _quietest(wav_N, begin + most // 2, begin + most)
+                pieces.append((begin, cut))
+                begin = cut
+            pieces.append((begin, end))
+        return pieces
+
+
+class CutAtPauses:
+    """Pieces with timed words into segments: behind a sentence, or at a clause or a pause once it is long enough.
+
+    Args:
+        min_sec: no segment is shorter, but the last of a piece.
+        max_sec: from here on a clause or a pause is enough.
+        min_pause_sec: between two words, to be one.
+    """
+
+    def __init__(self, min_sec: float = 1.0, max_sec: float = 8.0, min_pause_sec: float = 0.3) -> None:
+        self.min_sec, self.max_sec, self.min_pause_sec = min_sec, max_sec, min_pause_sec
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        found: list[Segment] = []
+        places: dict[str, int] = {}
+        for piece in segments:
+            for words in self.cut(piece.words):
+                place = places.get(piece.passage, 0)
+                places[piece.passage] = place + 1
+                found.append(_part(piece, words, place))
+        return found
+
+    def cut(self, words: Sequence[tuple[str, float, float]]) -> list[list[tuple[str, float, float]]]:
+        """Groups of words."""
+        groups: list[list[tuple[str, float, float]]] = [[]]
+        for i, word in enumerate(words):
+            groups[-1].append(word)
+            if i + 1 == len(words):
+                break
+            seconds = word[2] - groups[-1][0][1]
+            last = word[0].rstrip(CLOSING + " ")[-1:]
+            pause = words[i + 1][1] - word[2] >= self.min_pause_sec
+            at_end = last in SENTENCE_ENDS and bool(last)
+            at_clause = (last in CLAUSE_ENDS and bool(last)) or pause
+            if seconds >= self.min_sec and (at_end or (at_clause and seconds >= self.max_sec / 2)):
+                groups.append([])
+        return [group for group in groups if group]
+
+
+def _part(piece: Segment, words: Sequence[tuple[str, float, float]], place: int) -> Segment:
+    assert piece.wav_N is not None
+    last = words[-1] is piece.words[-1]
+    begin = 0 if words[0] is piece.words[0] else round(words[0][1] * piece.rate_hz)
+    end = len(piece.wav_N) if last else round(words[-1][2] * piece.rate_hz)
+    return replace(
+        piece,
+        key=f"{piece.passage}/{place:04d}",
+        place=place,
+        text="".join(word for word, _, _ in words).strip(),
+        wav_N=piece.wav_N[begin : max(end, begin + 1)],
+        start_sec=piece.start_sec + begin / piece.rate_hz,
+        words=tuple(words),
+    )
+
+
+class SpeakerConsistency:
+    """Scores ``voice_match``: the least cosine between the voice of a part and that of the whole (Resemblyzer)."""
+
+    def __init__(self) -> None:
+        self._encoder: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        return [segment.scored(voice_match=self._least(segment)) for segment in segments]
+
+    def _least(self, segment: Segment) -> float:
+        self._encoder = self._encoder or load_voice_encoder()
+        whole, parts, _ = self._encoder.embed_utterance(_at_16k(segment), return_partials=True)
+        return float((parts @ whole).min())
+
+
+class SpeakerClusters:
+    """Names the speakers of a recording: segments whose voices are alike have one name.
+
+    Args:
+        max_distance: cosine distance at which voices are still the same (average linkage).
+    """
+
+    def __init__(self, max_distance: float = 0.25) -> None:
+        self.max_distance = max_distance
+        self._encoder: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        if not segments:
+            return []
+        self._encoder = self._encoder or load_voice_encoder()
+        voices = np.stack([self._encoder.embed_utterance(_at_16k(segment)) for segment in segments])
+        names = cluster(voices, self.max_distance)
+        source = segments[0].passage.rpartition("-")[0] or segments[0].passage
+        return [replace(s, speaker=f"{source}-s{name}") for s, name in zip(segments, names, strict=True)]
+
+
+def cluster(voices_BD: np.ndarray, max_distance: float) -> list[int]:
+    """Numbers of the clusters, in the order in which they appear."""
+    if len(voices_BD) == 1:
+        return [0]
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    labels = fcluster(linkage(voices_BD, "average", "cosine"), max_distance, "distance").tolist()
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return [order[label] for label in labels]
+
+
+class Dnsmos:
+    """Scores ``dnsmos``: the overall opinion score that DNSMOS P.835 predicts, 1 to 5 (package speechmos)."""
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        try:
+            from speechmos import dnsmos
+        except ModuleNotFoundError as error:
+            raise UserError(f"opinion scores are predicted by speechmos: {EXTRA}") from error
+        return [
+            segment.scored(dnsmos=float(dnsmos.run(np.clip(_at_16k(segment), -1, 1), sr=RATE_HZ)["ovrl_mos"]))
+            for segment in segments
+        ]
+
+
+def load_voice_encoder() -> Any:
+    """Resemblyzer's speaker encoder, with the weights that its package brings."""
+    try:
+        from resemblyzer import VoiceEncoder
+    except ModuleNotFoundError as error:
+        raise UserError(f"voices are compared with Resemblyzer: {EXTRA}") from error
+    return VoiceEncoder("cpu", verbose=False)
+
+
+def _at_16k(segment: Segment) -> np.ndarray:
+    from omniaudio.frontend.audio import resample
+
+    if segment.wav_N is None:
+        raise UserError(f"{segment.key}: has no sound; the pipeline needs a step before that gives it some")
+    return resample(segment.wav_N, segment.rate_hz, RATE_HZ)
+
+
+def _quietest(wav_N: np.ndarray, begin: int, end: int) -> int:
+    """Middle of the quietest 50 ms."""
+    width = RATE_HZ // 20
+    powers = np.convolve(np.square(wav_N[begin:end], dtype=np.float64), np.ones(width), "valid")
+    return begin + int(np.argmin(powers)) + width // 2

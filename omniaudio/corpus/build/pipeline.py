@@ -1,0 +1,257 @@
+"""A build: sources through a chain of steps into shards, job by job; a job that is done is never done again.
+
+A folder under construction holds ``jobs/<number>/``: the shards of the job's segments, good ones by split and refused
+ones by where they go, and ``job.json``, written last. When all jobs are there their shards become one split each::
+
+    shards/{train,dev,test}    segments with text and sound; facts passage and place say what follows what
+    shards/{asr,tts}           refused segments from which a recogniser or a synthesiser can learn, with the reason
+    texts/{train,dev}.txt      the passages' texts
+    build.json                 counts, reasons, distributions at every gate
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omniaudio.corpus.build.segment import Gate, Segment, Step
+from omniaudio.corpus.split import SPLITS, split_of
+from omniaudio.data.index import index_path, write_listing
+from omniaudio.data.shards import ShardReader, ShardWriter
+from omniaudio.errors import UserError
+from omniaudio.files import user_os_errors, write_whole
+from omniaudio.frontend.audio import encode_audio
+
+REFUSED = ("asr", "tts")
+BINS = 40
+DONE = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of the sources: what one worker does at a time."""
+
+    number: int
+    sources: tuple[Mapping[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+
+class Pipeline:
+    """The chain of steps, and what it does with a job.
+
+    Args:
+        source: a source (a text or a recording, as a mapping) -> segments to begin with.
+        steps: by name, in order.
+        fractions: share of the passages by split.
+        corpus: name of the prepared folder.
+    """
+
+    def __init__(
+        self, source: Any, steps: Mapping[str, Step], fractions: Mapping[str, float], corpus: str
+    ) -> None:
+        self.source, self.steps, self.fractions, self.corpus = source, dict(steps), dict(fractions), corpus
+
+    def run(self, job: Job, folder: Path) -> None:
+        """Do a job, unless it is done; what a broken-off try left is removed."""
+        home = folder / "jobs" / job.name
+        if (home / DONE).is_file():
+            return
+        with user_os_errors(home):
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
+        report = Report(self.steps)
+        good: list[Segment] = []
+        refused: list[Segment] = []
+        for source in job.sources:
+            kept, left_out = self.process(source, report)
+            good += kept
+            refused += left_out
+        passages: dict[str, list[Segment]] = {}
+        for segment in good:
+            passages.setdefault(segment.passage, []).append(segment)
+        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+        chosen: dict[str, list[Segment]] = {split: [] for split in SPLITS}
+        for segments in passages.values():
+            language = segments[0].language
+            text = ("" if language == "zh" else " ").join(segment.text for segment in segments)
+            split = split_of(text, language, self.fractions)
+            chosen[split] += segments
+            texts[split].append(text)
+        for split, segments in chosen.items():
+            self._write(home, split, segments, report)
+        for name in REFUSED:
+            self._write(home, name, [s for s in refused if s.goes_to == name and s.wav_N is not None], report)
+        unspoken = [s for s in refused if s.goes_to == "tts" and s.wav_N is None]
+        report.refuse(refused)
+        told = {
+            **report.told(),
+            "texts": texts,
+            "unspoken": [[s.key, s.language, s.text, s.fault] for s in unspoken],
+        }
+        write_whole(home / DONE, json.dumps(told, ensure_ascii=False, sort_keys=True))
+
+    def process(self, source: Mapping[str, Any], report: Report) -> tuple[list[Segment], list[Segment]]:
+        """One source through all steps: good segments, and refused ones."""
+        good: list[Segment] = list(self.source(source))
+        refused = [segment for segment in good if segment.fault]
+        good = [segment for segment in good if not segment.fault]
+        for name, step in self.steps.items():
+            produced = step(good)
+            if isinstance(step, Gate):
+                report.values(name, [segment.scores[step.score] for segment in good])
+            good = [segment for segment in produced if not segment.fault]
+            left_out = [segment for segment in produced if segment.fault]
+            refused += left_out
+            report.passed(name, len(produced), len(good))
+        return good, refused
+
+    def _write(self, home: Path, split: str, segments: Sequence[Segment], report: Report) -> None:
+        with ShardWriter(home, split) as writer:
+            for segment in segments:
+                assert segment.wav_N is not None
+                facts: dict[str, Any] = {
+                    "sample_rate_hz": segment.rate_hz,
+                    "num_samples": len(segment.wav_N),
+                    "text": segment.text,
+                    "language": segment.language,
+                    "speaker": segment.speaker or segment.passage,
+                    "corpus": self.corpus,
+                    "passage": segment.passage,
+                    "place": segment.place,
+                    "start_sec": round(segment.start_sec, 4),
+                    **{name: round(value, 4) for name, value in sorted(segment.scores.items())},
+                }
+                if segment.spoken and segment.spoken != segment.text:
+                    facts["spoken"] = segment.spoken
+                if segment.fault:
+                    facts |= {"fault": segment.fault, "heard": segment.heard}
+                report.wrote(split, segment)
+                writer.write(segment.key, {"flac": encode_audio(segment.wav_N, segment.rate_hz)}, facts)
+
+
+class Report:
+    """Counts of a job, or of all; the same whatever the order of jobs."""
+
+    def __init__(self, steps: Mapping[str, Step]) -> None:
+        self.steps = {name: [0, 0] for name in steps}  # segments out of it, good ones among them
+        self.gates = {name: gate for name, gate in steps.items() if isinstance(gate, Gate)}
+        self.histograms = {name: [0] * BINS for name in self.gates}
+        self.faults: Counter[str] = Counter()
+        self.written: Counter[str] = Counter()  # 'train/segments', 'train/milliseconds'
+        self.speakers: set[str] = set()
+
+    def values(self, name: str, values: Sequence[float]) -> None:
+        low, high = self.gates[name].shown
+        counts, _ = np.histogram(np.clip(values, low, high), bins=BINS, range=(low, high))
+        self.histograms[name] = (np.asarray(self.histograms[name]) + counts).tolist()
+
+    def passed(self, name: str, out: int, good: int) -> None:
+        self.steps[name][0] += out
+        self.steps[name][1] += good
+
+    def refuse(self, segments: Iterable[Segment]) -> None:
+        self.faults.update(segment.fault for segment in segments)
+
+    def wrote(self, split: str, segment: Segment) -> None:
+        self.written[f"{split}/segments"] += 1
+        self.written[f"{split}/milliseconds"] += round(1000 * segment.duration_sec)
+        self.speakers.add(segment.speaker)
+
+    def told(self) -> dict[str, Any]:
+        """As json."""
+        return {
+            "steps": self.steps,
+            "histograms": self.histograms,
+            "faults": dict(sorted(self.faults.items())),
+            "written": dict(sorted(self.written.items())),
+            "speakers": sorted(self.speakers),
+        }
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        """What another one told."""
+        for name, (out, good) in told["steps"].items():
+            self.passed(name, out, good)
+        for name, counts in told["histograms"].items():
+            self.histograms[name] = (np.asarray(self.histograms[name]) + counts).tolist()
+        self.faults.update(told["faults"])
+        self.written.update(told["written"])
+        self.speakers.update(told["speakers"])
+
+
+def make_jobs(sources: Iterable[Mapping[str, Any]], sources_per_job: int) -> list[Job]:
+    """Sources in order, so many a job."""
+    every = list(sources)
+    starts = range(0, len(every), sources_per_job)
+    return [Job(number, tuple(every[start : start + sources_per_job])) for number, start in enumerate(starts)]
+
+
+def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline) -> dict[str, Any]:
+    """Make one split of the jobs' shards each, and the report of all; the jobs' folders go when it is done.
+
+    Raises:
+        UserError: a job is not done.
+    """
+    shards = folder / "shards"
+    report, texts, unspoken = Report(pipeline.steps), {split: [] for split in SPLITS}, []  # type: ignore[var-annotated]
+    for job in jobs:
+        path = folder / "jobs" / job.name / DONE
+        if not path.is_file():
+            raise UserError(f"{path.parent}: this job is not done; the same command goes on from here")
+        told = json.loads(path.read_text("utf-8"))
+        report.add(told)
+        for split in SPLITS:
+            texts[split] += told["texts"][split]
+        unspoken += told["unspoken"]
+    with user_os_errors(shards):
+        shutil.rmtree(shards, ignore_errors=True)
+        shards.mkdir(parents=True)
+        for split in (*SPLITS, *REFUSED):
+            names: list[str] = []
+            for job in jobs:
+                for tar in sorted((folder / "jobs" / job.name).glob(f"{split}-*.tar")):
+                    name = f"{split}-{len(names):06d}"
+                    for source, target in ((tar, f"{name}.tar"), (index_path(tar), f"{name}.index.jsonl")):
+                        _link(source, shards / target)
+                    names.append(name)
+            write_listing(shards, split, names)
+    for split in ("train", "dev"):
+        write_whole(folder / "texts" / f"{split}.txt", "".join(f"{text}\n" for text in texts[split]))
+    gates = {
+        name: {"score": g.score, "least": g.least, "most": g.most, "shown": list(g.shown)}
+        for name, g in report.gates.items()
+    }
+    whole = {**report.told(), "num_jobs": len(jobs), "gates": gates, "num_unspoken": len(unspoken)}
+    whole["num_speakers"] = len(whole.pop("speakers"))
+    lines = [dict(zip(("key", "language", "text", "fault"), row, strict=True)) for row in unspoken]
+    write_whole(
+        folder / "unspoken.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    )
+    write_whole(folder / "build.json", json.dumps(whole, ensure_ascii=False, indent=1))
+    return whole
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all splits are there and can be opened."""
+    try:
+        readers = [ShardReader(folder / "shards", split) for split in (*SPLITS, *REFUSED)]
+    except UserError:
+        return False
+    return bool(readers) and (folder / "build.json").is_file()

@@ -1,0 +1,137 @@
+"""Where a build begins: texts, recordings, or a corpus that has both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.items import Corpus, clean_key
+from omniaudio.corpus.texts import TextSource
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_audio, resample
+
+
+class Source(Protocol):
+    """What there is to build from."""
+
+    def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
+        """Everything, in a fixed order, as json; ``raw`` is the folder for what is fetched."""
+        ...
+
+    def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
+        """The segments to begin with; what cannot be opened has a fault."""
+        ...
+
+    def attribution(self) -> str: ...
+
+
+class Texts:
+    """Every document of a text source is a passage.
+
+    Args:
+        texts: the documents.
+        language: ISO 639-1.
+        max_passages: take so many; null takes all.
+    """
+
+    def __init__(self, texts: TextSource, language: str, max_passages: int | None = None) -> None:
+        self.texts, self.language, self.max_passages = texts, language, max_passages
+
+    def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
+        for number, text in enumerate(self.texts.texts()[: self.max_passages]):
+            yield {"key": f"text-{number:07d}", "text": text}
+
+    def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
+        key = source["key"]
+        return [Segment(key=f"{key}/0000", passage=key, text=source["text"], language=self.language)]
+
+    def attribution(self) -> str:
+        return self.texts.attribution()
+
+
+class Recordings:
+    """Every recording below a folder is a source.
+
+    Args:
+        folder: of recordings, of any length.
+        language: ISO 639-1 of what is spoken.
+        licence: a line for ATTRIBUTION.
+    """
+
+    def __init__(self, folder: str, language: str, licence: str = "Licence not stated.") -> None:
+        self.folder, self.language, self.licence = Path(folder).resolve(), language, licence
+
+    def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
+        if not self.folder.is_dir():
+            raise UserError(f"pipeline.source.folder {self.folder}: no such folder")
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() in AUDIO_ENDINGS:
+                name = path.relative_to(self.folder).with_suffix("").as_posix()
+                yield {"key": clean_key(name).replace("/", "-"), "path": str(path)}
+
+    def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
+        key = source["key"]
+        return [opened(Segment(key=f"{key}/0000", passage=key, language=self.language, speaker=key), source)]
+
+    def attribution(self) -> str:
+        return f"{self.folder.name}: {self.licence}"
+
+
+class Dialogues:
+    """The recordings of a corpus with their texts; those whose keys begin alike are a passage, in the order of keys.
+
+    Args:
+        corpus: fetched and listed as ``omniaudio prepare`` does.
+        passage: a pattern; what it matches at the beginning of a key names the passage.
+    """
+
+    def __init__(self, corpus: Corpus, passage: str) -> None:
+        self.corpus, self.pattern = corpus, re.compile(passage)
+
+    def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
+        self.corpus.fetch(raw)
+        passages: dict[str, list[dict[str, Any]]] = {}
+        for item in sorted(self.corpus.inventory(raw).items, key=lambda item: item.key):
+            found = self.pattern.match(item.key)
+            if item.text is None or item.fault or found is None:
+                continue
+            place = {"path": str(item.path), "start_sec": item.start_sec, "duration_sec": item.duration_sec}
+            fact = {"text": item.text, "language": item.language, "speaker": item.speaker}
+            passages.setdefault(clean_key(found[0]).replace("/", "-"), []).append({**place, **fact})
+        for name, lines in sorted(passages.items()):
+            yield {"key": f"{self.corpus.name}-{name}", "lines": lines}
+
+    def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
+        key = source["key"]
+        return [
+            opened(
+                Segment(
+                    key=f"{key}/{place:04d}",
+                    passage=key,
+                    place=place,
+                    text=line["text"],
+                    language=line["language"],
+                    speaker=line["speaker"],
+                ),
+                line,
+            )
+            for place, line in enumerate(source["lines"])
+        ]
+
+    def attribution(self) -> str:
+        return self.corpus.attribution()
+
+
+def opened(segment: Segment, place: Mapping[str, Any], rate_hz: int = 16_000) -> Segment:
+    """The segment with its sound at ``rate_hz``, or with the reason why it has none."""
+    from dataclasses import replace
+
+    try:
+        wav_CN, found_hz = decode_audio(place["path"], place.get("start_sec", 0.0), place.get("duration_sec"))
+    except UserError as error:
+        return segment.refused("unreadable audio" if "0 samples" not in str(error) else "empty audio")
+    wav_N = resample(wav_CN.mean(axis=0), found_hz, rate_hz)
+    return replace(segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=place.get("start_sec", 0.0))

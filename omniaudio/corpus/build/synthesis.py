@@ -1,0 +1,234 @@
+"""Text to speech with a bank of voices: espeak-ng on this machine, or any engine that answers over HTTP."""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from omniaudio.corpus.build.segment import Segment
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import read_audio_at, resample
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice of an engine, and how it speaks."""
+
+    name: str
+    settings: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """Name and settings in one word, for facts and reports."""
+        return "_".join([self.name, *(f"{key}{value:g}" for key, value in sorted(self.settings.items()))])
+
+
+class Engine(Protocol):
+    """What speaks."""
+
+    def voices(self, language: str) -> list[Voice]:
+        """All voices of a language, in a fixed order."""
+        ...
+
+    def speak(self, text: str, voice: Voice, language: str, rate_hz: int) -> np.ndarray:
+        """wav_N; raises SynthesisError for a text that it cannot speak."""
+        ...
+
+
+class SynthesisError(Exception):
+    """An engine gave no speech for a text."""
+
+
+class Synthesise:
+    """Gives every segment a voice; one voice a passage, drawn by the passage's name.
+
+    A segment that the engine does not speak goes to the set of texts that need a better one (tts).
+
+    Args:
+        engine: what speaks.
+        sample_rate_hz: of the speech.
+    """
+
+    def __init__(self, engine: Engine, sample_rate_hz: int = 16_000) -> None:
+        self.engine, self.sample_rate_hz = engine, sample_rate_hz
+
+    def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        return [self._spoken(segment) for segment in segments]
+
+    def _spoken(self, segment: Segment) -> Segment:
+        voices = self.engine.voices(segment.language)
+        if not voices:
+            return segment.refused(f"synthesis: no voice for {segment.language!r}", "tts")
+        drawn = hashlib.sha256(segment.passage.encode()).digest()
+        voice = voices[int.from_bytes(drawn[:8], "big") % len(voices)]
+        try:
+            wav_N = self.engine.speak(
+                segment.spoken or segment.text, voice, segment.language, self.sample_rate_hz
+            )
+        except SynthesisError as error:
+            return segment.refused(f"synthesis: {error}", "tts")
+        if not len(wav_N) or not np.isfinite(wav_N).all() or not np.abs(wav_N).max() > 0:
+            return segment.refused("synthesis: no sound", "tts")
+        return replace(segment, wav_N=wav_N, rate_hz=self.sample_rate_hz, speaker=voice.label)
+
+
+ESPEAK_VOICES = {
+    "en": ("en-us", "en", "en-gb-scotland", "en-029"),
+    "zh": ("cmn",),
+    "pt": ("pt", "pt-br"),
+    "es": ("es", "es-419"),
+}
+SYNCHRONOUS, DO_NOT_EXIT, UTF8 = 2, 0x8000, 1
+RATE, PITCH = 1, 3
+
+
+class EspeakNg:
+    """espeak-ng, which speaks about a hundred languages by rule, in this process and without network.
+
+    What it says depends on all that it said before (counters, a wavering pitch). So the library is loaded anew for
+    every text, which takes ten milliseconds: the same text and voice give the same samples, whatever came before.
+
+    Args:
+        variants: its voices' timbres.
+        rates: words a minute.
+        pitches: 0 to 99.
+        libraries: path of the shared library and of its data; null takes those of the package espeakng-loader.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[str] = ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7"),
+        rates: Sequence[int] = (140, 165, 190),
+        pitches: Sequence[int] = (35, 50, 65),
+        libraries: Sequence[str] | None = None,
+    ) -> None:
+        self.variants, self.rates, self.pitches = tuple(variants), tuple(rates), tuple(pitches)
+        self.libraries = tuple(libraries) if libraries else None
+        self._voices: dict[str, list[Voice]] = {}
+
+    def voices(self, language: str) -> list[Voice]:
+        if language not in self._voices:
+            self._voices[language] = [
+                Voice(f"{name}+{variant}", {"rate": rate, "pitch": pitch})
+                for name in ESPEAK_VOICES.get(language, (language,))
+                if self._knows(name)
+                for variant in self.variants
+                for rate in self.rates
+                for pitch in self.pitches
+            ]
+        return self._voices[language]
+
+    def speak(self, text: str, voice: Voice, language: str, rate_hz: int) -> np.ndarray:
+        pieces: list[np.ndarray] = []
+
+        def take(samples: Any, number: int, events: Any) -> int:
+            if samples and number > 0:
+                pieces.append(np.ctypeslib.as_array(samples, (number,)).copy())
+            return 0
+
+        callback = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )(take)
+        with self._loaded() as (library, found_hz):
+            library.espeak_SetSynthCallback(callback)
+            if library.espeak_SetVoiceByName(voice.name.encode()):
+                raise SynthesisError(f"voice {voice.name} is unknown")
+            library.espeak_SetParameter(RATE, int(voice.settings["rate"]), 0)
+            library.espeak_SetParameter(PITCH, int(voice.settings["pitch"]), 0)
+            content = text.encode() + b"\0"
+            failed = library.espeak_Synth(content, len(content), 0, 0, 0, UTF8, None, None)
+            if failed or library.espeak_Synchronize() or not pieces or not text.strip():
+                raise SynthesisError("no sound")
+        return resample(np.concatenate(pieces).astype(np.float32) / 32768, found_hz, rate_hz)
+
+    def _knows(self, name: str) -> bool:
+        with self._loaded() as (library, _):
+            return int(library.espeak_SetVoiceByName(name.encode())) == 0
+
+    @contextmanager
+    def _loaded(self) -> Iterator[tuple[Any, int]]:
+        """The library in its first state, and its sample rate."""
+        library_path, data_path = self.libraries or _packaged()
+        library = ctypes.CDLL(str(library_path))
+        try:
+            rate_hz = int(library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data_path), DO_NOT_EXIT))
+            if rate_hz <= 0:
+                raise UserError(f"espeak-ng: its data are not in {data_path}")
+            ctypes.CDLL(None).srand(1)  # its noises are drawn with C's own generator
+            yield library, rate_hz
+            library.espeak_Terminate()
+        finally:
+            _ctypes.dlclose(library._handle)
+
+
+def _packaged() -> tuple[str, str]:
+    try:
+        import espeakng_loader
+    except ModuleNotFoundError as error:
+        raise UserError("espeak-ng is not installed: pip install -e .[corpora]") from error
+    return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+
+
+class HttpEngine:
+    """Any engine behind an address, CosyVoice's server among them: a request with text and voice, an audio file back.
+
+    Args:
+        url: of the request.
+        names: of its voices.
+        body: fields of the json of a request; ``{text}``, ``{voice}`` and ``{language}`` stand for theirs.
+        headers: of the request.
+        timeout_sec: for an answer.
+        tries: of one request; an engine that is busy is asked again, after 1, 2, 4 ... seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        names: Sequence[str],
+        body: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        timeout_sec: float = 60.0,
+        tries: int = 4,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"engine.url {url!r}: an address beginning with http:// or https:// is expected")
+        self.url, self.names, self.body = url, tuple(names), dict(body)
+        self.headers = {"Content-Type": "application/json", **(headers or {})}
+        self.timeout_sec, self.tries = timeout_sec, tries
+
+    def voices(self, language: str) -> list[Voice]:
+        return [Voice(name, {}) for name in self.names]
+
+    def speak(self, text: str, voice: Voice, language: str, rate_hz: int) -> np.ndarray:
+        known = {"{text}": text, "{voice}": voice.name, "{language}": language}
+        body = json.dumps({key: known.get(value, value) for key, value in self.body.items()}).encode()
+        request = urllib.request.Request(self.url, body, self.headers, method="POST")
+        for number in range(self.tries):
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout_sec) as answer:
+                    return read_audio_at(answer.read(), rate_hz, mono=False)
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code != 429:
+                    raise SynthesisError(f"the engine refuses ({error.code})") from error
+                reason = f"{error.code} {error.reason}"
+            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                reason = str(getattr(error, "reason", error))
+            except UserError as error:
+                raise SynthesisError("the answer is no audio") from error
+            if number + 1 < self.tries:
+                time.sleep(2**number)
+        raise UserError(
+            f"engine.url {self.url}: {reason}, {self.tries} times; the same command goes on from here"
+        )

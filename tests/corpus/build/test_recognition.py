@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from omniaudio.corpus.build import recognition
+from omniaudio.corpus.build.recognition import CompareHeard, Recognise, Transcribe, words_of
+from omniaudio.corpus.build.segment import Segment
+from omniaudio.errors import UserError
+
+
+class Parrot:
+    """A judge that writes how long each waveform is; notes the batches."""
+
+    def __init__(self, source, batch_size=1):
+        self.batches = []
+
+    def transcribe(self, wavs, rate_hz, languages):
+        self.batches.append([len(wav) / rate_hz for wav in wavs])
+        return [
+            f"{len(wav) / rate_hz:g} in {language}" for wav, language in zip(wavs, languages, strict=True)
+        ]
+
+
+def segment(seconds, **facts):
+    wav = np.zeros(int(1000 * seconds), np.float32)
+    return Segment(**{"key": "a", "passage": "p", "language": "en", "wav_N": wav, "rate_hz": 1000, **facts})
+
+
+def test_segments_are_heard_in_batches_of_similar_length_and_keep_their_order(monkeypatch):
+    monkeypatch.setattr(recognition, "AsrJudge", Parrot)
+    step = Recognise("m", batch_size=2)
+    found = step([segment(4), segment(1), segment(31), segment(3, language="it")])
+    assert [s.heard for s in found] == ["4 in en", "1 in en", "", "3 in it"]
+    assert step._judge.batches == [[1, 3], [4]]
+    assert (found[2].fault, found[2].goes_to) == ("longer than 30 s", "asr")
+    assert step([]) == []
+    with pytest.raises(UserError, match="has no sound to recognise"):
+        step([Segment(key="a", passage="p")])
+
+
+def test_edits_over_the_characters_that_should_be_said():
+    segments = [
+        segment(1, text="It is 3.", spoken="It is three.", heard="it is three"),
+        segment(1, text="one", heard="one two"),
+        segment(1, text="one", heard=""),
+        segment(1, text="...", heard="one"),
+    ]
+    assert [s.scores["cer"] for s in CompareHeard()(segments)] == pytest.approx([0, 4 / 3, 1, 1])
+
+
+def test_tokens_become_words_with_times():
+    pieces = [(" Hel", 0.1), ("lo", 0.4), (",", 0.5), (" there", 0.8), (".", 1.2)]
+    assert words_of(pieces, 2.0) == [(" Hello,", 0.1, 0.8), (" there.", 0.8, 2.0)]
+    assert words_of([("你", 0.0), ("好", 0.5)], 1.0) == [("你", 0.0, 0.5), ("好", 0.5, 1.0)]
+    assert words_of([], 1.0) == []
+
+
+def test_a_transcript_with_times_becomes_the_text(monkeypatch):
+    monkeypatch.setattr(recognition, "AsrJudge", Parrot)
+    told = {1.0: ([(" hi", 0.0, 0.5), (" you", 0.5, 1.0)], 0.75), 2.0: ([], 0.5)}
+    monkeypatch.setattr(recognition, "timed_words", lambda judge, wav, rate, language: told[len(wav) / rate])
+    one, two, three = Transcribe("m")([segment(1), segment(2), segment(40)])
+    assert (one.text, one.heard, one.scores) == ("hi you", "hi you", {"confidence": 0.75}) and len(
+        one.words
+    ) == 2
+    assert (two.fault, three.fault) == ("recogniser: no words", "longer than 30 s")

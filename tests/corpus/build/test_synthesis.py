@@ -1,0 +1,125 @@
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.build.synthesis import EspeakNg, HttpEngine, Synthesise, SynthesisError, Voice
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import encode_audio
+from tests.corpus.make_audio import tone
+
+
+@pytest.fixture(scope="module")
+def espeak():
+    return EspeakNg(variants=["f2", "m3"], rates=[150, 250], pitches=[20, 80])
+
+
+def pitch_hz(wav_N, rate_hz):
+    """Median over loud frames of the lag at which a frame is most like itself."""
+    frames = np.lib.stride_tricks.sliding_window_view(wav_N, rate_hz // 20)[:: rate_hz // 100].astype(np.float64)
+    frames = frames[frames.std(1) > 0.5 * frames.std(1).max()]
+    spectra = np.abs(np.fft.rfft(frames - frames.mean(1, keepdims=True), 4 * frames.shape[1])) ** 2
+    likeness = np.fft.irfft(spectra)[:, rate_hz // 400 : rate_hz // 60]
+    return rate_hz / float(np.median(likeness.argmax(1) + rate_hz // 400))
+
+
+def test_espeak_speaks_with_voices_rates_and_pitches(espeak):
+    voices = espeak.voices("en")
+    assert len(voices) == 4 * 2 * 2 * 2 and len({voice.label for voice in voices}) == len(voices)
+    assert espeak.voices("xx") == []
+    text = "Hello there, how are you today?"
+
+    def said(**settings):
+        return espeak.speak(text, Voice("en-us+m3", {"rate": 150, "pitch": 20, **settings}), "en", 16_000)
+
+    slow, fast, high = said(), said(rate=250), said(pitch=80)
+    assert 1.0 < len(slow) / 16_000 < 4.0 and 0.05 < np.abs(slow).max() <= 1.0 and slow.dtype == np.float32
+    assert len(fast) < 0.8 * len(slow)
+    assert pitch_hz(high, 16_000) > 1.2 * pitch_hz(slow, 16_000)
+    assert np.array_equal(said(), slow), "the same every time"
+    for language in ("es", "fr", "it", "ru", "zh"):
+        assert espeak.voices(language)
+
+
+def test_espeak_says_the_same_whatever_it_said_before(espeak):
+    voice, other = espeak.voices("en")[0], espeak.voices("en")[-1]
+    said = espeak.speak("one two three", voice, "en", 16_000)
+    for text in ("something else", "and more of it"):
+        espeak.speak(text, other, "en", 16_000)
+        assert np.array_equal(espeak.speak("one two three", voice, "en", 16_000), said)
+    assert np.array_equal(EspeakNg().speak("one two three", voice, "en", 16_000), said)
+
+
+def test_what_espeak_cannot_do_is_said(espeak):
+    with pytest.raises(SynthesisError, match="voice nobody is unknown"):
+        espeak.speak("one", Voice("nobody", {"rate": 150, "pitch": 50}), "en", 16_000)
+    with pytest.raises(SynthesisError, match="no sound"):
+        espeak.speak("", espeak.voices("en")[0], "en", 16_000)
+
+
+def test_a_passage_has_one_voice_and_passages_have_many(espeak):
+    step = Synthesise(espeak)
+    spoken = step(
+        [
+            Segment(key=f"t{i}/{k}", passage=f"t{i}", text="3", spoken="three", language="en")
+            for i in range(9)
+            for k in (0, 1)
+        ]
+    )
+    voices = [{s.speaker for s in spoken if s.passage == f"t{i}"} for i in range(9)]
+    assert all(len(names) == 1 for names in voices) and len(set.union(*voices)) >= 5
+    assert all(s.rate_hz == 16_000 and s.duration_sec > 0.2 for s in spoken)
+    (failed,) = step([Segment(key="a", passage="p", text="one", language="xx")])
+    assert (failed.fault, failed.goes_to) == ("synthesis: no voice for 'xx'", "tts")
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Speaks what it is asked; is busy once at ``busy``; refuses ``bad``; answers nonsense to ``noise``."""
+
+    asked: list = []
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((request, self.headers.get("X-Key")))
+        text = request["tts_text"]
+        busy = text == "busy" and sum(r["tts_text"] == "busy" for r, _ in self.asked) == 1
+        status = 503 if busy or text == "down" else 400 if text == "bad" else 200
+        body = b"nonsense" if text == "noise" else encode_audio(tone(0.5, rate_hz=24_000), 24_000, "WAV")
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    Answers.asked = []
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{served.server_port}/tts"
+        body = {"tts_text": "{text}", "speaker": "{voice}", "mode": "sft"}
+        yield HttpEngine(url, ["ann", "bob"], body, {"X-Key": "k"}, tries=2)
+        served.shutdown()
+
+
+def test_an_engine_over_http(engine):
+    assert [voice.name for voice in engine.voices("en")] == ["ann", "bob"]
+    wav = engine.speak("hello", Voice("bob", {}), "en", 16_000)
+    assert len(wav) == 8000 and Answers.asked == [
+        ({"tts_text": "hello", "speaker": "bob", "mode": "sft"}, "k")
+    ]
+    assert len(engine.speak("busy", Voice("ann", {}), "en", 24_000)) == 12_000, "asked again"
+    with pytest.raises(SynthesisError, match="refuses .400"):
+        engine.speak("bad", Voice("ann", {}), "en", 16_000)
+    with pytest.raises(SynthesisError, match="no audio"):
+        engine.speak("noise", Voice("ann", {}), "en", 16_000)
+    with pytest.raises(UserError, match="503 .*, 2 times; the same command goes on"):
+        engine.speak("down", Voice("ann", {}), "en", 16_000)
+    with pytest.raises(UserError, match="an address beginning with"):
+        HttpEngine("file:///etc/passwd", [], {})
