@@ -76,6 +76,9 @@ setup(
         "dev": [
             "ijson>=3.2",
             "pyarrow>=15",
+            "espeakng-loader>=0.2",
+            "silero-vad>=6",
+            "wetext>=0.1.2",
             "ruff>=0.9",
             "mypy>=1.13",
             "pytest>=8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,8 +85,9 @@ class RayCluster:
             raise UserError("executor=ray needs Ray: pip install 'ray[data]'") from error
         ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
         try:
-            done = ray.data.from_items([{"job": job} for job in jobs], override_num_blocks=len(jobs)).map(
-                _RayWorker,
+            actor: Any = _RayWorker
+            done = ray.data.from_items(_as_rows(jobs), override_num_blocks=len(jobs)).map(
+                actor,
                 fn_constructor_args=(dict(node), str(folder)),
                 concurrency=min(self.num_workers, len(jobs)),
                 num_cpus=self.cpus,
@@ -102,11 +104,15 @@ class _RayWorker:
         self.worker = Worker(node, folder)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": self.worker(row["job"])}
+        return {"number": self.worker(Job(int(row["number"]), tuple(json.loads(row["sources"]))))}
+
+
+def _as_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    return [{"number": job.number, "sources": json.dumps(job.sources)} for job in jobs]
 
 
 def _rows(dataset: Any) -> Iterator[Any]:
-    yield from dataset.iter_rows(prefetch_batches=0)
+    yield from dataset.iter_rows()
 
 
 _worker: Worker | None = None  # of a process of LocalProcesses: set once when it begins

@@ -166,7 +166,8 @@ class EspeakNg:
             rate_hz = int(library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data_path), DO_NOT_EXIT))
             if rate_hz <= 0:
                 raise UserError(f"espeak-ng: its data are not in {data_path}")
-            ctypes.CDLL(None).srand(1)  # its noises are drawn with C's own generator
+            if hasattr(library, "espeak_ng_SetRandSeed"):  # it seeds its noises with the time
+                library.espeak_ng_SetRandSeed(ctypes.c_long(1))
             yield library, rate_hz
             library.espeak_Terminate()
         finally:

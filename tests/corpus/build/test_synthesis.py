@@ -19,7 +19,9 @@ def espeak():
 
 def pitch_hz(wav_N, rate_hz):
     """Median over loud frames of the lag at which a frame is most like itself."""
-    frames = np.lib.stride_tricks.sliding_window_view(wav_N, rate_hz // 20)[:: rate_hz // 100].astype(np.float64)
+    frames = np.lib.stride_tricks.sliding_window_view(wav_N, rate_hz // 20)[:: rate_hz // 100].astype(
+        np.float64
+    )
     frames = frames[frames.std(1) > 0.5 * frames.std(1).max()]
     spectra = np.abs(np.fft.rfft(frames - frames.mean(1, keepdims=True), 4 * frames.shape[1])) ** 2
     likeness = np.fft.irfft(spectra)[:, rate_hz // 400 : rate_hz // 60]

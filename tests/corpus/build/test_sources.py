@@ -1,0 +1,50 @@
+import json
+
+import numpy as np
+import pytest
+
+from omniaudio.corpus.build.sources import Dialogues, Recordings, Texts
+from omniaudio.corpus.folder import AudioFolder
+from omniaudio.corpus.texts import TextFile
+from omniaudio.errors import UserError
+from tests.corpus.make_audio import tone, write_audio
+
+
+def test_every_text_is_a_passage(tmp_path):
+    (tmp_path / "t.txt").write_text("One text.\nAnother text.\nA third.\n")
+    source = Texts(TextFile(str(tmp_path / "t.txt")), "en", max_passages=2)
+    found = list(source.sources(tmp_path))
+    assert found == [
+        {"key": "text-0000000", "text": "One text."},
+        {"key": "text-0000001", "text": "Another text."},
+    ]
+    (segment,) = source(found[1])
+    assert (segment.passage, segment.text, segment.language) == ("text-0000001", "Another text.", "en")
+
+
+def test_every_recording_is_a_source(tmp_path):
+    write_audio(tmp_path / "b" / "c.wav", np.stack([tone(0.5, rate_hz=8000)] * 2, 1), 8000)
+    (tmp_path / "a.mp3").write_bytes(b"no audio")
+    source = Recordings(str(tmp_path), "de")
+    found = list(source.sources(tmp_path))
+    assert [entry["key"] for entry in found] == ["a", "b-c"] and json.dumps(found)
+    (bad,), (good,) = map(source, found)
+    assert bad.fault == "unreadable audio"
+    assert (good.rate_hz, len(good.wav_N), good.language, good.fault) == (16_000, 8000, "de", "")
+    with pytest.raises(UserError, match="no such folder"):
+        list(Recordings(str(tmp_path / "none"), "de").sources(tmp_path))
+
+
+def test_dialogues_are_passages_in_the_order_of_their_keys(tmp_path):
+    for name in ("12b", "12a", "07x"):
+        write_audio(tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.txt").write_text(f"line {name}")
+    write_audio(tmp_path / "12c.wav")
+    source = Dialogues(AudioFolder(str(tmp_path), "en"), "[0-9]{2}")
+    found = list(source.sources(tmp_path / "raw"))
+    assert [entry["key"] for entry in found] == ["folder-07", "folder-12"]
+    segments = source(found[1])
+    assert [(s.key, s.place, s.text) for s in segments] == [
+        ("folder-12/0000", 0, "line 12a"), ("folder-12/0001", 1, "line 12b"),
+    ]  # fmt: skip
+    assert all(s.duration_sec == 1.0 and s.speaker == "folder" for s in segments)
