@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from omniaudio.data.augment import Augmentation
+from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, share_of
 from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader, load_npy
@@ -81,11 +83,12 @@ class WaveSteps:
         crop_at_start: crop at the start in training too (causal parts hear the clip's beginning).
         min_sec: shorter clips are zero-padded to this length.
         codes_dir: folder of code shards of the same split; batches then carry the codes of the crop.
-        training: shuffle and crop at random.
         min_band_hz: leave out clips whose sound ends below this frequency, unless all do: what is to be generated needs
             examples of it.
         kind_weights: how often a clip is asked for its transcript (asr), a response (aqa), its translation (s2tt), or
             what follows it (intlv); a clip without such a text is not asked for it. None asks for transcripts only.
+        seed: of all draws; None for held-out data: no shuffling, crops at the start, nothing drawn.
+        augment: changes to the waveforms of a training; the same for the same step and key.
     """
 
     def __init__(
@@ -95,35 +98,40 @@ class WaveSteps:
         sample_rate_hz: int,
         batch_sec: float,
         crop_sec: float,
-        seed: int = 0,
+        seed: int | None = 0,
         crop_at_start: bool = False,
         min_sec: float = 0.0,
         codes_dir: str | Path | None = None,
-        training: bool = True,
         min_band_hz: float = 0.0,
         kind_weights: Mapping[str, float] | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         self.reader = ShardReader(shards_dir, split)
-        self.rate, self.crop_sec, self.min_sec, self.seed = sample_rate_hz, crop_sec, min_sec, seed
-        self.training, self.crop_at_start = training, crop_at_start
+        self.rate, self.crop_sec, self.min_sec = sample_rate_hz, crop_sec, min_sec
+        self.seed, training = seed or 0, seed is not None
+        self.crop_at_start, self.augment = crop_at_start or not training, augment if training else None
+        if self.augment is not None and codes_dir:
+            raise UserError("augment: the codes of codes_dir are those of the clips as they are; leave out one of both")
         self.kind_weights = dict(kind_weights or {"asr": 1.0})
         if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
             raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
         self._code_places: dict[str, int] | None = None
-        self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz)
-        self.plan = PooledPlan(self.lengths, batch_sec, seed, shuffle=training)
+        longest = self.augment.longest if self.augment is not None else 1.0
+        self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz, longest)
+        self.plan = PooledPlan(self.lengths, batch_sec, self.seed, shuffle=training)
         self._cache: dict[int, np.ndarray] = {}
         self._cache_bytes = 0
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]
         mine = share_of(items, part, num_parts)
-        crops = [self._crop(item, self._draws(step, item, "crop")) for item in mine]
+        crops = [self._crop(step, item) for item in mine]
         return self._collate(crops, [self.kind_of(step, item) for item in mine])
 
     def _draws(self, step: int, item: int, purpose: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, step, item, *purpose.encode()])
+        key = text_number(self.reader.entries[item].key)
+        return np.random.default_rng([self.seed, step, key, *purpose.encode()])
 
     def check_layout(self, layout: Fingerprint) -> None:
         if self.codes:
@@ -141,15 +149,18 @@ class WaveSteps:
             self._cache_bytes += clip.nbytes
         return clip
 
-    def _crop(self, item: int, rng: np.random.Generator) -> tuple[int, np.ndarray, bool, np.ndarray | None]:
+    def _crop(self, step: int, item: int) -> _Crop:
         clip = self._wave(item)
         num_wanted = round(self.crop_sec * self.rate)
         spare = len(clip) - num_wanted
         whole = spare <= 0
-        start = 0 if whole or self.crop_at_start or not self.training else int(rng.integers(spare + 1))
-        wav = clip[start : start + num_wanted].astype(np.float32) / 32767
+        start = 0 if whole or self.crop_at_start else int(self._draws(step, item, "crop").integers(spare + 1))
+        sound = clip[start : start + num_wanted].astype(np.float32) / 32767, band_hz(self.reader.entries[item].facts)
+        if self.augment is not None:
+            sound = self.augment(sound, self.rate, self._draws(step, item, "augment"))
+        wav, band = sound
         wav = np.pad(wav, (0, max(0, round(self.min_sec * self.rate) - len(wav))))
-        return item, wav, whole, self._codes_of(item, whole)
+        return _Crop(item, wav, whole, band, self._codes_of(item, whole))
 
     def kind_of(self, step: int, item: int) -> str:
         """What a clip is asked for in a step; the transcript if it has nothing else."""
@@ -180,11 +191,9 @@ class WaveSteps:
             raise UserError(f"{codes.folder}: no codes for {key!r}; extract the codes of this split again")
         return self._code_places[key]
 
-    def _collate(
-        self, crops: list[tuple[int, np.ndarray, bool, np.ndarray | None]], kinds: list[str]
-    ) -> WaveBatch:
-        entries = [self.reader.entries[item] for item, *_ in crops]
-        wav_BN, num_samples_B = pad([wav for _, wav, *_ in crops])
+    def _collate(self, crops: list[_Crop], kinds: list[str]) -> WaveBatch:
+        entries = [self.reader.entries[crop.item] for crop in crops]
+        wav_BN, num_samples_B = pad([crop.wav_N for crop in crops])
         common: dict[str, Any] = {
             "keys": [e.key for e in entries],
             "wav_BN": wav_BN,
@@ -192,16 +201,26 @@ class WaveSteps:
             "sample_rate_hz": self.rate,
             "kinds": kinds,
             "texts": [
-                e.facts.get(WRITTEN[kind], "") if whole else ""
-                for e, kind, (_, _, whole, _) in zip(entries, kinds, crops, strict=True)
+                e.facts.get(WRITTEN[kind], "") if crop.whole else ""
+                for e, kind, crop in zip(entries, kinds, crops, strict=True)
             ],
             "languages": [e.facts["language"] for e in entries],
-            "band_hz_B": torch.tensor([band_hz(e.facts) for e in entries]),
+            "band_hz_B": torch.tensor([crop.band_hz for crop in crops]),
         }
         if self.codes is None:
             return WaveBatch(**common)
-        codes_BSK, num_frames_B = pad([codes for *_, codes in crops if codes is not None], value=-1)
+        codes_BSK, num_frames_B = pad([crop.codes_SK for crop in crops if crop.codes_SK is not None], value=-1)
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
+
+
+class _Crop(NamedTuple):
+    """What a batch takes of a clip."""
+
+    item: int
+    wav_N: np.ndarray
+    whole: bool
+    band_hz: float
+    codes_SK: np.ndarray | None
 
 
 class ClipSeconds:
@@ -211,9 +230,13 @@ class ClipSeconds:
         reader: audio shards.
         min_sec, crop_sec: shorter clips are padded, longer ones cropped.
         min_band_hz: see WaveSteps.
+        longest: factor by which an augmentation may lengthen them.
     """
 
-    def __init__(self, reader: ShardReader, min_sec: float, crop_sec: float, min_band_hz: float = 0.0) -> None:
+    def __init__(
+        self, reader: ShardReader, min_sec: float, crop_sec: float, min_band_hz: float = 0.0, longest: float = 1.0
+    ) -> None:
+        self.longest = longest
         self.reader, self.min_sec, self.crop_sec, self.min_band_hz = reader, min_sec, crop_sec, min_band_hz
         starts = range(0, len(reader), CHUNK)
         if min_band_hz and all(np.isnan(self[np.arange(i, min(i + CHUNK, len(reader)))]).all() for i in starts):
@@ -226,7 +249,7 @@ class ClipSeconds:
         num_samples, rate_hz, band = (
             np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz", "band_hz")
         )
-        seconds = np.clip(num_samples / rate_hz, self.min_sec, self.crop_sec)
+        seconds = np.clip(num_samples / rate_hz, self.min_sec, self.crop_sec) * self.longest
         return np.where(np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz, seconds, np.nan)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from omniaudio.data.augment import Chain, Noise, Speed
 from omniaudio.data.shards import ShardWriter, dump_npy
 from omniaudio.data.steps import StepStream, WaveSteps, pad
 from omniaudio.errors import UserError
@@ -163,3 +164,24 @@ def test_codes_come_with_their_crop(shards):
 def test_pad():
     rows, lengths = pad([np.array([1, 2]), np.array([3])], value=-1)
     assert rows.tolist() == [[1, 2], [3, -1]] and lengths.tolist() == [2, 1]
+
+
+def test_augmented_steps_are_the_same_on_any_rank_and_leave_held_out_data_alone(shards):
+    chain = Chain([Speed(0.5, [0.8, 1.25]), Noise(0.5)])
+    source, plain = steps(shards, augment=chain), steps(shards)
+    assert source.lengths[np.arange(3)] == pytest.approx(1.25 * plain.lengths[np.arange(3)]), "room for the slower"
+    changed = 0
+    for step in range(6):
+        whole = source.batch(step, 0, 1)
+        rows = dict(zip(whole.keys, zip(whole.wav_BN, whole.num_samples_B.tolist(), strict=True), strict=True))
+        for part in range(2):
+            batch = steps(shards, augment=chain).batch(step, part, 2)
+            for key, wav_N, num in zip(batch.keys, batch.wav_BN, batch.num_samples_B.tolist(), strict=True):
+                assert num == rows[key][1] and torch.equal(wav_N[:num], rows[key][0][:num])
+                changed += num != min(RATE // 2 + 4000 * int(key[-1]), 1.5 * RATE)
+        assert whole.wav_BN.shape[1] * len(whole.keys) <= 4.0 * RATE + len(whole.keys)
+    assert changed
+    held_out, bare = steps(shards, augment=chain, seed=None), steps(shards, seed=None)
+    assert all(torch.equal(held_out.batch(i, 0, 1).wav_BN, bare.batch(i, 0, 1).wav_BN) for i in range(3))
+    with pytest.raises(UserError, match="augment: the codes"):
+        steps(shards, augment=chain, codes_dir=shards / "codes")
