@@ -202,10 +202,12 @@ def without_places(value: Any, config: Mapping[str, Any]) -> Any:
 
 
 def redacted(config: Any) -> Any:
-    """The config with secrets blanked out."""
+    """The config with secrets blanked out: values of keys that say so, and all headers of requests."""
     if isinstance(config, Mapping):
         return {
-            k: "***"
+            k: dict.fromkeys(v, "***")
+            if k == "headers" and isinstance(v, Mapping)
+            else "***"
             if v and isinstance(v, str) and any(w == k or k.endswith("_" + w) for w in SECRET_WORDS)
             else redacted(v)
             for k, v in config.items()

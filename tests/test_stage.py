@@ -107,6 +107,10 @@ def test_secrets_are_not_saved(tmp_path):
     saved = yaml.safe_load((tmp_path / "s" / "config.yaml").read_text())
     assert saved == {"tracker": {"api_key": "***", "name": "n"}, "hub_token": "***", "tokens": 3}
     assert redacted({"password": ""}) == {"password": ""}
+    assert redacted({"headers": {"X-Key": "k", "A": 1}, "b": 1}) == {
+        "headers": {"X-Key": "***", "A": "***"},
+        "b": 1,
+    }
 
 
 def test_a_folder_of_shards_is_what_its_samples_are(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 
 from omniaudio.config import build
 from omniaudio.errors import UserError
-from omniaudio.stage import Stage
+from omniaudio.stage import Stage, without
 
 
 def main(config: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def main(config: dict[str, Any]) -> None:
     if not sources:
         raise UserError("pipeline.source: there is nothing to build from")
     jobs = make_jobs(sources, config["sources_per_job"])
-    key = digest([config["pipeline"], config["sources_per_job"], sources])
+    key = digest([without(config["pipeline"], {"headers"}), config["sources_per_job"], sources])
     stamp = folder / "jobs" / "key.json"
     if stamp.is_file() and json.loads(stamp.read_text("utf-8")) != key:
         raise UserError(
@@ -46,14 +46,13 @@ def main(config: dict[str, Any]) -> None:
         )
     write_whole(stamp, json.dumps(key))
     todo = [job for job in jobs if not (folder / "jobs" / job.name / "job.json").is_file()]
-    if not todo and is_whole(folder):
+    if not todo and is_whole(folder, key):
         record.log(f"{folder} is built already")
     else:
         record.log(f"{len(jobs)} jobs, {len(todo)} to do")
         if todo:
             build(config["executor"], "executor").run(config["pipeline"], folder.resolve(), todo)
-        join(folder, jobs, pipeline)
-        write_whole(folder / "ATTRIBUTION", pipeline.source.attribution() + "\n")
+        join(folder, jobs, pipeline, key)
     report = json.loads((folder / "build.json").read_text("utf-8"))
     draw(report, folder / "build.png")
     record.log(summary(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ class Checks:
 
     def check(self, item: RawItem) -> Finding:
         """Judge one item; never raises for what is wrong with it."""
+        times = (item.start_sec, item.duration_sec if item.duration_sec is not None else 1.0)
+        if not all(map(math.isfinite, times)) or times[0] < 0 or times[1] <= 0 or (item.channel or 0) < 0:
+            return Finding("no stretch of time", f"start {item.start_sec} s, duration {item.duration_sec} s")
         fault = Finding(item.fault) if item.fault else self._text_fault(item)
         if fault is not None:
             return fault

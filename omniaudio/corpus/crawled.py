@@ -91,6 +91,11 @@ class _Crawled:
                     missing = {"aid", "path", "segments"} - set(recording)
                     if missing:
                         raise UserError(f"{path}: recording {number} has no {', '.join(sorted(missing))}")
+                    for segment in recording["segments"]:
+                        if missing := {"sid", "subsets", "begin_time", "end_time"} - set(segment):
+                            raise UserError(
+                                f"{path}: a segment of {recording['aid']} has no {', '.join(sorted(missing))}"
+                            )
                     yield recording
         except ijson.JSONError as error:
             raise UserError(f"{path}: not valid json ({error})") from error

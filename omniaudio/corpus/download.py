@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import lzma
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -45,24 +48,25 @@ def download(url: str, path: Path) -> None:
         known = partial.stat().st_size if partial.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={known}-"} if known else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SEC) as answer, user_os_errors(path):
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SEC) as answer:
             goes_on = answer.status == HTTPStatus.PARTIAL_CONTENT
             known = known if goes_on else 0
             length = answer.headers.get("Content-Length")
             total = known + int(length) if length is not None else None
             megabytes = None if total is None else -(-total // BLOCK)
             progress = Progress(f"Fetching {path.name}", megabytes, start=known // BLOCK, unit=" MB")
-            with partial.open("ab" if goes_on else "wb") as file:
-                while block := answer.read(BLOCK):
+            while block := answer.read(BLOCK):
+                with user_os_errors(path), partial.open("ab" if goes_on else "wb") as file:
                     file.write(block)
-                    progress.advance()
+                goes_on = True
+                progress.advance()
             progress.close()
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # it was whole already
             total = known
         else:
             raise UserError(f"{url}: {error.code} {error.reason}") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"{url}: {reason}; run the same command again, or give corpus.root=DIR") from error
     found = partial.stat().st_size
@@ -80,7 +84,7 @@ def unpack(archive: Path, folder: Path) -> None:
             tar.extractall(folder, filter="data")
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: refused: {error}") from error
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f"{archive}: cannot be unpacked ({error}); remove it and run the same command again"
         ) from error

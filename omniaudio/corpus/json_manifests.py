@@ -190,7 +190,7 @@ class HuggingFaceFolder(_Listed):
         yield RawItem(
             key=clean_key(f"{split}/{Path(name).with_suffix('').as_posix().lstrip('./')}".lstrip("/")),
             path=path,
-            text=line[column],
+            text=None if line[column] is None else str(line[column]),
             language=_language(line.get("language"), self.language),
             speaker=str(speaker),
             fault="path outside the folder" if outside else None,
@@ -290,11 +290,10 @@ def _more(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     field = _Fields(dict(found), where)
     facts = {name: field(name, str, "") for name in MORE}
     response = field("response", str, "")
-    return {
-        **facts,
-        "band_hz": int(field("band_hz", int | str, 0) or 0),
-        "response": (response,) if response else (),
-    }
+    band = str(field("band_hz", int | float | str, 0) or 0)
+    if not band.replace(".", "", 1).isdecimal():
+        raise UserError(f"{where}: band_hz is {band!r}, expected a frequency in Hz")
+    return {**facts, "band_hz": int(float(band)), "response": (response,) if response else ()}
 
 
 def _facts(u: Utterance) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def write_kaldi(utterances: Sequence[Utterance], home: Path, folder: Path) -> No
         recordings.setdefault(path, u.key)
         end = u.start_sec + u.num_samples / u.sample_rate_hz
         rows["segments"].append(f"{u.key} {recordings[path]} {u.start_sec!r} {end!r}")
-        rows["text"].append(f"{u.key} {u.text}")
+        rows["text"].append(f"{u.key} {_line(u.text)}")
         rows["utt2spk"].append(f"{u.key} {u.speaker}")
         rows["utt2lang"].append(f"{u.key} {u.language}")
         more = {
@@ -115,7 +115,7 @@ def write_kaldi(utterances: Sequence[Utterance], home: Path, folder: Path) -> No
         }
         for fact, value in {**more, **{name: getattr(u, name) for name in TEXT_FACTS}}.items():
             if value != "":
-                rows.setdefault(f"utt2{fact}", []).append(f"{u.key} {value}")
+                rows.setdefault(f"utt2{fact}", []).append(f"{u.key} {_line(value)}")
     rows["wav.scp"] = sorted(f"{name} {path}" for path, name in recordings.items())
     speakers: dict[str, list[str]] = {}
     for u in ordered:
@@ -123,6 +123,15 @@ def write_kaldi(utterances: Sequence[Utterance], home: Path, folder: Path) -> No
     rows["spk2utt"] = [f"{speaker} {' '.join(keys)}" for speaker, keys in sorted(speakers.items())]
     for name, lines in rows.items():
         write_whole(folder / name, "".join(f"{line}\n" for line in lines))
+
+
+def _line(value: object) -> str:
+    """A value in one line: Kaldi's tables have no others."""
+    return (
+        " ".join(str(value).split())
+        if any(c in str(value) for c in "\r\n\t\v\f\x85\u2028\u2029")
+        else str(value)
+    )
 
 
 def read_table(path: Path) -> Iterator[tuple[str, str]]:

@@ -61,9 +61,8 @@ class ParquetAudio:
         return f"{self.name}: {self.licence}"
 
     def fetch(self, folder: Path) -> None:
-        files = self._files(folder)
-        for path in files:
-            listing = self._listing(folder, path)
+        for name, path in self._files(folder).items():
+            listing = folder / "clips" / name / "rows.jsonl"
             if not listing.is_file():
                 rows = list(self._extract(path, listing.parent))
                 write_whole(listing, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -71,7 +70,10 @@ class ParquetAudio:
     def inventory(self, folder: Path) -> Inventory:
         items: list[RawItem] = []
         left_out: list[LeftOut] = []
-        for listing in sorted((folder / "clips").glob("*/rows.jsonl")):
+        for name in self._files(folder, fetch=False):
+            listing = folder / "clips" / name / "rows.jsonl"
+            if not listing.is_file():
+                raise UserError(f"{listing}: no recordings; run step=fetch first")
             for line in listing.read_text("utf-8").split("\n"):
                 if not line:
                     continue
@@ -84,26 +86,28 @@ class ParquetAudio:
                     RawItem(
                         key=key,
                         path=listing.parent / row["file"],
-                        text=row.get("text"),
+                        text=_text(row.get("text")),
                         language=self.language,
-                        speaker=row.get("speaker") or self.name,
-                        response=(row["response"],) if row.get("response") else (),
+                        speaker=_text(row.get("speaker")) or self.name,
+                        response=(_text(row["response"]) or "",) if row.get("response") else (),
                     )
                 )
         if not items:
             raise UserError(f"{folder / 'clips'}: no recordings; run step=fetch first")
         return Inventory(items, left_out)
 
-    def _files(self, folder: Path) -> list[Path]:
+    def _files(self, folder: Path, fetch: bool = True) -> dict[str, Path]:
+        """Parquet files by the name of their folder of clips."""
         root = self.root
         if root is None:
-            root = self._fetched(folder)
+            root = self._fetched(folder) if fetch else folder / "hub"
         if not root.is_dir():
             raise UserError(f"corpus.root {root}: no such folder")
         files = sorted(root.glob(self.pattern))
         if not files:
             raise UserError(f"{root}: no files {self.pattern}")
-        return files
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in files]
+        return {clean_key(name).replace("/", "__"): path for name, path in zip(names, files, strict=True)}
 
     def _fetched(self, folder: Path) -> Path:
         from huggingface_hub import snapshot_download
@@ -124,10 +128,6 @@ class ParquetAudio:
                 f"corpus.repository {self.repository}: {str(error).splitlines()[0]}; or fetch it elsewhere and give "
                 f"corpus.repository=null corpus.root=DIR"
             ) from error
-
-    @staticmethod
-    def _listing(folder: Path, path: Path) -> Path:
-        return folder / "clips" / clean_key(path.stem) / "rows.jsonl"
 
     def _extract(self, path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         try:
@@ -165,3 +165,8 @@ class ParquetAudio:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         return {"number": number, "file": name, **facts}
+
+
+def _text(value: Any) -> str | None:
+    """A value of a column as text: numbers are speakers and answers, too."""
+    return None if value is None else str(value)

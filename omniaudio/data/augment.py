@@ -140,7 +140,7 @@ class Noise(_Sometimes):
                 raise UserError(f"augment: folder {folder}: no recordings of noise")
 
     def change(self, sound: Sound, rate_hz: int, rng: np.random.Generator) -> Sound:
-        wav_N, band_hz = sound
+        wav_N, _ = sound
         snr_db = rng.uniform(*self.snr_db)
         noise_N = self._recorded(len(wav_N), rate_hz, rng) if self.paths else self._made(len(wav_N), rng)
         power, noise_power = (float(np.mean(np.square(x, dtype=np.float64))) for x in (wav_N, noise_N))
@@ -237,6 +237,6 @@ def _g722(wav_N: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, axis=1)[0].astype(np.float32) / 32768
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _opened(path: Path, rate_hz: int) -> np.ndarray:
     return read_audio_at(path, rate_hz, mono=False)

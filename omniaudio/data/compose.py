@@ -6,6 +6,7 @@ decided here, so that a mixture changes without touching a shard.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ Codes = np.ndarray
 Group = tuple[int, ...]
 
 JOINED = ("intlv", "itts", "sft_repeat")
-"""Kinds whose documents may hold several clips of one voice."""
+"""Kinds whose documents may hold several clips: of one voice, or of one passage."""
 KINDS = (
     *ANSWERS,
     "tts",
@@ -250,9 +251,14 @@ class DocumentComposer:
             frames += num_frames
         return [tuple(group) for group in groups]
 
-    @staticmethod
-    def _chained(voice: Sequence[int]) -> list[Group]:
-        return list(zip(voice, [*voice[1:], voice[0]], strict=True))
+    def _chained(self, voice: Sequence[int]) -> list[Group]:
+        """Each clip with the one that goes on; the last with the first, unless they are in a passage: then it stands
+        for itself if it can be cut."""
+        if not self.reader.column("passage")[voice[0]]:
+            return list(zip(voice, [*voice[1:], voice[0]], strict=True))
+        facts = self.reader.entries[voice[-1]].facts
+        alone = split_clip(facts["text"], int(facts["num_frames"])) is not None
+        return [*itertools.pairwise(voice), *([(voice[-1], voice[-1])] if alone else [])]
 
 
 def split_clip(

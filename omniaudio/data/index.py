@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ FORMAT_VERSION = 2
 LINE = "_line"
 """Column with the place of a sample's line in its shard's index."""
 DTYPES = {"number": "<f8", "text": "<u8", LINE: "<u8"}
-MAX_OPEN = 512  # mapped files of a process
+MAX_OPEN = 128  # mapped files of one split
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,10 @@ def write_index(
         "num_entries": len(entries),
         "fingerprint": dict(fingerprint),
     }
-    lines = [json.dumps(line, ensure_ascii=False) for line in (head, *entries)]
+    try:
+        lines = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in (head, *entries)]
+    except ValueError as error:
+        raise UserError(f"{tar_path}: a fact of a sample is not finite (NaN or infinite)") from error
     write_whole(index_path(tar_path), "\n".join(lines) + "\n")
 
 
@@ -208,11 +212,13 @@ class Listing:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: broken listing ({error!r}); make the shards again") from error
         self._ends = list(accumulate(shard.num_entries for shard in self.shards))
-        if self.num_entries != (self._ends[-1] if self._ends else 0):
+        named = self._ends[-1] if self._ends else 0
+        if self.num_entries != named:
             raise UserError(
-                f"{path}: should hold {self.num_entries} samples, its shards name {self._ends[-1]}; "
-                f"make the shards again"
+                f"{path}: should hold {self.num_entries} samples, its shards name {named}; make the shards again"
             )
+        if bad := [s.name for s in self.shards if not re.fullmatch(rf"{re.escape(split)}-\d{{6}}", s.name)]:
+            raise UserError(f"{path}: shard {bad[0]!r} is refused: its name must be {split}-000000 and so on")
         self._columns: dict[str, np.ndarray] = {}
         self._index_paths: dict[int, Path] = {}  # of shards whose head was checked
         self.maps = Maps()

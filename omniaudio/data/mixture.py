@@ -54,13 +54,22 @@ class Mixture:
         if min(self.corpora.values()) < 0:
             raise UserError(f"mixture.corpora: {dict(self.corpora)} must be >= 0")
         streams: dict[str, Weight] = {}
+        named = {name for name, share in self.corpora.items() if share > 0}
         for kind, weight in self.weights.items():
-            shares = {name: share for name, share in self.corpora.items() if share > 0 and occurs(kind, name)}
-            if kind == "text" or not shares:
+            if kind == "text" or not max(_points(kind, weight)[1]):
                 streams[kind] = weight
                 continue
+            shares = {name: share for name, share in self.corpora.items() if share > 0 and occurs(kind, name)}
+            named -= set(shares)
+            if not shares:
+                raise UserError(
+                    f"mixture.corpora: none of {', '.join(self.corpora)} has clips for the kind {kind!r}; "
+                    f"set mixture.weights.{kind}=0 or name other corpora"
+                )
             for name, share in shares.items():
                 streams[f"{kind}@{name}"] = _scaled(weight, share / sum(shares.values()))
+        if named:
+            raise UserError(f"mixture.corpora: {', '.join(sorted(named))} has no clips for any kind; is the name right?")
         return streams
 
 
@@ -120,6 +129,8 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         if temperature <= 0:
             raise UserError(f"mixture.temperature: {temperature} must be > 0; 1 takes the weights as they are")
         self.tokens_per_step, self.temperature = tokens_per_step, temperature
+        for step in {step for points in self.weights.values() for step in points[0]} | {0.0}:
+            self.shares_at(int(step))  # said now, not when the step comes
         self.steps_per_chapter = max(1, CHAPTER_TOKENS // tokens_per_step)
         self._catalogue, self._seed = catalogue, seed
         super().__init__(["mixture", self.weights, tokens_per_step, seed, temperature])

@@ -33,8 +33,11 @@ class ChapteredPlan(Generic[Item]):
     """``plan[step]`` -> items of the global batch; a subclass plans chapters.
 
     Args:
-        identity: all that the plan follows from; a memo of another plan is not used.
+        identity: numbers that the plan follows from; a memo of a plan with others is not used. (That the data are the
+            same is the stage's to know: it hashes its inputs.)
     """
+
+    most_empty: int = 0  # chapters without a step that may follow each other
 
     def __init__(self, identity: Any) -> None:
         self.identity = digest(identity)
@@ -56,9 +59,12 @@ class ChapteredPlan(Generic[Item]):
         """The global batch of a step; epochs follow one another without end."""
         if step < self._starts[0]:
             self._forget()
-        number = bisect_right(self._starts, step) - 1
+        number, empty = bisect_right(self._starts, step) - 1, 0
         while True:
             steps = self._planned(number)
+            empty = 0 if steps else empty + 1
+            if empty > self.most_empty:
+                raise UserError("there are no samples to plan: an epoch has none with a length")
             if step < self._starts[number] + len(steps):
                 return steps[step - self._starts[number]]
             number += 1
@@ -160,6 +166,7 @@ class PooledPlan(ChapteredPlan[int]):
         if not len(self.lengths):
             raise UserError("there are no samples to plan: the split is empty")
         self.windows = ShuffledWindows(len(self.lengths), seed, shuffle)
+        self.most_empty = self.windows.num_windows
         super().__init__(["pooled", len(self.lengths), budget, seed, pool, shuffle])
 
     def first_state(self) -> State:

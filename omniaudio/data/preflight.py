@@ -5,6 +5,7 @@ Everything follows from the index and the plan; no audio is decoded.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from omniaudio.sequence.vocab import TokenSpace
 LOOKED_AT = 4000  # documents of a kind, to say how long all are
 BAR = 30
 SHOWN = 300  # characters of a long text
+MOST_PARTS = 16  # shares of a step that are looked at
 LEARNED, GIVEN, MARK = "bold green", "", "dim"
 
 Source = WaveSteps | DocumentSteps | TextSteps
@@ -41,7 +43,7 @@ def preflight(source: Source, max_steps: int, num_parts: int = 1, num_planned: i
         num_planned: steps that are planned to say what steps are like.
         show: samples to show.
     """
-    planned = min(num_planned, max_steps)
+    planned, num_parts = min(num_planned, max_steps), min(num_parts, MOST_PARTS)
     if isinstance(source, WaveSteps):
         parts = [hours(source.reader), *_clips(source, max_steps, num_parts, planned), *_shown_clips(source, show)]
     else:
@@ -52,16 +54,9 @@ def preflight(source: Source, max_steps: int, num_parts: int = 1, num_planned: i
 
 def as_html(group: Group, width: int = 110) -> str:
     """The same as a fragment of a page."""
-    console = Console(record=True, width=width, file=open_nothing(), force_terminal=True)
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(group)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-def open_nothing() -> Any:
-    """A file that keeps nothing."""
-    import io
-
-    return io.StringIO()
 
 
 def hours(reader: ShardReader) -> Table:
@@ -96,11 +91,15 @@ def hours(reader: ShardReader) -> Table:
 
 def histogram(values: Sequence[float], unit: str, edges: Sequence[float]) -> Text:
     """Counts between the edges as bars."""
-    counts, _ = np.histogram(values, [*edges, np.inf])
+    return bars(np.histogram(values, [*edges, np.inf])[0].tolist(), unit, edges)
+
+
+def bars(counts: Sequence[int], unit: str, edges: Sequence[float]) -> Text:
+    """A line for each count: between which edges it lies, a bar, and the number."""
     lines = []
-    for i, count in enumerate(counts.tolist()):
+    for i, count in enumerate(counts):
         above = f"{edges[i]:>5g} to {edges[i + 1]:<5g}" if i + 1 < len(edges) else f"{edges[i]:>5g} and up"
-        bar = "█" * round(BAR * count / max(1, counts.max()))
+        bar = "█" * round(BAR * count / max(1, *counts))
         lines.append(f"  {above:<14} {unit:<9} {bar:<{BAR}} {count:,}")
     while lines and lines[-1].endswith(" 0"):
         lines.pop()
@@ -109,11 +108,15 @@ def histogram(values: Sequence[float], unit: str, edges: Sequence[float]) -> Tex
 
 def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> Iterator[Any]:
     plan, lengths = source.plan, source.lengths
-    counted = [lengths[items] for items in _chunks(len(lengths))]
-    narrow = sum(int(np.isnan(part).sum()) for part in counted)
-    seconds = np.concatenate([part[~np.isnan(part)] for part in counted])
+    narrow, total_sec, edges = 0, 0.0, (0, 1, 2, 4, 8, 16, 30)
+    counts = np.zeros(len(edges), np.int64)
+    for items in _chunks(len(lengths)):
+        part = lengths[items]
+        narrow += int(np.isnan(part).sum())
+        total_sec += float(np.nansum(part))
+        counts += np.histogram(part[~np.isnan(part)], [*edges, np.inf])[0]
     yield Text(f"clips as they are cropped (at most {source.crop_sec:g} s)")
-    yield histogram(seconds.tolist(), "s", (0, 1, 2, 4, 8, 16, 30))
+    yield bars(counts.tolist(), "s", edges)
     if narrow:
         yield Text(f"  {narrow:,} clips are left out: their sound ends too low (min_band_hz)")
     steps = [plan[step] for step in range(planned)]
@@ -125,7 +128,7 @@ def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> I
         for step in steps
         for part in range(num_parts)
     ]
-    epoch = seconds.sum() / real.mean()
+    epoch = total_sec / real.mean()
     yield Text(
         f"steps: {np.mean(sizes):.1f} clips ({min(sizes)} to {max(sizes)}), {costs.mean():.1f} s with padding, of "
         f"{plan.budget:g} allowed; {1 - real.sum() / costs.sum():.1%} are padding\n"

@@ -93,8 +93,11 @@ def _npy_head(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int] | None
     head = NPY.match(start)
     if head is None or int.from_bytes(head[1], "little") != head.end() - 10:
         return None
-    shape = tuple(int(size) for size in head[3].split(b",") if size.strip())
-    return np.dtype(head[2].decode()), shape, head.end()
+    try:
+        shape = tuple(int(size) for size in head[3].split(b",") if size.strip())
+        return np.dtype(head[2].decode()), shape, head.end()
+    except (TypeError, ValueError):  # numpy's own reader says what is wrong with it
+        return None
 
 
 def load_npy(content: bytes) -> np.ndarray:

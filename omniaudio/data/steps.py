@@ -117,6 +117,8 @@ class WaveSteps:
             raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
         self._code_places: dict[str, int] | None = None
+        if crop_sec > batch_sec:
+            raise UserError(f"crop_sec {crop_sec:g} exceeds batch_sec {batch_sec:g}: a step must hold the longest clip")
         longest = self.augment.longest if self.augment is not None else 1.0
         self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz, longest)
         self.plan = PooledPlan(self.lengths, batch_sec, self.seed, shuffle=training)
@@ -159,6 +161,7 @@ class WaveSteps:
         if self.augment is not None:
             sound = self.augment(sound, self.rate, self._draws(step, item, "augment"))
         wav, band = sound
+        whole, wav = whole and len(wav) <= num_wanted, wav[:num_wanted]
         wav = np.pad(wav, (0, max(0, round(self.min_sec * self.rate) - len(wav))))
         return _Crop(item, wav, whole, band, self._codes_of(item, whole))
 
@@ -236,6 +239,8 @@ class ClipSeconds:
     def __init__(
         self, reader: ShardReader, min_sec: float, crop_sec: float, min_band_hz: float = 0.0, longest: float = 1.0
     ) -> None:
+        if len(reader) and (lacking := [n for n in ("num_samples", "sample_rate_hz") if n not in reader.listing.kinds]):
+            raise UserError(f"{reader.folder}: its samples have no {', '.join(lacking)}; are these shards of audio?")
         self.longest = longest
         self.reader, self.min_sec, self.crop_sec, self.min_band_hz = reader, min_sec, crop_sec, min_band_hz
         starts = range(0, len(reader), CHUNK)
@@ -249,7 +254,7 @@ class ClipSeconds:
         num_samples, rate_hz, band = (
             np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz", "band_hz")
         )
-        seconds = np.clip(num_samples / rate_hz, self.min_sec, self.crop_sec) * self.longest
+        seconds = np.clip(num_samples / rate_hz * self.longest, self.min_sec, self.crop_sec)
         return np.where(np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz, seconds, np.nan)
 
 

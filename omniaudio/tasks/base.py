@@ -319,7 +319,8 @@ def _count_batches(loop: dict[str, Any], batches_seen: int) -> None:
     """Tell Lightning's loop how many batches it has seen, as it counts them now."""
     for counts in loop["epoch_loop.batch_progress"].values():
         if isinstance(counts, dict):
-            counts.update(dict.fromkeys(counts, batches_seen))
+            # A checkpoint is saved at the end of a batch that is processed and not yet completed.
+            counts.update({name: batches_seen - (name == "completed") for name in counts})
 
 
 def faulty_keys(batch: Batch) -> list[str]:

@@ -15,13 +15,23 @@ def test_recordings_are_taken_out_once(tmp_path):
     found = corpus.inventory(tmp_path / "raw")
     first = found.items[0]
     assert (first.key, first.text, first.response, first.speaker) == (
-        "train-00000-of-00325/000000", "What is your name, number 0?", ("I am assistant 0.",), "parquet",
+        "data__train-00000-of-00325/000000", "What is your name, number 0?", ("I am assistant 0.",), "parquet",
     )  # fmt: skip
     assert len(read_audio(first.path)) == 44_100 and len(found.items) == 29
-    assert [entry.name for entry in found.left_out] == ["train-00000-of-00325/000003"]
+    assert [entry.name for entry in found.left_out] == ["data__train-00000-of-00325/000003"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*.wav")}
     corpus.fetch(tmp_path / "raw")
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*.wav")}
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path):
+    for place, number in (("en", 4), ("de", 5)):
+        voice_assistant(tmp_path / "hub" / place, number)
+    corpus = ParquetAudio("en", root=str(tmp_path / "hub"), **COLUMNS)
+    corpus.fetch(tmp_path / "raw")
+    assert len(corpus.inventory(tmp_path / "raw").items) == 3 + 4
+    few = ParquetAudio("en", root=str(tmp_path / "hub"), pattern="en/**/*.parquet", **COLUMNS)
+    assert len(few.inventory(tmp_path / "raw").items) == 3, "and what another pattern took out stays out"
 
 
 def test_a_stop_in_the_middle_takes_the_file_out_again(tmp_path, monkeypatch):

@@ -97,6 +97,8 @@ def test_segments_of_a_passage_follow_each_other(tmp_path):
             assert all(list(group) == sorted(group) for group in groups if group[0] in run)
             assert all(set(group) <= set(run) for group in groups if group[0] in run)
     assert any((0, 1, 2) in composer.groups("itts", 0, seed) for seed in range(8))
+    pairs = composer.groups("sft_continue", 0, 0)
+    assert sorted(pairs) == [(0, 1), (1, 2), (4, 5), (6, 7), (7, 6)], "nothing follows the last of a passage"
 
 
 def test_asr_holds_prompt_codes_and_transcript(composer):

@@ -61,8 +61,13 @@ def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
     for document in source.plan[0]:
         if document.kind == "asr@small":
             assert document.item_ids[0] % 4 == 0
-    with pytest.raises(UserError, match="corpora"):
-        steps(folder, corpora={"big": -1})
+    for corpora, expected in (
+        ({"big": -1}, "must be >= 0"),
+        ({"bgi": 1}, "none of bgi has clips for the kind 'asr'"),
+        ({"big": 1, "bgi": 1}, "bgi has no clips for any kind"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            steps(folder, corpora=corpora)
 
 
 @pytest.mark.parametrize("recalled", [True, False])

@@ -78,6 +78,8 @@ def test_every_epoch_of_many_windows_holds_every_item_once(small_windows: None) 
 def test_items_without_a_length_are_left_out() -> None:
     lengths = np.array([1.0, np.nan, 2.0, np.nan])
     assert sorted(itertools.chain(*PooledPlan(lengths, 2, seed=0).epoch(0))) == [0, 2]
+    with pytest.raises(UserError, match="an epoch has none with a length"):
+        PooledPlan(np.full(4, np.nan), 2, seed=0)[0]
 
 
 def test_epochs_are_shuffled_anew():

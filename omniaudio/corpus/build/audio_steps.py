@@ -107,7 +107,7 @@ class CutAtPauses:
 
     Args:
         min_sec: no segment is shorter, but the last of a piece.
-        max_sec: from here on a clause or a pause is enough.
+        max_sec: from half of it on a clause or a pause is enough; without any a segment may be longer.
         min_pause_sec: between two words, to be one.
     """
 
@@ -116,12 +116,18 @@ class CutAtPauses:
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         found: list[Segment] = []
-        places: dict[str, int] = {}
+        next_place: dict[str, int] = {}
+        last_piece: dict[str, int] = {}
         for piece in segments:
+            place = next_place.get(piece.passage, 0)
+            if piece.place > last_piece.get(piece.passage, -1) + 1:
+                place += (
+                    1  # a piece between them was refused: what follows it does not follow what was before it
+                )
             for words in self.cut(piece.words):
-                place = places.get(piece.passage, 0)
-                places[piece.passage] = place + 1
                 found.append(_part(piece, words, place))
+                place += 1
+            next_place[piece.passage], last_piece[piece.passage] = place, piece.place
         return found
 
     def cut(self, words: Sequence[tuple[str, float, float]]) -> list[list[tuple[str, float, float]]]:

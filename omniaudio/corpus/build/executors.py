@@ -30,12 +30,15 @@ class Executor(Protocol):
 class Worker:
     """A pipeline built when the first job comes; what a process keeps from job to job."""
 
-    def __init__(self, node: Mapping[str, Any], folder: str) -> None:
-        self.node, self.folder = dict(node), Path(folder)
+    def __init__(self, node: Mapping[str, Any], folder: str, threads: int = 1) -> None:
+        self.node, self.folder, self.threads = dict(node), Path(folder), threads
         self._pipeline: Pipeline | None = None
 
     def __call__(self, job: Job) -> int:
         if self._pipeline is None:
+            import torch
+
+            torch.set_num_threads(self.threads)  # sums in another order are other sums
             self._pipeline = build(self.node, "pipeline")
         assert self._pipeline is not None
         self._pipeline.run(job, self.folder)
@@ -54,12 +57,12 @@ class LocalProcesses:
         self.num_workers, self.threads = num_workers, threads
 
     def run(self, node: Mapping[str, Any], folder: Path, jobs: Sequence[Job]) -> None:
-        worker = Worker(node, str(folder))
+        worker = Worker(node, str(folder), self.threads)
         if self.num_workers == 0:
             for _ in track(map(worker, jobs), "Jobs", len(jobs)):
                 pass
             return
-        with Workers(self.num_workers, begin=_begin, arguments=(worker, self.threads)) as workers:
+        with Workers(self.num_workers, begin=_begin, arguments=(worker,)) as workers:
             for _ in workers.map(_do, jobs, "Jobs", chunk=1):
                 pass
 
@@ -118,11 +121,8 @@ def _rows(dataset: Any) -> Iterator[Any]:
 _worker: Worker | None = None  # of a process of LocalProcesses: set once when it begins
 
 
-def _begin(worker: Worker, threads: int) -> None:
+def _begin(worker: Worker) -> None:
     global _worker
-    import torch
-
-    torch.set_num_threads(threads)
     _worker = worker
 
 

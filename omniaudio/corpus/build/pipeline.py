@@ -12,6 +12,7 @@ ones by where they go, and ``job.json``, written last. When all jobs are there t
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -23,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from omniaudio.corpus.build.segment import Gate, Segment, Step
-from omniaudio.corpus.split import SPLITS, split_of
+from omniaudio.corpus.split import SPLITS, check_fractions, split_of
 from omniaudio.data.index import index_path, write_listing
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors, write_whole
 from omniaudio.frontend.audio import encode_audio
+from omniaudio.frontend.text import UNSPACED_LANGUAGES
 
 REFUSED = ("asr", "tts")
 BINS = 40
@@ -60,6 +62,7 @@ class Pipeline:
     def __init__(
         self, source: Any, steps: Mapping[str, Step], fractions: Mapping[str, float], corpus: str
     ) -> None:
+        check_fractions(fractions)
         self.source, self.steps, self.fractions, self.corpus = source, dict(steps), dict(fractions), corpus
 
     def run(self, job: Job, folder: Path) -> None:
@@ -84,7 +87,7 @@ class Pipeline:
         chosen: dict[str, list[Segment]] = {split: [] for split in SPLITS}
         for segments in passages.values():
             language = segments[0].language
-            text = ("" if language == "zh" else " ").join(segment.text for segment in segments)
+            text = ("" if language in UNSPACED_LANGUAGES else " ").join(segment.text for segment in segments)
             split = split_of(text, language, self.fractions)
             chosen[split] += segments
             texts[split].append(text)
@@ -130,8 +133,11 @@ class Pipeline:
                     "passage": segment.passage,
                     "place": segment.place,
                     "start_sec": round(segment.start_sec, 4),
-                    **{name: round(value, 4) for name, value in sorted(segment.scores.items())},
+                    **{name: round(v, 4) for name, v in sorted(segment.scores.items()) if math.isfinite(v)},
+                    **segment.facts,
                 }
+                if segment.band_hz:
+                    facts["band_hz"] = segment.band_hz
                 if segment.spoken and segment.spoken != segment.text:
                     facts["spoken"] = segment.spoken
                 if segment.fault:
@@ -192,12 +198,14 @@ class Report:
 def make_jobs(sources: Iterable[Mapping[str, Any]], sources_per_job: int) -> list[Job]:
     """Sources in order, so many a job."""
     every = list(sources)
+    if sources_per_job < 1:
+        raise UserError(f"sources_per_job: {sources_per_job} must be at least 1")
     starts = range(0, len(every), sources_per_job)
     return [Job(number, tuple(every[start : start + sources_per_job])) for number, start in enumerate(starts)]
 
 
-def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline) -> dict[str, Any]:
-    """Make one split of the jobs' shards each, and the report of all; the jobs' folders go when it is done.
+def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline, key: str = "") -> dict[str, Any]:
+    """Make one split of the jobs' shards each, and the report of all with the ``key`` of the build, written last.
 
     Raises:
         UserError: a job is not done.
@@ -214,6 +222,7 @@ def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline) -> dict[str, Any
             texts[split] += told["texts"][split]
         unspoken += told["unspoken"]
     with user_os_errors(shards):
+        (folder / "build.json").unlink(missing_ok=True)
         shutil.rmtree(shards, ignore_errors=True)
         shards.mkdir(parents=True)
         for split in (*SPLITS, *REFUSED):
@@ -231,7 +240,14 @@ def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline) -> dict[str, Any
         name: {"score": g.score, "least": g.least, "most": g.most, "shown": list(g.shown)}
         for name, g in report.gates.items()
     }
-    whole = {**report.told(), "num_jobs": len(jobs), "gates": gates, "num_unspoken": len(unspoken)}
+    write_whole(folder / "ATTRIBUTION", pipeline.source.attribution() + "\n")
+    whole = {
+        **report.told(),
+        "key": key,
+        "num_jobs": len(jobs),
+        "gates": gates,
+        "num_unspoken": len(unspoken),
+    }
     whole["num_speakers"] = len(whole.pop("speakers"))
     lines = [dict(zip(("key", "language", "text", "fault"), row, strict=True)) for row in unspoken]
     write_whole(
@@ -248,10 +264,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether all splits are there and can be opened."""
+def is_whole(folder: Path, key: str) -> bool:
+    """Whether a build of this key was joined, and all splits can be opened."""
     try:
-        readers = [ShardReader(folder / "shards", split) for split in (*SPLITS, *REFUSED)]
-    except UserError:
+        for split in (*SPLITS, *REFUSED):
+            ShardReader(folder / "shards", split)
+        return bool(json.loads((folder / "build.json").read_text("utf-8"))["key"] == key)
+    except (UserError, OSError, ValueError, KeyError):
         return False
-    return bool(readers) and (folder / "build.json").is_file()

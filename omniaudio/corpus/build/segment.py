@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from omniaudio.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -26,6 +28,10 @@ class Segment:
     wav_N: np.ndarray | None = None
     rate_hz: int = 0
     start_sec: float = 0.0  # in its recording
+    band_hz: float = 0.0  # highest frequency with sound, where that is known to be less than half the rate
+    facts: dict[str, str] = field(
+        default_factory=dict
+    )  # what else is known: response, continuation, translation
     words: tuple[tuple[str, float, float], ...] = ()  # with start and end in seconds, where they were aligned
     scores: dict[str, float] = field(default_factory=dict)
     fault: str = ""  # the reason to leave it out
@@ -76,6 +82,11 @@ class Gate:
         return [self._judged(segment) for segment in segments]
 
     def _judged(self, segment: Segment) -> Segment:
+        if self.score not in segment.scores:
+            known = ", ".join(segment.scores) or "none"
+            raise UserError(
+                f"gate of {self.score!r}: no step before it gives this score (there are: {known})"
+            )
         value = segment.scores[self.score]
         if self.least is not None and not value >= self.least:
             return segment.refused(f"{self.score} under {self.least:g}", self.goes_to)

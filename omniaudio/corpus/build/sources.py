@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from omniaudio.corpus.items import Corpus, clean_key
 from omniaudio.corpus.texts import TextSource
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_audio, resample
+
+MAX_KEY = 48  # characters of a recording's name that its key keeps
 
 
 class Source(Protocol):
@@ -69,8 +72,12 @@ class Recordings:
             raise UserError(f"pipeline.source.folder {self.folder}: no such folder")
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() in AUDIO_ENDINGS:
-                name = path.relative_to(self.folder).with_suffix("").as_posix()
-                yield {"key": clean_key(name).replace("/", "-"), "path": str(path)}
+                name, stat = path.relative_to(self.folder).as_posix(), path.stat()
+                yield {
+                    "key": short_key(name),
+                    "path": str(path),
+                    "size_time": [stat.st_size, stat.st_mtime_ns],
+                }
 
     def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
         key = source["key"]
@@ -89,37 +96,51 @@ class Dialogues:
     """
 
     def __init__(self, corpus: Corpus, passage: str) -> None:
-        self.corpus, self.pattern = corpus, re.compile(passage)
+        self.corpus = corpus
+        try:
+            self.pattern = re.compile(passage)
+        except re.error as error:
+            raise UserError(f"pipeline.source.passage {passage!r}: not a pattern ({error})") from error
 
     def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
         self.corpus.fetch(raw)
         passages: dict[str, list[dict[str, Any]]] = {}
-        for item in sorted(self.corpus.inventory(raw).items, key=lambda item: item.key):
+        for item in sorted(self.corpus.inventory(raw.resolve()).items, key=lambda item: item.key):
             found = self.pattern.match(item.key)
-            if item.text is None or item.fault or found is None:
+            if found is None:
                 continue
+            lines = passages.setdefault(found[0], [])
             place = {"path": str(item.path), "start_sec": item.start_sec, "duration_sec": item.duration_sec}
-            fact = {"text": item.text, "language": item.language, "speaker": item.speaker}
-            passages.setdefault(clean_key(found[0]).replace("/", "-"), []).append({**place, **fact})
+            fact = {
+                "text": item.text,
+                "language": item.language,
+                "speaker": item.speaker,
+                "band_hz": item.band_hz,
+            }
+            more = {
+                "response": " ".join(item.response), "continuation": item.continuation,
+                "translation": item.translation,
+            }  # fmt: skip
+            lines.append({**place, **fact, "channel": item.channel, "fault": item.fault, "more": more})
         for name, lines in sorted(passages.items()):
-            yield {"key": f"{self.corpus.name}-{name}", "lines": lines}
+            yield {"key": f"{self.corpus.name}-{short_key(name)}", "lines": lines}
 
     def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
         key = source["key"]
-        return [
-            opened(
-                Segment(
-                    key=f"{key}/{place:04d}",
-                    passage=key,
-                    place=place,
-                    text=line["text"],
-                    language=line["language"],
-                    speaker=line["speaker"],
-                ),
-                line,
+        found = []
+        for place, line in enumerate(source["lines"]):
+            segment = Segment(
+                key=f"{key}/{place:04d}",
+                passage=key,
+                place=place,
+                text=line["text"] or "",
+                language=line["language"],
+                speaker=line["speaker"],
+                facts={name: text for name, text in line["more"].items() if text},
             )
-            for place, line in enumerate(source["lines"])
-        ]
+            fault = line["fault"] or ("" if line["text"] else "missing transcript")
+            found.append(segment.refused(fault) if fault else opened(segment, line))
+        return found
 
     def attribution(self) -> str:
         return self.corpus.attribution()
@@ -129,9 +150,27 @@ def opened(segment: Segment, place: Mapping[str, Any], rate_hz: int = 16_000) ->
     """The segment with its sound at ``rate_hz``, or with the reason why it has none."""
     from dataclasses import replace
 
+    if not Path(
+        place["path"]
+    ).is_file():  # not a fault of the recording: another machine, or an unmounted disk
+        raise UserError(f"{place['path']}: is not there any more; the same command goes on when it is")
     try:
         wav_CN, found_hz = decode_audio(place["path"], place.get("start_sec", 0.0), place.get("duration_sec"))
     except UserError as error:
         return segment.refused("unreadable audio" if "0 samples" not in str(error) else "empty audio")
-    wav_N = resample(wav_CN.mean(axis=0), found_hz, rate_hz)
-    return replace(segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=place.get("start_sec", 0.0))
+    channel = place.get("channel")
+    if channel is not None and channel >= len(wav_CN):
+        return segment.refused("no such channel")
+    wav_N = resample(wav_CN.mean(axis=0) if channel is None else wav_CN[channel], found_hz, rate_hz)
+    band_hz = float(place.get("band_hz") or (found_hz / 2 if found_hz < rate_hz else 0))
+    return replace(
+        segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=place.get("start_sec", 0.0), band_hz=band_hz
+    )
+
+
+def short_key(name: str) -> str:
+    """A name as one part of a key: short, and another one for every other name."""
+    plain = clean_key(name).replace("/", "-")
+    if plain == name and len(plain) <= MAX_KEY:
+        return plain
+    return f"{plain[:MAX_KEY]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import hashlib
+import http.client
 import json
 import os
 import time
@@ -182,6 +183,10 @@ def _packaged() -> tuple[str, str]:
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 
 
+ABOUT_THE_TEXT = (400, 413, 422)
+"""Answers that refuse a text; others refuse whoever asks."""
+
+
 class HttpEngine:
     """Any engine behind an address, CosyVoice's server among them: a request with text and voice, an audio file back.
 
@@ -205,6 +210,8 @@ class HttpEngine:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"engine.url {url!r}: an address beginning with http:// or https:// is expected")
+        if bad := [key for key, value in body.items() if isinstance(value, dict | list)]:
+            raise UserError(f"engine.body.{bad[0]}: a text or a number is expected")
         self.url, self.names, self.body = url, tuple(names), dict(body)
         self.headers = {"Content-Type": "application/json", **(headers or {})}
         self.timeout_sec, self.tries = timeout_sec, tries
@@ -221,10 +228,12 @@ class HttpEngine:
                 with urllib.request.urlopen(request, timeout=self.timeout_sec) as answer:
                     return read_audio_at(answer.read(), rate_hz, mono=False)
             except urllib.error.HTTPError as error:
-                if error.code < 500 and error.code != 429:
+                if error.code in ABOUT_THE_TEXT:
                     raise SynthesisError(f"the engine refuses ({error.code})") from error
+                if error.code < 500 and error.code != 429:
+                    raise UserError(f"engine.url {self.url}: {error.code} {error.reason}") from error
                 reason = f"{error.code} {error.reason}"
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error))
             except UserError as error:
                 raise SynthesisError("the answer is no audio") from error

@@ -44,7 +44,7 @@ class SplitText:
         space = "" if language in UNSPACED_LANGUAGES else " "
         joined: list[str] = []
         for sentence in _cut(text, SENTENCE_ENDS):
-            for part in self._short(sentence):
+            for part in self._short(sentence, space):
                 last = joined[-1] if joined else ""
                 short = len(last) < self.min_chars or len(part) < self.min_chars
                 if joined and short and len(last) + len(space) + len(part) <= self.max_chars:
@@ -53,7 +53,7 @@ class SplitText:
                     joined.append(part)
         return joined
 
-    def _short(self, sentence: str) -> list[str]:
+    def _short(self, sentence: str, space: str) -> list[str]:
         if len(sentence) <= self.max_chars:
             return [sentence]
         parts: list[str] = []
@@ -63,8 +63,8 @@ class SplitText:
                 at = at if at > 0 else self.max_chars
                 parts.append(clause[:at].strip())
                 clause = clause[at:].strip()
-            if parts and len(parts[-1]) + 1 + len(clause) <= self.max_chars:
-                parts[-1] = f"{parts[-1]} {clause}"
+            if parts and len(parts[-1]) + len(space) + len(clause) <= self.max_chars:
+                parts[-1] = f"{parts[-1]}{space}{clause}"
             else:
                 parts.append(clause)
         return [part for part in parts if part]

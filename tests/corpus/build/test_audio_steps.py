@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,3 +152,11 @@ def test_the_real_models_of_voices_and_opinions(name, speech):
         s.scores["voice_match"] for s in SpeakerConsistency()([recording(speech), recording(mixed)])
     )
     assert alone > both
+
+
+def test_a_refused_piece_leaves_a_gap_in_the_places():
+    """Pieces 0 and 2 of a passage: what comes after the gap does not follow what was before it."""
+    pieces = [recording(np.zeros(3 * RATE), words=timed("One two three. Four five six."))]
+    pieces += [replace(pieces[0], place=2)]
+    places = [s.place for s in CutAtPauses(min_sec=0.5)(pieces)]
+    assert places == [0, 1, 3, 4]

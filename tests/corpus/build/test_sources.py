@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from omniaudio.corpus.build.sources import Dialogues, Recordings, Texts
+from omniaudio.corpus.build.sources import Dialogues, Recordings, Texts, short_key
 from omniaudio.corpus.folder import AudioFolder
+from omniaudio.corpus.items import Inventory, RawItem
 from omniaudio.corpus.texts import TextFile
 from omniaudio.errors import UserError
 from tests.corpus.make_audio import tone, write_audio
@@ -27,10 +29,14 @@ def test_every_recording_is_a_source(tmp_path):
     (tmp_path / "a.mp3").write_bytes(b"no audio")
     source = Recordings(str(tmp_path), "de")
     found = list(source.sources(tmp_path))
-    assert [entry["key"] for entry in found] == ["a", "b-c"] and json.dumps(found)
+    assert [entry["key"][:5] for entry in found] == ["a_mp3", "b-c_w"] and json.dumps(found)
     (bad,), (good,) = map(source, found)
     assert bad.fault == "unreadable audio"
     assert (good.rate_hz, len(good.wav_N), good.language, good.fault) == (16_000, 8000, "de", "")
+    assert good.band_hz == 4000, "there is no sound above"
+    (tmp_path / "b" / "c.wav").unlink()
+    with pytest.raises(UserError, match="is not there any more"):
+        source(found[1])
     with pytest.raises(UserError, match="no such folder"):
         list(Recordings(str(tmp_path / "none"), "de").sources(tmp_path))
 
@@ -44,7 +50,37 @@ def test_dialogues_are_passages_in_the_order_of_their_keys(tmp_path):
     found = list(source.sources(tmp_path / "raw"))
     assert [entry["key"] for entry in found] == ["folder-07", "folder-12"]
     segments = source(found[1])
-    assert [(s.key, s.place, s.text) for s in segments] == [
-        ("folder-12/0000", 0, "line 12a"), ("folder-12/0001", 1, "line 12b"),
+    assert [(s.key, s.place, s.text, s.fault) for s in segments] == [
+        ("folder-12/0000", 0, "line 12a", ""), ("folder-12/0001", 1, "line 12b", ""),
+        ("folder-12/0002", 2, "", "missing transcript"),
     ]  # fmt: skip
-    assert all(s.duration_sec == 1.0 and s.speaker == "folder" for s in segments)
+    assert all(s.duration_sec == 1.0 and s.speaker == "folder" for s in segments[:2])
+    with pytest.raises(UserError, match="not a pattern"):
+        Dialogues(AudioFolder(str(tmp_path), "en"), "[")
+
+
+def test_a_channel_a_band_and_what_is_known_stay_with_a_line(tmp_path):
+    write_audio(tmp_path / "a.wav", np.stack([tone(0.5), 0 * tone(0.5)], 1))
+    item = RawItem(
+        key="1a", path=tmp_path / "a.wav", text="t", language="en", speaker="s", channel=1, band_hz=4700
+    )
+
+    class Corpus:
+        name = "c"
+
+        def fetch(self, folder):
+            pass
+
+        def inventory(self, folder):
+            return Inventory([item, replace(item, key="1b", channel=2, response=("yes",))])
+
+    source = Dialogues(Corpus(), "[0-9]")
+    first, second = source(next(iter(source.sources(tmp_path))))
+    assert np.abs(first.wav_N).max() == 0 and first.band_hz == 4700
+    assert second.fault == "no such channel" and second.facts == {"response": "yes"}
+
+
+def test_every_name_has_a_key_of_its_own():
+    names = ["a/b.wav", "a-b.wav", "第一集.mp3", "第二集.mp3", "x" * 90, "x" * 91, "plain"]
+    keys = [short_key(name) for name in names]
+    assert len(set(keys)) == len(names) and all(len(key) < 60 for key in keys) and keys[-1] == "plain"
