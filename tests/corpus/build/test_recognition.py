@@ -48,8 +48,8 @@ def test_edits_over_the_characters_that_should_be_said():
 
 
 def test_tokens_become_words_with_times():
-    pieces = [(" Hel", 0.1), ("lo", 0.4), (",", 0.5), (" there", 0.8), (".", 1.2)]
-    assert words_of(pieces, 2.0) == [(" Hello,", 0.1, 0.8), (" there.", 0.8, 2.0)]
+    pieces = [(" Good", 0.1), ("bye", 0.4), (",", 0.5), (" there", 0.8), (".", 1.2)]
+    assert words_of(pieces, 2.0) == [(" Goodbye,", 0.1, 0.8), (" there.", 0.8, 2.0)]
     assert words_of([("你", 0.0), ("好", 0.5)], 1.0) == [("你", 0.0, 0.5), ("好", 0.5, 1.0)]
     assert words_of([], 1.0) == []
 
