@@ -14,6 +14,7 @@ both kinds of interleaved documents come out of it. build.json and build.png tel
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,34 @@ def main(config: dict[str, Any]) -> None:
     jobs = make_jobs(sources, config["sources_per_job"])
     key = digest([without(config["pipeline"], {"headers"}), config["sources_per_job"], sources])
     stamp = folder / "jobs" / "key.json"
-    if stamp.is_file() and json.loads(stamp.read_text("utf-8")) != key:
+    others = [known for path in (stamp, folder / "build.json") if (known := _key(path)) not in (None, key)]
+    if others:
         raise UserError(
-            f"{folder}: holds a build of another pipeline or of other sources; remove {folder / 'jobs'} to build anew, "
-            f"or give another data_dir"
+            f"{folder}: holds a build of another pipeline or of other sources; remove it to build anew, or give "
+            f"another data_dir"
         )
-    write_whole(stamp, json.dumps(key))
-    todo = [job for job in jobs if not (folder / "jobs" / job.name / "job.json").is_file()]
-    if not todo and is_whole(folder, key):
+    if is_whole(folder, key):
         record.log(f"{folder} is built already")
     else:
+        write_whole(stamp, json.dumps({"key": key}))
+        todo = [job for job in jobs if not (folder / "jobs" / job.name / "job.json").is_file()]
         record.log(f"{len(jobs)} jobs, {len(todo)} to do")
         if todo:
             build(config["executor"], "executor").run(config["pipeline"], folder.resolve(), todo)
         join(folder, jobs, pipeline, key)
+    shutil.rmtree(folder / "jobs", ignore_errors=True)  # its shards have other names now
     report = json.loads((folder / "build.json").read_text("utf-8"))
     draw(report, folder / "build.png")
     record.log(summary(report))
     record.finish()
+
+
+def _key(path: Path) -> str | None:
+    """The key of a build that is begun or done; None where there is none."""
+    try:
+        return str(json.loads(path.read_text("utf-8"))["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def summary(report: dict[str, Any]) -> str:

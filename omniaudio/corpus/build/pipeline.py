@@ -1,7 +1,8 @@
 """A build: sources through a chain of steps into shards, job by job; a job that is done is never done again.
 
 A folder under construction holds ``jobs/<number>/``: the shards of the job's segments, good ones by split and refused
-ones by where they go, and ``job.json``, written last. When all jobs are there their shards become one split each::
+ones by where they go, and ``job.json``, written last. When all jobs are there their shards become one split each, and
+the jobs' folders go::
 
     shards/{train,dev,test}    segments with text and sound; facts passage and place say what follows what
     shards/{asr,tts}           refused segments from which a recogniser or a synthesiser can learn, with the reason
