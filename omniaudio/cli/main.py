@@ -90,7 +90,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{CONF_DIR} is missing; install from a checkout with: pip install -e .")
     # To verbs that compose no groups conf/system and conf/scale, these are names.
     # What people write or call their files is not Hydra's grammar either.
-    literal = {"system", "scale", "text", "input"} if verb not in COMPOSES else set()
+    literal = {"system", "scale", "text", "input", "vocoder"} if verb not in COMPOSES else set()
     names = [word for word in overrides if word.split("=")[0] in literal]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):

@@ -82,3 +82,8 @@ def test_import_is_light():
     ).stdout.split()
     assert float(seconds) < 0.5
     assert not {"torch", "lightning", "hydra", "transformers", "deepspeed", "numpy"} & set(modules)
+
+
+def test_a_key_that_is_also_a_group_takes_a_path():
+    words = ["system=baichuan_audio", "scale=tiny", "vocoder=/some/where/final/vocoder"]
+    assert cli.compose("evaluate", words)["vocoder"] == "/some/where/final/vocoder"
