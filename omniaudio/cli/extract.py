@@ -47,12 +47,12 @@ def extract_split(config: dict[str, Any], split: str, folder: Path) -> tuple[int
             f"{config['tokenizer']}: a book of {max(tokenizer.codebook_sizes)} codes; shards hold 65536"
         )
     # Similar lengths side by side, written in the order of the audio shards.
-    order = sorted(range(len(reader)), key=lambda i: reader.entries[i].facts["num_samples"])
+    order = np.argsort(reader.column("num_samples"), kind="stable").tolist()
     groups = [order[i : i + config["batch_size"]] for i in range(0, len(order), config["batch_size"])]
     codes: dict[int, Any] = {}
     for group in track(groups, f"codes of {split}"):
         wav_BN, num_samples_B = pad(
-            [read_audio(reader.read(i)["flac"], sample_rate_hz=tokenizer.sample_rate_hz) for i in group]
+            [read_audio(reader.member(i, "flac"), sample_rate_hz=tokenizer.sample_rate_hz) for i in group]
         )
         device = device_of(tokenizer)
         with torch.inference_mode():

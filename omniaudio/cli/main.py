@@ -88,9 +88,9 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not CONF_DIR.is_dir():
         raise UserError(f"{CONF_DIR} is missing; install from a checkout with: pip install -e .")
-    # To verbs that compose no groups conf/system and conf/scale, these are names.
+    # To a verb that composes no choice of a group, a key of its name is a plain one: system=NAME, vocoder=PATH.
     # What people write or call their files is not Hydra's grammar either.
-    literal = {"system", "scale", "text", "input", "vocoder"} if verb not in COMPOSES else set()
+    literal = {"text", "input", *groups()} - groups_of(verb)
     names = [word for word in overrides if word.split("=")[0] in literal]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -104,6 +104,21 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"config of {verb!r}: {message} (see: omniaudio {verb} --help)") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def groups() -> set[str]:
+    """Names of all config groups."""
+    return {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+
+
+def groups_of(verb: str) -> set[str]:
+    """Config groups of which a verb composes a choice: all, where it composes a training."""
+    import yaml
+
+    if verb in COMPOSES:
+        return groups()
+    defaults = yaml.safe_load((CONF_DIR / f"{verb}.yaml").read_text("utf-8")).get("defaults", [])
+    return {name for entry in defaults if isinstance(entry, dict) for name in entry}
 
 
 def help_of(verb: str, docstring: str) -> str:

@@ -69,7 +69,7 @@ class Checks:
         try:
             wav_CN, rate_hz = _decode(item)
         except UserError as error:
-            return Finding("empty audio" if "0 samples" in str(error) else "unreadable audio", str(error))
+            return Finding(audio_reason(error), str(error))
         expected_hz = item.sample_rate_hz or self.sample_rate_hz
         reason, detail = self._audio_fault(wav_CN, rate_hz, expected_hz) or self._pace_fault(
             item, wav_CN.shape[1] / rate_hz
@@ -125,11 +125,12 @@ class Checks:
         return None, ""
 
 
+def audio_reason(error: UserError) -> str:
+    """Why a recording could not be decoded, in the words of the reports."""
+    known = {"0 samples": "empty audio", "no such channel": "no such channel"}
+    return next((reason for words, reason in known.items() if words in str(error)), "unreadable audio")
+
+
 def _decode(item: RawItem) -> tuple[np.ndarray, int]:
     """The part of a file, and the channel, that an item is."""
-    wav_CN, rate_hz = decode_audio(item.path, item.start_sec, item.duration_sec)
-    if item.channel is None:
-        return wav_CN, rate_hz
-    if item.channel >= len(wav_CN):
-        raise UserError(f"{item.path}: channel {item.channel} of {len(wav_CN)} (they count from 0)")
-    return wav_CN[item.channel : item.channel + 1], rate_hz
+    return decode_audio(item.path, item.start_sec, item.duration_sec, item.channel)

@@ -48,13 +48,14 @@ class _Listed:
 
     def inventory(self, folder: Path) -> Inventory:
         self.fetch(folder)
-        items: list[RawItem] = []
-        left_out: list[LeftOut] = []
-        for split, path in self.paths.items():
-            for where, line in self.lines(path):
-                for found in self.read(line, where, path.parent, split):
-                    (left_out if isinstance(found, LeftOut) else items).append(found)  # type: ignore[arg-type]
-        return Inventory(unique_keys(items), left_out)
+        found = [
+            entry
+            for split, path in self.paths.items()
+            for where, line in self.lines(path)
+            for entry in self.read(line, where, path.parent, split)
+        ]
+        items = [entry for entry in found if isinstance(entry, RawItem)]
+        return Inventory(unique_keys(items), [entry for entry in found if isinstance(entry, LeftOut)])
 
     def attribution(self) -> str:
         return f"{self.name}: {self.licence}"

@@ -39,9 +39,9 @@ from omniaudio.types import Utterance
 
 STAMP = "prepared.json"
 OPTIONAL = ("band_hz", "response", "continuation", "translation")
+"""Facts that are written only of utterances that have them."""
 PLACE = ("key", "audio_path", "start_sec", "channel")
 """Where a recording was found: for the manifest alone."""
-"""Facts that are written only of utterances that have them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,15 +24,16 @@ class _Fetched:
     """A corpus that its archives unpack to one folder, ``top``.
 
     Args:
-        root: where that folder is already; null fetches the archives.
+        root: the folder that holds ``top``, or ``top`` itself; null fetches the archives.
+        name: of the prepared folder; null takes the corpus's own.
     """
 
-    name: str
     top: str
+    own_name: str
     credit: str
 
-    def __init__(self, root: str | None) -> None:
-        self.root = Path(root).resolve() if root else None
+    def __init__(self, root: str | None = None, name: str | None = None) -> None:
+        self.root, self.name = Path(root).resolve() if root else None, name or self.own_name
 
     def archives(self) -> list[str]:
         """Addresses."""
@@ -61,28 +62,26 @@ class _Libri(_Fetched):
     resource: int
 
     def __init__(self, parts: Sequence[str], root: str | None = None, name: str | None = None) -> None:
-        super().__init__(root)
+        super().__init__(root, name)
         if unknown := sorted(set(parts) - set(LIBRI_PARTS)) or (not parts and ["none given"]):
             raise UserError(f"corpus.parts: {', '.join(unknown)}; allowed are {', '.join(LIBRI_PARTS)}")
-        self.parts, self.name = tuple(parts), name or self.top.lower()
+        self.parts = tuple(parts)
 
     def archives(self) -> list[str]:
         return [f"{OPENSLR}/{self.resource}/{part}.tar.gz" for part in self.parts]
 
     def inventory(self, folder: Path) -> Inventory:
         items: list[RawItem] = []
-        left_out: list[LeftOut] = []
         for part in self.parts:
             home = self.home(folder) / part
             if not home.is_dir():
                 raise UserError(
                     f"{home}: no such folder; run step=fetch first, or leave {part} out of corpus.parts"
                 )
-            for item in self.part(home, part.partition("-")[0]):
-                (left_out if isinstance(item, LeftOut) else items).append(item)  # type: ignore[arg-type]
-        return Inventory(items, left_out)
+            items += self.part(home, part.partition("-")[0])
+        return Inventory(items)
 
-    def part(self, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
+    def part(self, home: Path, split: str) -> Iterator[RawItem]:
         """The recordings of a part, by speaker and chapter."""
         raise NotImplementedError
 
@@ -96,12 +95,12 @@ class LibriSpeech(_Libri):
         name: of the prepared folder.
     """
 
-    top, resource = "LibriSpeech", 12
+    top, own_name, resource = "LibriSpeech", "librispeech", 12
     credit = (
         "LibriSpeech (https://www.openslr.org/12), V. Panayotov, G. Chen, D. Povey, S. Khudanpur; CC-BY-4.0"
     )
 
-    def part(self, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
+    def part(self, home: Path, split: str) -> Iterator[RawItem]:
         for table in sorted(home.glob("*/*/*.trans.txt")):
             chapter = table.parent
             texts = dict(read_table(table))
@@ -125,10 +124,10 @@ class LibriTTS(_Libri):
         name: of the prepared folder.
     """
 
-    top, resource = "LibriTTS", 60
+    top, own_name, resource = "LibriTTS", "libritts", 60
     credit = "LibriTTS (https://www.openslr.org/60), H. Zen et al.; CC-BY-4.0"
 
-    def part(self, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
+    def part(self, home: Path, split: str) -> Iterator[RawItem]:
         for path in sorted(home.glob("*/*/*.wav")):
             text = path.with_suffix(".normalized.txt")
             yield RawItem(
@@ -145,17 +144,11 @@ class LibriTTS(_Libri):
 class LJSpeech(_Fetched):
     """LJSpeech: 24 hours of one English voice at 22 kHz. The split is by the hash of the text: it has none of its own.
 
-    Args:
-        root: the folder with ``LJSpeech-1.1``, or that folder; null fetches it.
-        name: of the prepared folder.
+    See ``_Fetched`` for the arguments.
     """
 
-    top = "LJSpeech-1.1"
+    top, own_name = "LJSpeech-1.1", "ljspeech"
     credit = "The LJ Speech Dataset 1.1 (https://keithito.com/LJ-Speech-Dataset), K. Ito, L. Johnson; public domain"
-
-    def __init__(self, root: str | None = None, name: str = "ljspeech") -> None:
-        super().__init__(root)
-        self.name = name
 
     def archives(self) -> list[str]:
         return ["https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"]
@@ -188,17 +181,11 @@ class LJSpeech(_Fetched):
 class Aishell1(_Fetched):
     """AISHELL-1: 178 hours of read Mandarin by 400 speakers at 16 kHz, with splits.
 
-    Args:
-        root: the folder with ``data_aishell``, or that folder; null fetches it.
-        name: of the prepared folder.
+    See ``_Fetched`` for the arguments.
     """
 
-    top = "data_aishell"
+    top, own_name = "data_aishell", "aishell1"
     credit = "AISHELL-1 (https://www.openslr.org/33), Beijing Shell Shell Technology Co., Ltd.; Apache-2.0"
-
-    def __init__(self, root: str | None = None, name: str = "aishell1") -> None:
-        super().__init__(root)
-        self.name = name
 
     def archives(self) -> list[str]:
         return [f"{OPENSLR}/33/data_aishell.tgz"]

@@ -1,4 +1,7 @@
-"""Train, dev and test by the words: a text stands in one split only, in whichever voice and language."""
+"""Train, dev and test by the words: a text stands in one split only, in whichever voice and language.
+
+(A corpus with splits of its own keeps them.)
+"""
 
 from __future__ import annotations
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from omniaudio.data.compose import DocumentComposer, read_texts
-from omniaudio.data.mixture import Mixture, MixturePlan, PlannedDocument, deal
-from omniaudio.data.planning import ShuffledWindows
+from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
@@ -113,7 +111,7 @@ class TextSteps:
         if not self.pieces:
             raise UserError(f"{texts_path}: no texts")
         self.plan = MixturePlan(
-            _Pieces([len(ids) + 1 for ids in self.pieces]), {"text": 1.0}, tokens_per_step, seed
+            OneByOne([len(ids) + 1 for ids in self.pieces]), {"text": 1.0}, tokens_per_step, seed
         )
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
@@ -128,22 +126,6 @@ class TextSteps:
 
     def check_layout(self, layout: Fingerprint) -> None:
         """Texts hold no codes."""
-
-
-class _Pieces:
-    """Catalogue of texts that are cut and counted already."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
-
-    def num_windows(self, kind: str) -> int:
-        return ShuffledWindows(len(self.lengths), 0).num_windows
-
-    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
-        return [(i,) for i in ShuffledWindows(len(self.lengths), seed)[window].tolist()]
-
-    def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
-        return self.lengths[item_ids[0]]
 
 
 def checked_tokenizer(path: str | Path, space: TokenSpace) -> TextTokenizer:

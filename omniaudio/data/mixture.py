@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from omniaudio.data.planning import ChapteredPlan, State
+from omniaudio.data.planning import ChapteredPlan, Lengths, ShuffledWindows, State
 from omniaudio.errors import UserError
 
 CHAPTER_TOKENS = 1 << 17
@@ -84,6 +84,26 @@ class Catalogue(Protocol):
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         """LLM positions of the document."""
+
+
+class OneByOne:
+    """A catalogue of items each of which is a document, of one known length in whatever kind.
+
+    Args:
+        lengths: LLM positions by item; an array, or what is asked like one.
+    """
+
+    def __init__(self, lengths: Lengths | Sequence[int]) -> None:
+        self.lengths = lengths
+
+    def num_windows(self, kind: str) -> int:
+        return ShuffledWindows(len(self.lengths), 0).num_windows
+
+    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
+        return [(i,) for i in ShuffledWindows(len(self.lengths), seed)[window].tolist()]
+
+    def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
+        return int(self.lengths[item_ids[0]])
 
 
 @dataclass(frozen=True)

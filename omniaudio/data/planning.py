@@ -10,7 +10,6 @@ that a run at step 40,000 goes on without planning the steps before. No list of 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,7 +40,10 @@ class ChapteredPlan(Generic[Item]):
 
     def __init__(self, identity: Any) -> None:
         self.identity = digest(identity)
-        self._forget()
+        self._start: int = 0  # first step of the chapter at hand
+        self._steps: list[list[Item]] = []
+        self._state: State = self.first_state()  # where it started from
+        self._after: State = self._state  # where the next one does
 
     def first_state(self) -> State:
         """The state that the first chapter starts from."""
@@ -56,47 +58,33 @@ class ChapteredPlan(Generic[Item]):
         return {}
 
     def __getitem__(self, step: int) -> list[Item]:
-        """The global batch of a step; epochs follow one another without end."""
-        if step < self._starts[0]:
-            self._forget()
-        number, empty = bisect_right(self._starts, step) - 1, 0
-        while True:
-            steps = self._planned(number)
-            empty = 0 if steps else empty + 1
+        """The global batch of a step; epochs follow one another without end. Going back plans from the beginning."""
+        if step < self._start:
+            self._begin(0, self.first_state())
+        empty = 0
+        while step >= self._start + len(self._steps):
+            self._start, self._state = self._start + len(self._steps), self._after
+            self._steps, self._after = self.chapter(self._state)
+            empty = 0 if self._steps else empty + 1
             if empty > self.most_empty:
                 raise UserError("there are no samples to plan: an epoch has none with a length")
-            if step < self._starts[number] + len(steps):
-                return steps[step - self._starts[number]]
-            number += 1
+        return self._steps[step - self._start]
 
     def memo(self, step: int) -> dict[str, Any]:
         """What ``recall`` needs to go on from ``step`` without planning the steps before it."""
         self[step]
-        number = bisect_right(self._starts, step) - 1
-        state = self._states[number]
-        return {"plan": self.identity, "step": self._starts[number], "state": state, "told": self.told(state)}
+        return {"plan": self.identity, "step": self._start, "state": self._state, "told": self.told(self._state)}
 
     def recall(self, memo: Mapping[str, Any]) -> bool:
         """Go on from a memo; False, and nothing happens, if it is one of another plan."""
         if memo.get("plan") != self.identity:
             return False
-        self._forget()
-        self._starts, self._states = [int(memo["step"])], [dict(memo["state"])]
+        self._begin(int(memo["step"]), dict(memo["state"]))
         return True
 
-    def _forget(self) -> None:
-        self._starts, self._states = [0], [self.first_state()]
-        self._number = -1  # of the chapter at hand
-        self._steps: list[list[Item]] = []
-
-    def _planned(self, number: int) -> list[list[Item]]:
-        if number != self._number:
-            steps, after = self.chapter(self._states[number])
-            self._number, self._steps = number, steps
-            if number + 1 == len(self._starts):
-                self._starts.append(self._starts[number] + len(steps))
-                self._states.append(after)
-        return self._steps
+    def _begin(self, start: int, state: State) -> None:
+        """The next chapter to plan is the one at ``start``."""
+        self._start, self._steps, self._state, self._after = start, [], state, state
 
 
 class ShuffledWindows:

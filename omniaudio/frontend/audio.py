@@ -22,13 +22,17 @@ AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".web
 
 
 def decode_audio(
-    source: str | Path | bytes, start_sec: float = 0.0, duration_sec: float | None = None
+    source: str | Path | bytes,
+    start_sec: float = 0.0,
+    duration_sec: float | None = None,
+    channel: int | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode a file, or a part of it, as it is.
 
     Args:
         source: a path, or the bytes of a whole file.
         start_sec, duration_sec: the part; None is up to the end. Samples are counted to the nearest.
+        channel: the only one to give; None gives all.
 
     Returns:
         wav_CN float32 in [-1, 1], and the sample rate in Hz.
@@ -45,7 +49,11 @@ def decode_audio(
     if wav_CN.shape[1] == 0:
         where = f" from {start_sec} s on" if start_sec else ""
         raise UserError(f"{name}: empty audio (0 samples{where})")
-    return wav_CN, rate_hz
+    if channel is None:
+        return wav_CN, rate_hz
+    if channel >= len(wav_CN):
+        raise UserError(f"{name}: no such channel: {channel} of {len(wav_CN)} (they count from 0)")
+    return wav_CN[channel : channel + 1], rate_hz
 
 
 def audio_facts(path: str | Path) -> tuple[int, int, int]:

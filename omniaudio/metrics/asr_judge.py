@@ -26,6 +26,10 @@ TOKENS, TOKENS_PER_SEC = 10, 8.0
 A judge that hears noise repeats itself for ever, and its errors would count how long it was let."""
 
 
+TimedWord = tuple[str, float, float]
+"""A word, with start and end in seconds."""
+
+
 class AsrJudge:
     """Whisper through transformers: waveforms of a known language to text, in batches.
 
@@ -93,10 +97,83 @@ class AsrJudge:
         ]
         return [text.strip() for text in self._processor.batch_decode(written, skip_special_tokens=True)]
 
+    def timed_words(
+        self, wav_N: np.ndarray, sample_rate_hz: int, language: str
+    ) -> tuple[list[TimedWord], float]:
+        """Words of a waveform of at most 30 s, and how sure the judge is of them.
+
+        Args:
+            wav_N: mono, in [-1, 1].
+            sample_rate_hz: its rate; resampled to the judge's.
+            language: ISO 639-1.
+
+        Returns:
+            (word, start, end) in seconds, a word with the space before it; and exp of the mean log probability of
+            its tokens, in [0, 1].
+
+        Raises:
+            UserError: the judge knows one language alone, or does not know this one.
+        """
+        import torch
+
+        wav_N = resample(wav_N, sample_rate_hz, self.sample_rate_hz)
+        seconds, tokenizer = len(wav_N) / self.sample_rate_hz, self._processor.tokenizer
+        features = self._processor(
+            wav_N, sampling_rate=self.sample_rate_hz, return_tensors="pt", return_attention_mask=True
+        ).to(self.device)
+        if not getattr(self._model.generation_config, "is_multilingual", False):
+            raise UserError(
+                f"config recogniser: {self.source} is English only; times need a multilingual Whisper"
+            )
+        try:
+            with torch.inference_mode():
+                found = self._model.generate(
+                    features["input_features"].to(self.dtype), attention_mask=features["attention_mask"],
+                    language=language, task="transcribe", do_sample=False, num_beams=1, return_timestamps=True,
+                    return_token_timestamps=True, return_dict_in_generate=True, output_scores=True,
+                    max_new_tokens=int(TOKENS + TOKENS_PER_SEC * seconds),
+                )  # fmt: skip
+        except ValueError as error:
+            if "language" not in str(error).lower():
+                raise
+            raise UserError(f"{self.source}: does not know the language {language!r}") from error
+        first_time = tokenizer.convert_tokens_to_ids("<|0.00|>")
+        pieces: list[tuple[str, float]] = []
+        letter: list[int] = []  # tokens that are one letter together
+        ids, times = found["sequences"][0].tolist(), found["token_timestamps"][0].tolist()
+        for token_id, at in zip(ids, times, strict=True):
+            if token_id in tokenizer.all_special_ids or token_id >= first_time:
+                continue
+            letter.append(token_id)
+            text = tokenizer.decode(letter)
+            if "\ufffd" not in text:
+                pieces.append((text, min(float(at), seconds)))
+                letter = []
+        windows = {id(part["result"]): part["result"]["scores"] for part in found["segments"][0]}
+        logs = [
+            float(torch.log_softmax(score.reshape(-1).float(), -1).max())
+            for scores in windows.values()
+            for score in scores
+        ]
+        return words_of(pieces, seconds), float(np.exp(np.mean(logs))) if logs else 0.0
+
 
 def load_judge(source: str | None, device: str = "cpu", dtype: str = "fp32") -> AsrJudge | None:
     """The judge named in the config, or None where there is none: then tables say ``NO_JUDGE``, not a number."""
     return AsrJudge(str(source), device, dtype) if source else None
+
+
+def words_of(pieces: Sequence[tuple[str, float]], seconds: float) -> list[TimedWord]:
+    """Tokens to words: a new one begins with a space, or with every piece where a language writes none."""
+    words: list[TimedWord] = []
+    ends = [at for _, at in pieces[1:]] + [seconds] * bool(pieces)
+    spaced = any(piece.startswith(" ") for piece, _ in pieces[1:])
+    for (piece, start), end in zip(pieces, ends, strict=True):
+        if words and spaced and not piece.startswith(" "):
+            words[-1] = (words[-1][0] + piece, words[-1][1], max(end, words[-1][1]))
+        else:
+            words.append((piece, start, max(start, end)))
+    return words
 
 
 def _dtype(name: str) -> torch.dtype:

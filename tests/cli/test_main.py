@@ -87,3 +87,6 @@ def test_import_is_light():
 def test_a_key_that_is_also_a_group_takes_a_path():
     words = ["system=baichuan_audio", "scale=tiny", "vocoder=/some/where/final/vocoder"]
     assert cli.compose("evaluate", words)["vocoder"] == "/some/where/final/vocoder"
+    words = ["system=baichuan_audio", "scale=tiny", "tokenizer=/some/where/final/tokenizer"]
+    assert cli.compose("extract", words)["tokenizer"] == "/some/where/final/tokenizer"
+    assert cli.compose("build", ["recogniser=none", "engine=http", "engine.url=http://a", "engine.names=[b]"])

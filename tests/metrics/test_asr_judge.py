@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omniaudio.errors import UserError
-from omniaudio.metrics.asr_judge import AsrJudge, load_judge
+from omniaudio.metrics.asr_judge import AsrJudge, load_judge, words_of
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,95 @@ def test_nobody_could_have_said_more(whisper_folder):
     texts = judge.transcribe([speech(16000 * n, n) for n in (1, 2, 4)], 16000, ["en"] * 3)
     assert all(len(text) <= 10 + 8 * n for text, n in zip(texts, (1, 2, 4), strict=True))
     assert len(texts[2]) > 10 + 8 * 2, "the model of this test does not write on: it proves nothing"
+
+
+def test_tokens_become_words_with_times():
+    pieces = [(" Good", 0.1), ("bye", 0.4), (",", 0.5), (" there", 0.8), (".", 1.2)]
+    assert words_of(pieces, 2.0) == [(" Goodbye,", 0.1, 0.8), (" there.", 0.8, 2.0)]
+    assert words_of([("你", 0.0), ("好", 0.5)], 1.0) == [("你", 0.0, 0.5), ("好", 0.5, 1.0)]
+    assert words_of([], 1.0) == []
+
+
+@pytest.fixture(scope="module")
+def timing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with languages, tasks and time stamps, and bytes of Chinese letters: 你 is three tokens."""
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
+
+    folder = tmp_path_factory.mktemp("timing")
+    plain = [
+        "a",
+        "b",
+        "Ġ",
+        "ä",
+        "½",
+        "ł",
+    ]  # the last three: the bytes of a letter, as byte-level BPE writes them
+    control = [
+        "<|startoftranscript|>",
+        "<|en|>",
+        "<|zh|>",
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|notimestamps|>",
+    ]
+    control += [f"<|{i * 0.02:.2f}|>" for i in range(1501)]
+    vocabulary = {token: i for i, token in enumerate([*plain, "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_special_tokens({"additional_special_tokens": control[:6]})
+    tokenizer.add_tokens(control[6:])
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    ids = tokenizer.convert_tokens_to_ids
+    torch.manual_seed(3)
+    end = ids("<|endoftext|>")
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=len(tokenizer), num_mel_bins=80, d_model=16, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+            pad_token_id=end, bos_token_id=end, eos_token_id=end,
+            decoder_start_token_id=ids("<|startoftranscript|>"), suppress_tokens=[], begin_suppress_tokens=[],
+        )
+    )  # fmt: skip
+    settings = model.generation_config
+    settings._from_model_config, settings.is_multilingual = (
+        False,
+        True,
+    )  # else the facts below are not read back
+    settings.lang_to_id = {name: ids(name) for name in ("<|en|>", "<|zh|>")}
+    settings.task_to_id = {"transcribe": ids("<|transcribe|>"), "translate": ids("<|translate|>")}
+    settings.no_timestamps_token_id = ids("<|notimestamps|>")
+    settings.alignment_heads = [[0, 0], [0, 1]]
+    settings.suppress_tokens, settings.begin_suppress_tokens = None, None
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_words_come_with_times_and_a_confidence(timing_folder, seconds):
+    judge = AsrJudge(str(timing_folder))
+    words, confidence = judge.timed_words(speech(int(24_000 * seconds), 0), 24_000, "en")
+    assert 0 < confidence <= 1
+    assert words, "the model of this test writes nothing: it proves nothing"
+    assert all("<|" not in word and "\ufffd" not in word for word, _, _ in words)
+    starts, ends = [start for _, start, _ in words], [end for _, _, end in words]
+    assert starts == sorted(starts) and all(
+        0 <= start <= end <= seconds for start, end in zip(starts, ends, strict=True)
+    )
+    assert judge.timed_words(speech(int(24_000 * seconds), 0), 24_000, "en") == (words, confidence)
+
+
+def test_what_cannot_be_timed_is_said(timing_folder, whisper_folder):
+    with pytest.raises(UserError, match="is English only"):
+        AsrJudge(str(whisper_folder)).timed_words(speech(16_000, 0), 16_000, "en")
+    with pytest.raises(UserError, match="does not know the language 'xx'"):
+        AsrJudge(str(timing_folder)).timed_words(speech(16_000, 0), 16_000, "xx")
 
 
 def test_no_judge_is_none():

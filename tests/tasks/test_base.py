@@ -64,7 +64,9 @@ def make_task(max_steps: int, kind: type[PointTask] = PointTask, **settings: obj
     return kind(**{**arguments, **settings})  # type: ignore[arg-type]
 
 
-def run(folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False) -> list[str]:
+def run(
+    folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False, log_every: int = 1
+) -> list[str]:
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
     logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     newest = checkpoints.newest() if resume else None
@@ -75,7 +77,7 @@ def run(folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False
         plugins=[SafeCheckpointIO()],
         accumulate_grad_batches=task.accumulate,
         val_check_interval=4 * task.accumulate, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        log_every_n_steps=1,
+        log_every_n_steps=log_every,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         use_distributed_sampler=False,
         default_root_dir=folder, gradient_clip_val=1.0,
@@ -115,6 +117,12 @@ def test_a_run_goes_on_with_another_number_of_batches_in_a_step(tmp_path: Path) 
     assert task.batches_seen == 9 and task.trainer.global_step == 9
     assert [line["step"] for line in lines if "train/mse" in line] == list(range(1, 10))
     assert [line["step"] for line in lines if "val/mse" in line] == [4, 8]
+
+
+def test_what_is_logged_every_second_step_stays_so_when_batches_of_a_step_change(tmp_path: Path) -> None:
+    run(tmp_path, make_task(9, accumulate=2), stop=5, log_every=2)
+    lines = [json.loads(line) for line in run(tmp_path, make_task(9), stop=9, resume=True, log_every=2)]
+    assert [line["step"] for line in lines if "train/mse" in line] == [2, 4, 6, 8]
 
 
 def test_held_out_losses_are_means_over_all_positions(tmp_path: Path) -> None:

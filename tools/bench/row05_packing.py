@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from common import compare
 
-from omniaudio.data.mixture import MixturePlan
+from omniaudio.data.mixture import MixturePlan, OneByOne
 from omniaudio.data.planning import ShuffledWindows
 
 ROOM = 2048
@@ -15,21 +13,8 @@ lengths = np.clip(np.random.default_rng(0).lognormal(4.55, 0.75, 50_000), 4, ROO
 NUM_STEPS = int(lengths.sum() / ROOM) - 100  # within the first epoch
 
 
-class Lengths:
-    """A catalogue of one kind."""
-
-    def num_windows(self, kind: str) -> int:
-        return ShuffledWindows(len(lengths), 0).num_windows
-
-    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
-        return [(i,) for i in ShuffledWindows(len(lengths), seed)[window].tolist()]
-
-    def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
-        return int(lengths[item_ids[0]])
-
-
 def ours() -> list[list[int]]:
-    plan = MixturePlan(Lengths(), {"text": 1.0}, ROOM)
+    plan = MixturePlan(OneByOne(lengths), {"text": 1.0}, ROOM)
     return [[document.item_ids[0] for document in plan[step]] for step in range(NUM_STEPS)]
 
 

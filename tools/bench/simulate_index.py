@@ -12,33 +12,29 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from omniaudio.data.mixture import MixturePlan
-from omniaudio.data.planning import PooledPlan, ShuffledWindows
+from omniaudio.data.mixture import MixturePlan, OneByOne
+from omniaudio.data.planning import PooledPlan
 
 NUM = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000_000
 CHUNK = 1 << 22
 BATCH_SEC, TOKENS = 3600.0, 1 << 20  # an hour of audio, a million positions a step
 
 
-class Documents:
-    """Every clip as recognition and as synthesis: positions from the mapped column of seconds."""
+class Positions:
+    """LLM positions of a clip with its text, from the mapped column of seconds."""
 
     def __init__(self, seconds: np.ndarray) -> None:
         self.seconds = seconds
 
-    def num_windows(self, kind: str) -> int:
-        return ShuffledWindows(len(self.seconds), 0).num_windows
+    def __len__(self) -> int:
+        return len(self.seconds)
 
-    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
-        return [(i,) for i in ShuffledWindows(len(self.seconds), seed)[window].tolist()]
-
-    def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
-        return 10 + int(16 * self.seconds[item_ids[0]])
+    def __getitem__(self, item: int) -> int:
+        return 10 + int(16 * self.seconds[item])
 
 
 def megabytes() -> float:
@@ -61,7 +57,7 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"{NUM:,} utterances, {megabytes():.0f} MB before planning")
     for name, make in (
         ("audio", lambda: PooledPlan(seconds, BATCH_SEC, seed=0)),
-        ("documents", lambda: MixturePlan(Documents(seconds), {"asr": 3.0, "tts": 1.0}, TOKENS)),
+        ("documents", lambda: MixturePlan(OneByOne(Positions(seconds)), {"asr": 3.0, "tts": 1.0}, TOKENS)),
     ):
         began = time.perf_counter()
         plan = make()

@@ -37,9 +37,6 @@ class VoiceActivity:
         self.threshold = threshold
         self._model: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None}
-
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         return [piece for segment in segments for piece in self._pieces(segment)]
 
@@ -163,25 +160,29 @@ def _part(piece: Segment, words: Sequence[tuple[str, float, float]], place: int)
     )
 
 
-class SpeakerConsistency:
+class _ComparesVoices:
+    """Has a speaker encoder from the first segment on."""
+
+    _loaded: Any = None
+
+    @property
+    def encoder(self) -> Any:
+        self._loaded = self._loaded or load_voice_encoder()
+        return self._loaded
+
+
+class SpeakerConsistency(_ComparesVoices):
     """Scores ``voice_match``: the least cosine between the voice of a part and that of the whole (Resemblyzer)."""
-
-    def __init__(self) -> None:
-        self._encoder: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         return [segment.scored(voice_match=self._least(segment)) for segment in segments]
 
     def _least(self, segment: Segment) -> float:
-        self._encoder = self._encoder or load_voice_encoder()
-        whole, parts, _ = self._encoder.embed_utterance(_at_16k(segment), return_partials=True)
+        whole, parts, _ = self.encoder.embed_utterance(_at_16k(segment), return_partials=True)
         return float((parts @ whole).min())
 
 
-class SpeakerClusters:
+class SpeakerClusters(_ComparesVoices):
     """Names the speakers of a recording: segments whose voices are alike have one name.
 
     Args:
@@ -190,16 +191,11 @@ class SpeakerClusters:
 
     def __init__(self, max_distance: float = 0.25) -> None:
         self.max_distance = max_distance
-        self._encoder: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         if not segments:
             return []
-        self._encoder = self._encoder or load_voice_encoder()
-        voices = np.stack([self._encoder.embed_utterance(_at_16k(segment)) for segment in segments])
+        voices = np.stack([self.encoder.embed_utterance(_at_16k(segment)) for segment in segments])
         names = cluster(voices, self.max_distance)
         source = segments[0].passage.rpartition("-")[0] or segments[0].passage
         return [replace(s, speaker=f"{source}-s{name}") for s, name in zip(segments, names, strict=True)]

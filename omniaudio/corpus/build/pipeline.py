@@ -212,7 +212,9 @@ def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline, key: str = "") -
         UserError: a job is not done.
     """
     shards = folder / "shards"
-    report, texts, unspoken = Report(pipeline.steps), {split: [] for split in SPLITS}, []  # type: ignore[var-annotated]
+    report = Report(pipeline.steps)
+    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    unspoken: list[list[str]] = []
     for job in jobs:
         path = folder / "jobs" / job.name / DONE
         if not path.is_file():

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from omniaudio.corpus.build.segment import Segment
 from omniaudio.errors import UserError
-from omniaudio.frontend.audio import resample
 from omniaudio.frontend.text import normalise_text
 from omniaudio.metrics.asr_judge import AsrJudge
 
@@ -61,7 +58,7 @@ class CompareHeard:
 
 
 class Transcribe:
-    """Whisper with times: text and words of recordings of any length, and how sure it was.
+    """Whisper with times: text and words of segments of at most 30 s, and how sure it was.
 
     Scores ``confidence``: exp of the mean log probability of its tokens.
 
@@ -84,72 +81,13 @@ class Transcribe:
             return segment.refused("longer than 30 s", "asr")
         assert self._judge is not None
         language = self.language or segment.language
-        words, confidence = timed_words(self._judge, _wav(segment), segment.rate_hz, language)
+        words, confidence = self._judge.timed_words(_wav(segment), segment.rate_hz, language)
         text = "".join(word for word, _, _ in words).strip()
         if not text:
             return segment.refused("recogniser: no words", "asr")
         return replace(segment, text=text, heard=text, words=tuple(words), language=language).scored(
             confidence=confidence
         )
-
-
-def timed_words(
-    judge: AsrJudge, wav_N: Any, rate_hz: int, language: str
-) -> tuple[list[tuple[str, float, float]], float]:
-    """Words of a waveform of at most 30 s with start and end in seconds, and the recogniser's confidence."""
-    import torch
-
-    at_judge = resample(wav_N, rate_hz, judge.sample_rate_hz)
-    processor, model = judge._processor, judge._model
-    features = processor(
-        at_judge, sampling_rate=judge.sample_rate_hz, return_tensors="pt", return_attention_mask=True
-    )
-    seconds = len(at_judge) / judge.sample_rate_hz
-    with torch.inference_mode():
-        found = model.generate(
-            features["input_features"].to(judge.dtype), attention_mask=features["attention_mask"],
-            language=language, task="transcribe", do_sample=False, num_beams=1, return_timestamps=True,
-            return_token_timestamps=True, return_dict_in_generate=True, output_scores=True,
-            max_new_tokens=min(400, int(10 + 8 * seconds)),
-        )  # fmt: skip
-    ids = found["sequences"][0].tolist()
-    times = found["token_timestamps"][0].tolist()
-    special = processor.tokenizer.all_special_ids
-    first_time = processor.tokenizer.convert_tokens_to_ids("<|0.00|>")
-    pieces: list[tuple[str, float]] = []
-    bytes_so_far: list[int] = []
-    for token_id, at in zip(ids, times, strict=False):
-        if token_id in special or (first_time is not None and token_id >= first_time):
-            continue
-        bytes_so_far.append(token_id)
-        text = processor.tokenizer.decode(bytes_so_far)
-        if "\ufffd" in text:
-            continue  # a letter of several tokens
-        pieces.append((text, min(float(at), seconds)))
-        bytes_so_far = []
-    made = {
-        id(part["result"]): part["result"] for part in found["segments"][0]
-    }  # one a window, of several parts
-    logs = [
-        float(torch.log_softmax(score.reshape(-1).float(), -1).max())
-        for result in made.values()
-        for score in result["scores"]
-    ]
-    confidence = float(np.exp(np.mean(logs))) if logs else 0.0
-    return words_of(pieces, seconds), confidence
-
-
-def words_of(pieces: Sequence[tuple[str, float]], seconds: float) -> list[tuple[str, float, float]]:
-    """Tokens to words: a new one begins with a space, or with every piece where a language writes none."""
-    words: list[tuple[str, float, float]] = []
-    ends = [at for _, at in pieces[1:]] + [seconds] * bool(pieces)
-    spaced = any(piece.startswith(" ") for piece, _ in pieces[1:])
-    for (piece, start), end in zip(pieces, ends, strict=True):
-        if words and spaced and not piece.startswith(" "):
-            words[-1] = (words[-1][0] + piece, words[-1][1], max(end, words[-1][1]))
-        else:
-            words.append((piece, start, max(start, end)))
-    return words
 
 
 def _wav(segment: Segment) -> Any:

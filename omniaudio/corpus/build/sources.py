@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.checks import audio_reason
 from omniaudio.corpus.items import Corpus, clean_key
 from omniaudio.corpus.texts import TextSource
 from omniaudio.errors import UserError
@@ -148,24 +152,22 @@ class Dialogues:
 
 def opened(segment: Segment, place: Mapping[str, Any], rate_hz: int = 16_000) -> Segment:
     """The segment with its sound at ``rate_hz``, or with the reason why it has none."""
-    from dataclasses import replace
-
     if not Path(
         place["path"]
     ).is_file():  # not a fault of the recording: another machine, or an unmounted disk
         raise UserError(f"{place['path']}: is not there any more; the same command goes on when it is")
+    start_sec = float(place.get("start_sec", 0.0))
     try:
-        wav_CN, found_hz = decode_audio(place["path"], place.get("start_sec", 0.0), place.get("duration_sec"))
+        wav_CN, found_hz = decode_audio(
+            place["path"], start_sec, place.get("duration_sec"), place.get("channel")
+        )
     except UserError as error:
-        return segment.refused("unreadable audio" if "0 samples" not in str(error) else "empty audio")
-    channel = place.get("channel")
-    if channel is not None and channel >= len(wav_CN):
-        return segment.refused("no such channel")
-    wav_N = resample(wav_CN.mean(axis=0) if channel is None else wav_CN[channel], found_hz, rate_hz)
+        return segment.refused(audio_reason(error))
+    if not np.isfinite(wav_CN).all():
+        return segment.refused("audio not finite")
+    wav_N = resample(wav_CN.mean(axis=0), found_hz, rate_hz)
     band_hz = float(place.get("band_hz") or (found_hz / 2 if found_hz < rate_hz else 0))
-    return replace(
-        segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=place.get("start_sec", 0.0), band_hz=band_hz
-    )
+    return replace(segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=start_sec, band_hz=band_hz)
 
 
 def short_key(name: str) -> str:

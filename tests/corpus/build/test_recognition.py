@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from omniaudio.corpus.build import recognition
-from omniaudio.corpus.build.recognition import CompareHeard, Recognise, Transcribe, words_of
+from omniaudio.corpus.build.recognition import CompareHeard, Recognise, Transcribe
 from omniaudio.corpus.build.segment import Segment
 from omniaudio.errors import UserError
 
@@ -47,17 +47,12 @@ def test_edits_over_the_characters_that_should_be_said():
     assert [s.scores["cer"] for s in CompareHeard()(segments)] == pytest.approx([0, 4 / 3, 1, 1])
 
 
-def test_tokens_become_words_with_times():
-    pieces = [(" Good", 0.1), ("bye", 0.4), (",", 0.5), (" there", 0.8), (".", 1.2)]
-    assert words_of(pieces, 2.0) == [(" Goodbye,", 0.1, 0.8), (" there.", 0.8, 2.0)]
-    assert words_of([("你", 0.0), ("好", 0.5)], 1.0) == [("你", 0.0, 0.5), ("好", 0.5, 1.0)]
-    assert words_of([], 1.0) == []
-
-
 def test_a_transcript_with_times_becomes_the_text(monkeypatch):
     monkeypatch.setattr(recognition, "AsrJudge", Parrot)
     told = {1.0: ([(" hi", 0.0, 0.5), (" you", 0.5, 1.0)], 0.75), 2.0: ([], 0.5)}
-    monkeypatch.setattr(recognition, "timed_words", lambda judge, wav, rate, language: told[len(wav) / rate])
+    monkeypatch.setattr(
+        Parrot, "timed_words", lambda self, wav, rate, language: told[len(wav) / rate], raising=False
+    )
     one, two, three = Transcribe("m")([segment(1), segment(2), segment(40)])
     assert (one.text, one.heard, one.scores) == ("hi you", "hi you", {"confidence": 0.75}) and len(
         one.words

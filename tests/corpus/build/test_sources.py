@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from omniaudio.corpus.build.sources import Dialogues, Recordings, Texts, short_key
 from omniaudio.corpus.folder import AudioFolder
@@ -34,6 +35,10 @@ def test_every_recording_is_a_source(tmp_path):
     assert bad.fault == "unreadable audio"
     assert (good.rate_hz, len(good.wav_N), good.language, good.fault) == (16_000, 8000, "de", "")
     assert good.band_hz == 4000, "there is no sound above"
+    bad_wav = np.full(800, 0.1, np.float32)
+    bad_wav[3] = np.nan
+    soundfile.write(tmp_path / "b" / "c.wav", bad_wav, 16_000, subtype="FLOAT")
+    assert source(found[1])[0].fault == "audio not finite"
     (tmp_path / "b" / "c.wav").unlink()
     with pytest.raises(UserError, match="is not there any more"):
         source(found[1])
