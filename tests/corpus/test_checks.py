@@ -79,3 +79,25 @@ def test_bad_texts_are_named(tmp_path, make_checks, text, reason):
 def test_a_word_in_a_long_recording_does_not_fit(tmp_path, make_checks):
     path = write_audio(tmp_path / "a.wav", tone(10.0))
     assert make_checks().check(item(path, "yes")).reason == "text does not fit the duration"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"start_sec": -0.5},
+        {"start_sec": float("nan")},
+        {"duration_sec": 0.0},
+        {"duration_sec": float("inf")},
+        {"channel": -1},
+    ],
+)
+def test_a_place_in_a_file_that_is_none_is_refused(tmp_path, make_checks, place):
+    finding = make_checks().check(item(write_audio(tmp_path / "a.wav"), **place))
+    assert finding.reason == "no stretch of time"
+
+
+def test_a_channel_is_taken_or_missed(tmp_path, make_checks):
+    path = write_audio(tmp_path / "a.wav", np.stack([tone(), 0.5 * tone()], 1))
+    assert make_checks().load(item(path, channel=1)) == pytest.approx(0.5 * tone(), abs=1e-3)
+    assert make_checks().check(item(path, channel=1)).reason is None
+    assert make_checks().check(item(path, channel=2)).reason == "no such channel"

@@ -49,3 +49,7 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "WenetSpeech.json").write_text(json.dumps({"audios": [{"aid": "a"}]}))
     with pytest.raises(UserError, match="recording 0 has no path, segments"):
         WenetSpeech(root=str(tmp_path)).inventory(tmp_path)
+    recording = {"aid": "a", "path": "p", "segments": [{"sid": "s", "subsets": ["L"], "begin_time": 0}]}
+    (tmp_path / "WenetSpeech.json").write_text(json.dumps({"audios": [recording]}))
+    with pytest.raises(UserError, match="a segment of a has no end_time"):
+        WenetSpeech(root=str(tmp_path)).inventory(tmp_path)

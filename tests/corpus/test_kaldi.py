@@ -127,5 +127,10 @@ def test_what_is_written_is_read_back(tmp_path):
     check_round_trip(utterances, items, home)
     assert (tmp_path / "out" / "spk2utt").read_text() == "ann x/a-1\nbob x/a-2 x/b\n"
     assert len((tmp_path / "out" / "wav.scp").read_text().splitlines()) == 2
+    broken = dataclasses.replace(utterances[1], response="one\r\ntwo\u2028three")
+    write_kaldi([broken], home, tmp_path / "lines")
+    assert KaldiFolder(str(tmp_path / "lines"), "de").inventory(tmp_path).items[0].response == (
+        "one two three",
+    )
     with pytest.raises(UserError, match="speaker 'a b' has a space"):
         write_kaldi([dataclasses.replace(utterances[0], speaker="a b")], home, tmp_path / "out")

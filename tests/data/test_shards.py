@@ -190,6 +190,10 @@ def test_another_format_and_broken_indexes_are_refused(tmp_path):
         ShardReader(changed(write(tmp_path), '"num_entries": 7', '"num_entries": 8', listing), "train")
     with pytest.raises(UserError, match="not valid json"):
         ShardReader(changed(write(tmp_path), '{"format"', '{format"', listing), "train")
+    with pytest.raises(UserError, match=r"shard '\.\./train-000000' is refused"):
+        ShardReader(changed(write(tmp_path), '"train-000000"', '"../train-000000"', listing), "train")
+    with pytest.raises(UserError, match="not finite"):
+        write(tmp_path, [("a", {}, {"score": float("nan")})])
     with pytest.raises(UserError, match=r"index\.jsonl: format 1, this version reads 2"):
         ShardReader(changed(write(tmp_path), '"format": 2', '"format": 1'), "train").entries[0]
     with pytest.raises(UserError, match="broken index"):
