@@ -44,6 +44,8 @@ def preflight(source: Source, max_steps: int, num_parts: int = 1, num_planned: i
         show: samples to show.
     """
     planned, num_parts = min(num_planned, max_steps), min(num_parts, MOST_PARTS)
+    if not planned:
+        return Group(Text("max_steps=0: no data is read, the model stays as it is"))
     if isinstance(source, WaveSteps):
         parts = [hours(source.reader), *_clips(source, max_steps, num_parts, planned), *_shown_clips(source, show)]
     else:

@@ -30,6 +30,9 @@ class WhisperEncoder(nn.Module):
         max_frames: longest output, in frames; the input may have twice as many.
         recompute: see run_layers.
         pretrained: name on the hub, or local folder, of a Whisper checkpoint to start from, or None.
+        stem_skip: add a learned projection of the frames that enter the layers to the states that leave them. A
+            recogniser's layers forget how speech sounds, and a short training does not teach it them again
+            (LOG.md has numbers). Not in the paper.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class WhisperEncoder(nn.Module):
         max_frames: int = 1500,
         recompute: bool = False,
         pretrained: str | None = None,
+        stem_skip: bool = False,
     ) -> None:
         super().__init__()
         self.num_mels = num_mels
@@ -54,6 +58,7 @@ class WhisperEncoder(nn.Module):
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(TransformerLayer(width, num_heads, ffn_width) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(width)
+        self.skip = nn.Linear(width, width, bias=False) if stem_skip else None
         start_loud(self.conv1, self.conv2)
         if pretrained is not None and not self.conv1.weight.is_meta:
             load_pretrained(self, pretrained)
@@ -83,8 +88,11 @@ class WhisperEncoder(nn.Module):
 
         hidden_len_B = self.output_length(mel_len_B)
         valid_BT = valid_steps(hidden_len_B, x_BTD.shape[1])
-        x_BTD = run_layers(self.layers, x_BTD, valid_BT[:, None, None], recompute=self.recompute)
-        return self.layer_norm(x_BTD) * valid_BT[..., None], hidden_len_B
+        hidden_BTD = run_layers(self.layers, x_BTD, valid_BT[:, None, None], recompute=self.recompute)
+        hidden_BTD = self.layer_norm(hidden_BTD)
+        if self.skip is not None:
+            hidden_BTD = hidden_BTD + self.skip(x_BTD)
+        return hidden_BTD * valid_BT[..., None], hidden_len_B
 
 
 def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
@@ -103,7 +111,7 @@ def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
             "folder with config.json and model.safetensors, a name on the hub, or null"
         ) from error
     state = {_our_name(key): value for key, value in theirs.items()}
-    ours = encoder.state_dict()
+    ours = {key: value for key, value in encoder.state_dict().items() if not key.startswith("skip.")}
     problems = [f"{key} is missing" for key in ours if key not in state]
     problems += [f"{key} is not used" for key in state if key not in ours]
     problems += [
@@ -116,7 +124,7 @@ def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
             f"encoder.pretrained: {name!r} does not fit the encoder config: {'; '.join(problems[:8])}"
             + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         )
-    encoder.load_state_dict(state)
+    encoder.load_state_dict(state, strict=False)  # a skip connection, if there is one, is not Whisper's
 
 
 def _our_name(key: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,33 @@ from omniaudio.lm.cross_entropy import chunked_cross_entropy
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
 
-SUPPORTED = ("qwen2", "llama")
-"""Model types whose layers are laid out as this file expects."""
+WITHOUT_MEANING = frozenset(
+    {
+        *(
+            "architectures",
+            "attn_implementation",
+            "dtype",
+            "initializer_range",
+            "name_or_path",
+            "pretraining_tp",
+        ),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "chunk_size_feed_forward", "transformers_version"),
+        *("vocab_size", "max_position_embeddings", "use_cache", "attention_dropout", "problem_type"),
+        *(
+            "sliding_window",
+            "max_window_layers",
+            "id2label",
+            "label2id",
+            "return_dict",
+            "output_hidden_states",
+        ),
+    }
+)
+"""Entries of a transformers config that do not change what the layers compute (the vocabulary has its own check)."""
 
 
 class CausalBackbone(nn.Module):
-    """Text model with named parts: ``embed_tokens``, ``layers``, ``norm``, ``lm_head``.
+    """Text model with named parts: ``embed_tokens``, ``layers``, ``norm``, ``lm_head``; the layers are Qwen2's.
 
     Defaults are the shape of Qwen2.5-7B (arXiv:2412.15115), the backbone of arXiv:2502.17239.
 
@@ -37,6 +59,8 @@ class CausalBackbone(nn.Module):
         pretrained: name on a model hub, or a local folder, to start from; the sizes above must be its
             sizes. A smaller vocabulary is extended (text ids never move).
     """
+
+    model_type: ClassVar[str] = "qwen2"
 
     def __init__(
         self,
@@ -54,33 +78,29 @@ class CausalBackbone(nn.Module):
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
-        from transformers import Qwen2Config, Qwen2ForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.recompute = recompute
-        sizes: dict[str, Any] = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_kv_heads,
-            "intermediate_size": ffn_size,
-            "tie_word_embeddings": tie_embeddings,
-        }
+        config = AutoConfig.for_model(
+            self.model_type,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_kv_heads,
+            intermediate_size=ffn_size,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            rms_norm_eps=rms_norm_eps,
+            tie_word_embeddings=tie_embeddings,
+            max_position_embeddings=max_positions,
+            pad_token_id=None,
+        )
+        model: Any
         if pretrained is None:
-            config = Qwen2Config(
-                vocab_size=vocab_size,
-                rms_norm_eps=rms_norm_eps,
-                max_position_embeddings=max_positions,
-                rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-                pad_token_id=None,
-                attn_implementation=register(),
-                **sizes,
-            )
-            model: Any = Qwen2ForCausalLM(config)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
         else:
-            model = _load(
-                pretrained, {**sizes, "rope_theta": rope_theta, "rms_norm_eps": rms_norm_eps}, vocab_size
-            )
+            model = _load(pretrained, config)
         self.config: PreTrainedConfig = model.config
         self.embed_tokens: nn.Embedding = model.model.embed_tokens
         self.layers: nn.ModuleList = model.model.layers
@@ -134,32 +154,52 @@ class CausalBackbone(nn.Module):
         return self.norm(hidden_1LD)
 
 
-def _load(pretrained: str, sizes: dict[str, Any], vocab_size: int) -> Any:
-    """A pretrained model of just these sizes, its vocabulary extended to ``vocab_size``."""
+class LlamaBackbone(CausalBackbone):
+    """The same around Llama's layers, whose attention has no biases: Llama, SmolLM2, TinyLlama and their kin."""
+
+    model_type = "llama"
+
+
+def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
+    """A pretrained model that computes what ``ours`` says, its vocabulary extended to that of ``ours``."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(pretrained)
+        theirs = AutoConfig.from_pretrained(pretrained)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"backbone.pretrained: cannot read {pretrained!r} ({reason})") from error
-    if config.model_type not in SUPPORTED or getattr(config, "use_sliding_window", False):
+    if theirs.model_type != ours.model_type:
+        known = {kind.model_type: kind.__name__ for kind in (CausalBackbone, LlamaBackbone)}
+        advice = f"set backbone._target_ to omniaudio.lm.backbone.{known.get(theirs.model_type)}"
         raise UserError(
-            f"backbone.pretrained: {pretrained} is a {config.model_type!r}; can be {', '.join(SUPPORTED)}"
+            f"backbone.pretrained: {pretrained} is a {theirs.model_type!r}, the config says {ours.model_type!r}; "
+            + (advice if theirs.model_type in known else f"can be {', '.join(known)}")
         )
-    theirs = {name: getattr(config, name, None) for name in sizes}
-    theirs["rope_theta"] = config.rope_parameters["rope_theta"]
+    wanted, found = ours.to_dict(), theirs.to_dict()
     wrong = [
-        f"{name} {theirs[name]} there, {ours} here" for name, ours in sizes.items() if theirs[name] != ours
+        f"{name} {found.get(name)} there, {value} here"
+        for name, value in wanted.items()
+        if name not in WITHOUT_MEANING and not name.startswith("_") and not _equal(found.get(name), value)
     ]
-    if config.vocab_size > vocab_size:
-        wrong.append(f"vocab_size {config.vocab_size} there, {vocab_size} here (may be larger, not smaller)")
+    rows = ours.vocab_size
+    if theirs.vocab_size > rows:
+        wrong.append(f"vocab_size {theirs.vocab_size} there, {rows} here (may be larger, not smaller)")
     if wrong:
         raise UserError(f"backbone.pretrained: {pretrained} has other sizes: {'; '.join(wrong)}")
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         pretrained, dtype=torch.float32, attn_implementation=register()
     )
-    if config.vocab_size < vocab_size:
-        print(f"backbone: vocabulary of {pretrained} extended from {config.vocab_size} to {vocab_size} rows")
-        model.resize_token_embeddings(vocab_size, mean_resizing=True)
+    if theirs.vocab_size < rows:
+        print(f"backbone: vocabulary of {pretrained} extended from {theirs.vocab_size} to {rows} rows")
+        model.resize_token_embeddings(rows, mean_resizing=True)
     return model
+
+
+def _equal(theirs: Any, ours: Any) -> bool:
+    """Equal values; numbers may differ as much as single precision stores them."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return all(_equal(theirs.get(name), value) for name, value in ours.items())
+    if isinstance(ours, float) and isinstance(theirs, (int, float)):
+        return math.isclose(theirs, ours, rel_tol=1e-6)
+    return bool(theirs == ours)

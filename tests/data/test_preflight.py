@@ -57,6 +57,11 @@ def test_hours_padding_and_epochs_of_clips(folder):
     assert "s of audio>" in page
 
 
+def test_a_stage_without_steps_reads_no_data(folder):
+    texts = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "texts.txt", 16, seed=0)
+    assert "max_steps=0: no data is read" in told(texts, max_steps=0)
+
+
 def test_shares_epochs_and_samples_of_documents(folder):
     mixture = Mixture(weights={"asr": 3, "tts": 1, "text": 1})
     source = DocumentSteps(

@@ -86,6 +86,20 @@ def test_any_size_at_true_length_is_transformers_at_that_length(
         torch.testing.assert_close(hidden_BTD, encoder(mel_BMT).last_hidden_state, atol=1e-4, rtol=1e-4)
 
 
+def test_a_skip_connection_adds_the_frames_before_the_layers(checkpoint: Path) -> None:
+    plain = WhisperEncoder(**SIZES, pretrained=str(checkpoint)).eval()
+    skipping = WhisperEncoder(**SIZES, pretrained=str(checkpoint), stem_skip=True).eval()
+    assert skipping.skip is not None
+    mel_BMT, lengths = torch.randn(2, 8, 30), torch.tensor([30, 17])
+    entering: list[torch.Tensor] = []
+    skipping.layers[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    with torch.no_grad():
+        expected = plain(mel_BMT, lengths)[0][1, :9]
+        found = skipping(mel_BMT, lengths)[0]
+        torch.testing.assert_close(found[1, :9], expected + skipping.skip(entering[0][1, :9]))
+    assert not found[1, 9:].any(), "padding stays silent"
+
+
 def test_a_pretrained_model_is_not_fetched_for_its_shape(tmp_path: Path) -> None:
     with torch.device("meta"):
         encoder = WhisperEncoder(**SIZES, pretrained=str(tmp_path / "nothing"))

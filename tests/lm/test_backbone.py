@@ -1,12 +1,21 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from omniaudio.errors import UserError
-from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.lm.backbone import CausalBackbone, LlamaBackbone
 from omniaudio.types import NO_LABEL
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24}
+THEIR_SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+}
 
 
 @pytest.fixture
@@ -63,9 +72,7 @@ def test_recompute_changes_memory_only(backbone):
 def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Qwen2Config(vocab_size=40, intermediate_size=24, **sizes)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
+    config = Qwen2Config(**THEIR_SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
     model = Qwen2ForCausalLM(config)
     model.save_pretrained(tmp_path)
     ours = CausalBackbone(50, **SIZES, pretrained=str(tmp_path))
@@ -79,6 +86,49 @@ def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
         CausalBackbone(50, **{**SIZES, "num_layers": 3}, pretrained=str(tmp_path))
     with pytest.raises(UserError, match=r"backbone\.pretrained: cannot read"):
         CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "nothing"))
+
+
+def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path):
+    """Later stages read the weights from a folder of ours, where nothing names the published model."""
+    llama = LlamaConfig(**THEIR_SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    model = LlamaForCausalLM(llama).eval()
+    model.save_pretrained(tmp_path)
+    ours = LlamaBackbone(50, **SIZES, pretrained=str(tmp_path))
+    again = LlamaBackbone(50, **SIZES).eval()
+    again.load_state_dict(ours.state_dict())
+    ids = torch.randint(40, (7,))
+    with torch.no_grad():
+        hidden_LD = again(again.embed_text(ids), [7])
+        assert_close(again.lm_head(hidden_LD)[:, :40], model(ids[None]).logits[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attention_bias": True}, "attention_bias True there, False here"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters"),
+        ({"head_dim": 8}, "head_dim 8 there, 4 here"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu there, silu here"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_pretrained_model_that_computes_otherwise_is_refused(tmp_path, changes, words):
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    LlamaForCausalLM(LlamaConfig(**{**THEIR_SIZES, **rope, **changes})).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=words):
+        LlamaBackbone(50, **SIZES, pretrained=str(tmp_path))
+
+
+def test_the_class_for_another_kind_of_model_is_named(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**THEIR_SIZES)).save_pretrained(tmp_path / "llama")
+    with pytest.raises(UserError, match=r"is a 'llama'.* set backbone\._target_ to .*LlamaBackbone"):
+        CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "llama"))
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    with pytest.raises(UserError, match="is a 'gpt2'.* can be qwen2, llama"):
+        CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "gpt2"))
 
 
 def test_tied_head_shares_its_weight():
