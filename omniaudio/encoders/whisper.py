@@ -110,8 +110,9 @@ def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
             f"encoder.pretrained: {name!r} is no Whisper checkpoint ({str(error).splitlines()[0]}); give a "
             "folder with config.json and model.safetensors, a name on the hub, or null"
         ) from error
-    state = {_our_name(key): value for key, value in theirs.items()}
-    ours = {key: value for key, value in encoder.state_dict().items() if not key.startswith("skip.")}
+    ours = encoder.state_dict()
+    state = {key: value for key, value in ours.items() if key.startswith("skip.")}  # which no Whisper has
+    state |= {_our_name(key): value for key, value in theirs.items()}
     problems = [f"{key} is missing" for key in ours if key not in state]
     problems += [f"{key} is not used" for key in state if key not in ours]
     problems += [
@@ -124,7 +125,7 @@ def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
             f"encoder.pretrained: {name!r} does not fit the encoder config: {'; '.join(problems[:8])}"
             + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         )
-    encoder.load_state_dict(state, strict=False)  # a skip connection, if there is one, is not Whisper's
+    encoder.load_state_dict(state)
 
 
 def _our_name(key: str) -> str:
