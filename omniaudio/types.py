@@ -38,6 +38,7 @@ class Utterance:
     response: str = ""  # what was said to it
     continuation: str = ""  # text of the clip that follows in the same passage
     translation: str = ""  # in English
+    chat: str = ""  # its place in a chat, as json: omniaudio.data.chats
     start_sec: float = 0.0  # where it lies in the file
     channel: int = -1  # of the file; -1: its only one, or the mean of all
 

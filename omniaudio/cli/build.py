@@ -83,6 +83,9 @@ def summary(report: dict[str, Any]) -> str:
         if f"{split}/segments" in written:
             hours = written[f"{split}/milliseconds"] / 3.6e6
             lines.append(f"  {split}: {written[f'{split}/segments']:,} segments, {hours:.2f} h")
+    if report["chats"]:
+        chats = ", ".join(f"{number:,} {kind}" for kind, number in report["chats"].items())
+        lines.append(f"  chats: {chats}")
     lines.append(
         f"  {report['num_speakers']:,} voices; {report['num_unspoken']:,} texts without speech (unspoken.jsonl)"
     )

@@ -85,6 +85,9 @@ def summary(report: dict[str, Any]) -> str:
     lines.append(
         f"  {report['num_good']} of {report['num_items']} recordings are good, {total_min:.1f} min in all"
     )
+    if "chats" in report:
+        chats = ", ".join(f"{number} {kind}" for kind, number in report["chats"].items())
+        lines.append(f"  chats: {chats}")
     for title in ("bad", "left_out"):
         reasons = ", ".join(f"{reason} {count}" for reason, count in report[title].items())
         lines.append(f"  {title.replace('_', ' ')}: {reasons or 'none'}")

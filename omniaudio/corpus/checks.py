@@ -82,6 +82,8 @@ class Checks:
         return resample(wav_CN.mean(axis=0), rate_hz, self.sample_rate_hz)
 
     def _text_fault(self, item: RawItem) -> Finding | None:
+        if item.wordless:
+            return None
         if item.text is None:
             return Finding("missing transcript")
         if not normalise_text(item.text[: self.max_text_chars], item.language):
@@ -118,6 +120,8 @@ class Checks:
         return None
 
     def _pace_fault(self, item: RawItem, duration_sec: float) -> tuple[str | None, str]:
+        if item.wordless:
+            return None, ""
         pace = len(normalise_text(item.text or "", item.language)) / duration_sec
         if not self.min_chars_per_sec <= pace <= self.max_chars_per_sec:
             allowed = f"{self.min_chars_per_sec} to {self.max_chars_per_sec}"

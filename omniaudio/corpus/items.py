@@ -29,6 +29,12 @@ class RawItem:
     response: tuple[str, ...] = ()  # what was said to it, clip by clip
     continuation: str = ""  # the text of the clip that follows in the same passage
     translation: str = ""  # in English
+    chat: str = ""  # its place in a chat, as json: omniaudio.data.chats
+
+    @property
+    def wordless(self) -> bool:
+        """Something heard in a chat, of which nobody wrote down the words."""
+        return bool(self.chat) and self.text == ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
-MORE = ("corpus", "continuation", "translation")
+MORE = ("corpus", "continuation", "translation", "chat")
 TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 """Names of the column with the words in a Hugging Face audio folder, in the order of preference."""
 
 
-class _Listed:
+class Listed:
     """Recordings that one or several files list.
 
     Args:
@@ -69,16 +69,16 @@ class _Listed:
         raise NotImplementedError
 
 
-class LhotseCuts(_Listed):
+class LhotseCuts(Listed):
     """Cuts of Lhotse (``cuts.jsonl`` or ``.jsonl.gz``), each with one supervision that covers it.
 
-    Audio of files is read; features and commands are not. See ``_Listed`` for the arguments.
+    Audio of files is read; features and commands are not. See ``Listed`` for the arguments.
     """
 
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
-        field = _Fields(line, where)
+        field = Fields(line, where)
         name = field("id", str)
-        recording = _Fields(field("recording", dict), f"{where}: recording")
+        recording = Fields(field("recording", dict), f"{where}: recording")
         sources = recording("sources", list)
         if not sources or not isinstance(sources[0], dict) or sources[0].get("type") != "file":
             yield LeftOut(name=name, reason="cut whose recording is no file")
@@ -89,7 +89,7 @@ class LhotseCuts(_Listed):
                 name=name, reason=f"cut with {'no' if not supervisions else 'several'} supervisions"
             )
             return
-        told = _Fields(supervisions[0], f"{where}: supervision")
+        told = Fields(supervisions[0], f"{where}: supervision")
         custom = told("custom", dict, None) or {}
         channel = field("channel", int | list, 0)
         whole = len(sources) == 1 and len(sources[0].get("channels", [0])) == 1
@@ -107,11 +107,11 @@ class LhotseCuts(_Listed):
         )
 
 
-class NemoManifest(_Listed):
-    """A manifest of NeMo: ``audio_filepath``, ``duration``, ``text``, ``offset``. See ``_Listed`` for the arguments."""
+class NemoManifest(Listed):
+    """A manifest of NeMo: ``audio_filepath``, ``duration``, ``text``, ``offset``. See ``Listed`` for the arguments."""
 
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
-        field = _Fields(line, where)
+        field = Fields(line, where)
         path = field("audio_filepath", str)
         offset = float(field("offset", int | float, 0.0))
         duration = field("duration", int | float, None)
@@ -133,13 +133,13 @@ class NemoManifest(_Listed):
         )
 
 
-class HuggingFaceFolder(_Listed):
+class HuggingFaceFolder(Listed):
     """An audio folder of Hugging Face: recordings with ``metadata.csv`` or ``metadata.jsonl``, in splits or not.
 
     Args:
         folder: with the metadata; or with folders ``train``, ``validation`` and ``test`` of which each has them.
         text_column: with the words; null takes the first of transcription, text, sentence, transcript.
-        language, name, licence: see ``_Listed``.
+        language, name, licence: see ``Listed``.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class HuggingFaceFolder(_Listed):
             raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
 
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
-        field = _Fields(line, where)
+        field = Fields(line, where)
         column = self.text_column or next((name for name in TEXT_COLUMNS if name in line), None)
         if column is None or column not in line:
             raise UserError(
@@ -268,7 +268,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 REQUIRED = object()
 
 
-class _Fields:
+class Fields:
     """Fields of an object by name, of the type that is expected."""
 
     def __init__(self, found: Any, where: str) -> None:
@@ -288,7 +288,7 @@ class _Fields:
 
 def _more(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Facts beyond those that the format has a field for."""
-    field = _Fields(dict(found), where)
+    field = Fields(dict(found), where)
     facts = {name: field(name, str, "") for name in MORE}
     response = field("response", str, "")
     band = str(field("band_hz", int | float | str, 0) or 0)

@@ -1,7 +1,7 @@
 """Kaldi data directories, both ways.
 
 Read are ``wav.scp``, ``text``, ``segments``, ``utt2spk``, ``utt2lang``, and a file ``utt2<fact>`` for each further fact
-of an utterance (response, continuation, translation, corpus, band_hz, channel). Written is the same.
+of an utterance (response, continuation, translation, chat, corpus, band_hz, channel). Written is the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
-TEXT_FACTS = ("continuation", "translation", "corpus")
+TEXT_FACTS = ("continuation", "translation", "corpus", "chat")
 """Facts that are one text in a recording and in an utterance."""
 
 

@@ -29,6 +29,7 @@ from omniaudio.corpus.manifest import write_manifest
 from omniaudio.corpus.split import SPLITS, check_fractions, split_of
 from omniaudio.corpus.texts import TextSource
 from omniaudio.corpus.workers import Workers
+from omniaudio.data.chats import chat_facts, count_chats
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors, write_whole
@@ -117,8 +118,9 @@ def prepare(corpus: Corpus, folder: str | Path, plan: Plan) -> dict[str, Any]:
 def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict[str, Any]:
     inventory = corpus.inventory(folder / "raw")
     findings = list(workers.map(plan.checks.check, inventory.items, "Checking recordings"))
+    chats = _chats(inventory)
     splits = [
-        (item.split or split_of(item.text or "", item.language, plan.split))
+        (item.split or split_of(chats.get(_passage(item), item.text or ""), item.language, plan.split))
         if finding.reason is None
         else None
         for item, finding in zip(inventory.items, findings, strict=True)
@@ -149,6 +151,20 @@ def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict
     return report
 
 
+def _passage(item: RawItem) -> str:
+    """The chat of which an item is a part; empty for none."""
+    return str(chat_facts(item.chat, item.key)["passage"]) if item.chat else ""
+
+
+def _chats(inventory: Inventory) -> dict[str, str]:
+    """What is said in every chat: a chat is in one split."""
+    said: dict[str, list[str]] = {}
+    for item in inventory.items:
+        if item.chat:
+            said.setdefault(_passage(item), []).append(item.text or "")
+    return {passage: " ".join(texts).strip() or passage for passage, texts in said.items()}
+
+
 def _flac(checks: Checks, item: RawItem) -> tuple[bytes, int]:
     wav_N = checks.load(item)
     return encode_audio(wav_N, checks.sample_rate_hz), len(wav_N)
@@ -161,7 +177,9 @@ def _write_shards(
         facts = dataclasses.asdict(utterance)
         if not utterance.band_hz and utterance.sample_rate_hz < sample_rate_hz:
             facts["band_hz"] = utterance.sample_rate_hz // 2
-        for name in (*PLACE, *(name for name in OPTIONAL if not facts[name])):
+        if utterance.chat:
+            facts |= chat_facts(utterance.chat, utterance.key)
+        for name in (*PLACE, "chat", *(name for name in OPTIONAL if not facts[name])):
             del facts[name]
         facts |= {"sample_rate_hz": sample_rate_hz, "num_samples": num_samples}
         writer.write(utterance.key, {"flac": flac}, facts)
@@ -184,6 +202,7 @@ def _utterance(item: RawItem, finding: Finding, corpus_name: str, manifest: Path
         response=" ".join(item.response),
         continuation=item.continuation,
         translation=item.translation,
+        chat=item.chat,
         start_sec=item.start_sec,
         channel=-1 if item.channel is None else item.channel,
     )
@@ -233,9 +252,15 @@ def _report(inventory: Inventory, findings: list[Finding], splits: list[str | No
             duration_sec = finding.num_samples / finding.sample_rate_hz
             seconds.setdefault(item.language, Counter())[split] += duration_sec  # type: ignore[assignment]
     hours = {lang: {split: round(s / 3600, 4) for split, s in by.items()} for lang, by in seconds.items()}
+    chats = [
+        {**chat_facts(item.chat, item.key), "text": item.text, "language": item.language}
+        for item, finding in pairs
+        if item.chat and not finding.reason
+    ]
     return {
         "num_items": len(pairs),
         "num_good": len(pairs) - len(bad),
+        **({"chats": count_chats(chats)} if chats else {}),
         "bad": _counts(finding.reason or "" for _, finding in bad),
         "left_out": _counts(entry.reason for entry in inventory.left_out),
         "clips": clips,

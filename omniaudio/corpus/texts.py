@@ -45,20 +45,10 @@ class ChitchatTexts:
         self.max_words = max_words
 
     def texts(self) -> list[str]:
-        package = find_spec("chitchat_dataset")
-        if package is None or package.origin is None:
-            raise UserError(
-                "text_source=chitchat needs the package chitchat-dataset: pip install chitchat-dataset"
-            )
-        path = Path(package.origin).with_name("dataset.json")
-        conversations = json.loads(path.read_text("utf-8"))
-        return limit_words((_document(conversations[key]) for key in sorted(conversations)), self.max_words)
+        return limit_words(map(_document, chitchat_conversations()), self.max_words)
 
     def attribution(self) -> str:
-        return (
-            "Chit-chat dataset (chitchat-dataset on PyPI, https://github.com/BYU-PCCL/chitchat-dataset), "
-            "Copyright 2019 Perception, Control and Cognition Lab; MIT"
-        )
+        return chitchat_attribution()
 
 
 class TextFile:
@@ -83,6 +73,23 @@ class TextFile:
 
     def attribution(self) -> str:
         return f"Texts of {self.path.name}: the user's own."
+
+
+def chitchat_conversations() -> list[dict[str, Any]]:
+    """What the package ``chitchat-dataset`` holds, in a fixed order."""
+    package = find_spec("chitchat_dataset")
+    if package is None or package.origin is None:
+        raise UserError("chitchat needs the package chitchat-dataset: pip install chitchat-dataset")
+    path = Path(package.origin).with_name("dataset.json")
+    conversations = json.loads(path.read_text("utf-8"))
+    return [conversations[key] for key in sorted(conversations)]
+
+
+def chitchat_attribution() -> str:
+    return (
+        "Chit-chat dataset (chitchat-dataset on PyPI, https://github.com/BYU-PCCL/chitchat-dataset), "
+        "Copyright 2019 Perception, Control and Cognition Lab; MIT"
+    )
 
 
 def limit_words(texts: Iterable[str], max_words: int | None) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from omniaudio.data.chats import to_messages
 from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ShuffledWindows
 from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
@@ -29,7 +30,10 @@ Group = tuple[int, ...]
 
 JOINED = ("intlv", "itts", "sft_repeat")
 """Kinds whose documents may hold several clips: of one voice, or of one passage."""
+CHATS = ("sft_chat", "sft_chat_text")
+"""Kinds whose documents are the chats of the corpus: replies in text and speech, and in text alone."""
 KINDS = (
+    *CHATS,
     *ANSWERS,
     "tts",
     "audio",
@@ -107,6 +111,9 @@ class DocumentComposer:
         if kind == "text":
             return [(i,) for i in items.tolist()]
         items = items[self._fits(kind, corpus, items)]
+        if kind in CHATS:
+            chats = (self._chat(i) for i in items[np.asarray(self.reader.column("place")[items]) == 0].tolist())
+            return [chat for chat in chats if self._messages(kind, chat, self._frames)]
         if kind in JOINED:
             groups = [group for voice in self._voices(items) for group in self._joined(kind, voice, rng)]
         elif kind == "sft_continue":
@@ -137,6 +144,9 @@ class DocumentComposer:
         layouts, codes = form.layouts, form.codes
         if kind == "text":
             return layouts.text(f"text/{item_ids[0]}", self.encode(self.texts[item_ids[0]]))
+        if kind in CHATS:
+            name = str(self.reader.entries[item_ids[0]].facts["passage"])
+            return form.chat.document(self._messages(kind, item_ids, codes), kind, name)
         key = "+".join(self.reader.entries[i].key for i in item_ids)
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
         if kind in ANSWERS:
@@ -184,6 +194,10 @@ class DocumentComposer:
             heard, rest, spoken = audio, self._segment_text(item_ids[-1], 0), codes(item_ids[-1])
         return [heard], [rest, spoken] if rng.integers(2) else [rest]
 
+    def _messages(self, kind: str, item_ids: Sequence[int], codes: Callable[[int], Any]) -> list[Message]:
+        clips = ((self.reader.entries[i].facts, codes(i)) for i in item_ids)
+        return to_messages(clips, speech=kind == "sft_chat")
+
     def encode(self, text: str) -> list[int]:
         """Text to ids, remembered."""
         if text not in self._known_ids:
@@ -212,7 +226,7 @@ class DocumentComposer:
 
     def _fits(self, kind: str, corpus: str, items: np.ndarray) -> np.ndarray:
         """Which clips have what a kind needs, and are of a corpus if one is named."""
-        needed = "num_frames" if kind == "audio" else ANSWERS.get(kind, "text")
+        needed = "num_frames" if kind == "audio" else "role" if kind in CHATS else ANSWERS.get(kind, "text")
         fits = np.asarray(self.reader.column(needed)[items]) != 0
         if corpus:
             fits &= np.asarray(self.reader.column("corpus")[items]) == text_number(corpus)
@@ -223,6 +237,14 @@ class DocumentComposer:
         if kind not in KINDS:
             raise UserError(f"mixture.weights: unknown kind {kind!r}; one of {', '.join(KINDS)}")
         return len(self.texts) if kind == "text" else len(self.reader)
+
+    def _chat(self, first: int) -> Group:
+        """The clips of a chat, from its first on."""
+        passage = self.reader.column("passage")
+        last = first + 1
+        while last < len(self.reader) and passage[last] == passage[first]:
+            last += 1
+        return tuple(range(first, last))
 
     def _voices(self, items: np.ndarray) -> list[list[int]]:
         """Clips that may stand in one document: a passage's that follow each other, in its order, whoever speaks;

@@ -1,9 +1,11 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from omniaudio.corpus.kaldi import KaldiFolder, write_kaldi
+from omniaudio.data.chats import to_clips
 from omniaudio.errors import UserError
 from omniaudio.types import Utterance
 from tests.corpus.make_audio import RATE_HZ, tone, write_audio
@@ -15,6 +17,9 @@ TABLES = {
     "utt2spk": "u1 ann\nu2 bob\n",
     "utt2lang": "u2 it\n",
 }
+
+
+CHAT = json.dumps(to_clips([("system", ["Two  spaces\nand a line"]), ("user", [0])], "c")[0][1])
 
 
 def directory(folder, **changes):
@@ -86,6 +91,7 @@ def make_utterances(folder):
         Utterance(
             key="x/a-2", audio_path="../raw/a.wav", num_samples=20_000, text="two, ü", speaker="bob",
             start_sec=12_345 / RATE_HZ, band_hz=4000, response="yes.", continuation="three", translation="zwei",
+            chat=CHAT,
             **common,
         ),
         Utterance(
@@ -108,6 +114,7 @@ def check_round_trip(utterances, items, home):
             "corpus",
             "band_hz",
             "channel",
+            "chat",
             "continuation",
             "translation",
         ):

@@ -6,6 +6,7 @@ import pytest
 from omniaudio.corpus.asterisk import AsteriskSounds
 from omniaudio.corpus.folder import AudioFolder
 from omniaudio.corpus.manifest import read_manifest
+from omniaudio.corpus.messages import ChatMessages
 from omniaudio.corpus.prepare import Plan, fetch, is_prepared, prepare
 from omniaudio.corpus.split import SPLITS
 from omniaudio.corpus.texts import NoTexts, TextFile
@@ -176,3 +177,29 @@ def test_an_empty_split_is_named(tmp_path, make_plan):
     (tmp_path / "mine" / "a.txt").write_text("only one")
     with pytest.raises(UserError, match=r"split '(train|dev|test)' is empty; add recordings"):
         prepare(AudioFolder(str(tmp_path / "mine"), "en"), tmp_path / "data", make_plan())
+
+
+def test_a_chat_is_in_one_split_and_may_have_sounds_without_words(tmp_path, make_plan):
+    lines = []
+    for i in range(24):
+        parts = [{"type": "audio", "audio": f"q{i}.wav"}]
+        chat = [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": f"reply {i}", "audio": {"path": f"a{i}.wav"}},
+        ]
+        lines.append(json.dumps({"id": f"chat{i}", "messages": chat}) + "\n")
+        for name in "qa":
+            write_audio(tmp_path / "in" / f"{name}{i}.wav", tone(0.05 if (name, i) == ("a", 3) else 0.6))
+    (tmp_path / "in" / "chats.jsonl").write_text("".join(lines))
+    corpus = ChatMessages(str(tmp_path / "in" / "chats.jsonl"), "en", "chats")
+    report = prepare(corpus, tmp_path / "out", make_plan())
+    assert report["bad"] == {"too short": 1} and report["chats"] == {"whole": 23, "without a whole reply": 1}
+    split_of_chat = {}
+    for split in SPLITS:
+        for entry in ShardReader(tmp_path / "out" / "shards", split).entries:
+            split_of_chat.setdefault(entry.facts["passage"], set()).add(split)
+            assert "chat" not in entry.facts and entry.facts["turns"] == 2
+    assert len(split_of_chat) == 24 and all(len(splits) == 1 for splits in split_of_chat.values())
+    assert len(set.union(*split_of_chat.values())) == 3
+    again = read_manifest(tmp_path / "out" / "manifest" / "train.jsonl")[0]
+    assert json.loads(again.chat)["passage"] in split_of_chat

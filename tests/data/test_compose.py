@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from omniaudio.data.compose import KINDS, DocumentComposer, split_clip
+from omniaudio.data.chats import to_clips
+from omniaudio.data.compose import CHATS, KINDS, DocumentComposer, split_clip
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.errors import UserError
 from omniaudio.sequence.vocab import TokenSpace
@@ -25,6 +26,7 @@ def codes_of(i):
         np.uint16
     )
 
+OF_CLIPS = [kind for kind in KINDS if kind not in CHATS]
 
 @pytest.fixture(scope="module")
 def composer(tmp_path_factory):
@@ -47,7 +49,7 @@ def text_of(ids):
     return bytes(i for i in ids.tolist() if i < 256).decode()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_CLIPS)
 def test_lengths_are_known_without_reading(composer, kind):
     groups = items(composer, kind)
     assert groups
@@ -55,7 +57,7 @@ def test_lengths_are_known_without_reading(composer, kind):
         assert composer.num_tokens(kind, group, seed) == len(composer.compose(kind, group, seed))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_CLIPS)
 def test_every_clip_is_visited_once_an_epoch(composer, kind):
     groups = items(composer, kind)
     visited = [group[0] for group in groups] if kind == "sft_continue" else [i for g in groups for i in g]
@@ -64,7 +66,7 @@ def test_every_clip_is_visited_once_an_epoch(composer, kind):
     assert kind == "text" or items(composer, kind, 1) != groups
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_CLIPS)
 def test_same_seed_same_document(composer, kind):
     group = items(composer, kind)[0]
     first, again = (composer.compose(kind, group, 3) for _ in range(2))
@@ -99,6 +101,46 @@ def test_segments_of_a_passage_follow_each_other(tmp_path):
     assert any((0, 1, 2) in composer.groups("itts", 0, seed) for seed in range(8))
     pairs = composer.groups("sft_continue", 0, 0)
     assert sorted(pairs) == [(0, 1), (1, 2), (4, 5), (6, 7), (7, 6)], "nothing follows the last of a passage"
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """Two chats of two questions and a reply of two clips each; the second lost its last clip; a clip of none."""
+    said = [("user", [b"q1", "please"]), ("assistant", [b"a1", b"a2"]), ("user", [b"q2"]), ("assistant", [b"b1", b"b2"])]
+    clips = [(facts, sound.decode()) for sound, facts in [*to_clips(said, "one"), *to_clips(said, "two")[:-1]]]
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, (facts, text) in enumerate([({}, "alone"), *clips]):
+            frames = np.tile(np.array([i % 8, i % 4], np.uint16), (3, 1))
+            known = {"language": "en", "speaker": "s", "text": text, "num_frames": 3}
+            writer.write(f"c{i}", {"codes.npy": dump_npy(frames)}, {**known, **facts})
+    return DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE)
+
+
+def test_chats_are_documents_with_loss_on_whole_replies(chats):
+    assert chats.occurs("sft_chat", "")
+    groups = chats.groups("sft_chat", 0, 0)
+    assert sorted(groups) == [(1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11)]
+    whole = chats.compose("sft_chat", (1, 2, 3, 4, 5, 6), 0)
+    assert whole.key == "one" and text_of(whole.ids_L) == "q1 pleasea1 a2b1 b2".replace("q1", "")
+    assert whole.codes_LK[whole.ids_L == SPACE.audio_pad][:, 0].tolist() == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3 + [6] * 3
+    learned = whole.audio_label_LK[whole.audio_label_LK[:, 0] != NO_LABEL][:, 0].tolist()
+    assert learned == [2, 2, 2, 8, 3, 3, 3, 8, 5, 5, 5, 8, 6, 6, 6, 8], "no loss on what the user says"
+    assert text_of(whole.text_label_L[whole.text_label_L != NO_LABEL]) == "a1 a2b1 b2"
+    cut = chats.compose("sft_chat", (7, 8, 9, 10, 11), 0)
+    assert text_of(cut.text_label_L[cut.text_label_L != NO_LABEL]) == "a1 a2", "the second reply has a hole"
+
+
+def test_replies_in_text_alone_and_lengths_that_are_known_before(chats):
+    group = (1, 2, 3, 4, 5, 6)
+    written = chats.compose("sft_chat_text", group, 0)
+    assert (written.audio_label_LK == NO_LABEL).all() and SPACE.audiotext_start not in written.ids_L
+    assert text_of(written.text_label_L[written.text_label_L != NO_LABEL]) == "a1 a2b1 b2"
+    for kind in CHATS:
+        assert chats.num_tokens(kind, group, 0) == len(chats.compose(kind, group, 0))
+
+
+def test_a_corpus_without_chats_has_none(composer):
+    assert not composer.occurs("sft_chat", "") and composer.groups("sft_chat", 0, 0) == []
 
 
 def test_asr_holds_prompt_codes_and_transcript(composer):

@@ -18,7 +18,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from omniaudio.corpus.build.segment import Gate, Segment, Step
 from omniaudio.corpus.split import SPLITS, check_fractions, split_of
+from omniaudio.data.chats import OPTIONAL, count_chats
 from omniaudio.data.index import index_path, write_listing
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
@@ -81,6 +82,7 @@ class Pipeline:
             kept, left_out = self.process(source, report)
             good += kept
             refused += left_out
+        good, refused = _in_chats(good, refused)
         passages: dict[str, list[Segment]] = {}
         for segment in good:
             passages.setdefault(segment.passage, []).append(segment)
@@ -98,6 +100,21 @@ class Pipeline:
             self._write(home, name, [s for s in refused if s.goes_to == name and s.wav_N is not None], report)
         unspoken = [s for s in refused if s.goes_to == "tts" and s.wav_N is None]
         report.refuse(refused)
+        lost = {s.passage for s in refused if s.role} - passages.keys()
+        report.chats.update({"without a whole reply": len(lost)} if lost else {})
+        report.chats.update(
+            count_chats(
+                {
+                    **_chat_facts(s),
+                    "passage": s.passage,
+                    "place": s.place,
+                    "text": s.text,
+                    "language": s.language,
+                }
+                for s in good
+                if s.role
+            )
+        )
         told = {
             **report.told(),
             "texts": texts,
@@ -137,6 +154,7 @@ class Pipeline:
                     **{name: round(v, 4) for name, v in sorted(segment.scores.items()) if math.isfinite(v)},
                     **segment.facts,
                 }
+                facts |= _chat_facts(segment)
                 if segment.band_hz:
                     facts["band_hz"] = segment.band_hz
                 if segment.spoken and segment.spoken != segment.text:
@@ -145,6 +163,22 @@ class Pipeline:
                     facts |= {"fault": segment.fault, "heard": segment.heard}
                 report.wrote(split, segment)
                 writer.write(segment.key, {"flac": encode_audio(segment.wav_N, segment.rate_hz)}, facts)
+
+
+def _in_chats(good: list[Segment], refused: list[Segment]) -> tuple[list[Segment], list[Segment]]:
+    """The same, each knowing how many parts its message has in all."""
+    parts = Counter((s.passage, s.turn) for s in (*good, *refused))
+    parts.update((s.passage, turn) for s in (*good, *refused) for turn, _, _ in (*s.before, *s.after))
+    counted = [replace(s, turn_parts=parts[s.passage, s.turn]) if s.role else s for s in (*good, *refused)]
+    return counted[: len(good)], counted[len(good) :]
+
+
+def _chat_facts(segment: Segment) -> dict[str, Any]:
+    """What omniaudio.data.chats wants to know of a segment of a chat."""
+    if not segment.role:
+        return {}
+    written = {name: json.dumps(v, ensure_ascii=False) for name in OPTIONAL if (v := getattr(segment, name))}
+    return {name: getattr(segment, name) for name in ("role", "turn", "turns", "turn_parts")} | written
 
 
 class Report:
@@ -156,6 +190,7 @@ class Report:
         self.histograms = {name: [0] * BINS for name in self.gates}
         self.faults: Counter[str] = Counter()
         self.written: Counter[str] = Counter()  # 'train/segments', 'train/milliseconds'
+        self.chats: Counter[str] = Counter()
         self.speakers: set[str] = set()
 
     def values(self, name: str, values: Sequence[float]) -> None:
@@ -182,6 +217,7 @@ class Report:
             "histograms": self.histograms,
             "faults": dict(sorted(self.faults.items())),
             "written": dict(sorted(self.written.items())),
+            "chats": dict(sorted(self.chats.items())),
             "speakers": sorted(self.speakers),
         }
 
@@ -193,6 +229,7 @@ class Report:
             self.histograms[name] = (np.asarray(self.histograms[name]) + counts).tolist()
         self.faults.update(told["faults"])
         self.written.update(told["written"])
+        self.chats.update(told["chats"])
         self.speakers.update(told["speakers"])
 
 

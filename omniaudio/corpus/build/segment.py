@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from omniaudio.data.chats import Written
 from omniaudio.errors import UserError
 
 
@@ -32,6 +33,14 @@ class Segment:
     facts: dict[str, str] = field(
         default_factory=dict
     )  # what else is known: response, continuation, translation
+    role: str = ""  # in a chat: user or assistant
+    turn: int = 0  # message of the chat
+    turns: int = 0  # messages of the chat
+    turn_parts: int = 0  # segments and written parts of the message
+    before: tuple[
+        Written, ...
+    ] = ()  # what is only written: since the segment before, and behind the chat's last
+    after: tuple[Written, ...] = ()
     words: tuple[tuple[str, float, float], ...] = ()  # with start and end in seconds, where they were aligned
     scores: dict[str, float] = field(default_factory=dict)
     fault: str = ""  # the reason to leave it out

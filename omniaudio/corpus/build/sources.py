@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,8 @@ from omniaudio.corpus.build.segment import Segment
 from omniaudio.corpus.checks import audio_reason
 from omniaudio.corpus.items import Corpus, clean_key
 from omniaudio.corpus.texts import TextSource
+from omniaudio.corpus.written_chats import ChatSource
+from omniaudio.data.chats import Written
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_audio, resample
 
@@ -59,6 +61,49 @@ class Texts:
         return self.texts.attribution()
 
 
+class Chats:
+    """Every written chat is a passage; what some roles say is to be spoken.
+
+    Args:
+        chats: the chats.
+        language: ISO 639-1.
+        spoken: of user and assistant, those that are to get a voice.
+        max_chats: take so many; null takes all.
+    """
+
+    def __init__(
+        self, chats: ChatSource, language: str, spoken: Sequence[str], max_chats: int | None = None
+    ) -> None:
+        if not spoken or set(spoken) - {"user", "assistant"}:
+            raise UserError(f"pipeline.source.spoken: {list(spoken)} must be user, assistant, or both")
+        self.chats, self.language, self.spoken, self.max_chats = chats, language, tuple(spoken), max_chats
+
+    def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
+        for number, chat in enumerate(self.chats.chats()[: self.max_chats]):
+            yield {"key": f"chat-{number:07d}", "messages": chat}
+
+    def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
+        key, turns = source["key"], len(source["messages"])
+        found: list[Segment] = []
+        written: tuple[Written, ...] = ()
+        for turn, (role, text) in enumerate(source["messages"]):
+            if role not in self.spoken:
+                written = (*written, (turn, role, text))
+                continue
+            segment = Segment(
+                key=f"{key}/{len(found):04d}", passage=key, place=len(found), language=self.language, text=text,
+                role=role, turn=turn, turns=turns, before=written,
+            )  # fmt: skip
+            found.append(segment)
+            written = ()
+        if not found:
+            return [Segment(key=f"{key}/0000", passage=key).refused("chat without a message to speak")]
+        return [*found[:-1], replace(found[-1], after=written)]
+
+    def attribution(self) -> str:
+        return self.chats.attribution()
+
+
 class Recordings:
     """Every recording below a folder is a source.
 
@@ -96,24 +141,25 @@ class Dialogues:
 
     Args:
         corpus: fetched and listed as ``omniaudio prepare`` does.
-        passage: a pattern; what it matches at the beginning of a key names the passage.
+        passage: a pattern; what it matches at the beginning of a key names the passage. Other keys are refused.
+        turn: a pattern; recordings whose keys it matches alike are one message of a chat. Null makes no chats.
+        roles: speaker -> user or assistant; ``*`` stands for all others.
     """
 
-    def __init__(self, corpus: Corpus, passage: str) -> None:
-        self.corpus = corpus
-        try:
-            self.pattern = re.compile(passage)
-        except re.error as error:
-            raise UserError(f"pipeline.source.passage {passage!r}: not a pattern ({error})") from error
+    def __init__(
+        self, corpus: Corpus, passage: str, turn: str | None = None, roles: Mapping[str, str] | None = None
+    ) -> None:
+        self.corpus, self.roles = corpus, dict(roles or {})
+        self.pattern, self.turn = _pattern("passage", passage), _pattern("turn", turn) if turn else None
+        if wrong := sorted(set(self.roles.values()) - {"user", "assistant"}):
+            raise UserError(f"pipeline.source.roles: {wrong[0]!r} is no role; user or assistant")
 
     def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
         self.corpus.fetch(raw)
         passages: dict[str, list[dict[str, Any]]] = {}
         for item in sorted(self.corpus.inventory(raw.resolve()).items, key=lambda item: item.key):
             found = self.pattern.match(item.key)
-            if found is None:
-                continue
-            lines = passages.setdefault(found[0], [])
+            lines = passages.setdefault(found[0] if found else "", [])
             place = {"path": str(item.path), "start_sec": item.start_sec, "duration_sec": item.duration_sec}
             fact = {
                 "text": item.text,
@@ -125,14 +171,18 @@ class Dialogues:
                 "response": " ".join(item.response), "continuation": item.continuation,
                 "translation": item.translation,
             }  # fmt: skip
-            lines.append({**place, **fact, "channel": item.channel, "fault": item.fault, "more": more})
+            fault = item.fault or ("" if found else "in no passage")
+            turn = self.turn.match(item.key) if self.turn else None
+            told = {"channel": item.channel, "fault": fault, "turn": turn[0] if turn else item.key}
+            lines.append({**place, **fact, **told, "more": more})
         for name, lines in sorted(passages.items()):
-            yield {"key": f"{self.corpus.name}-{short_key(name)}", "lines": lines}
+            yield {"key": f"{self.corpus.name}-{short_key(name or 'rest')}", "lines": lines}
 
     def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
-        key = source["key"]
-        found = []
+        key, found = source["key"], []
+        names = list(dict.fromkeys(line["turn"] for line in source["lines"]))
         for place, line in enumerate(source["lines"]):
+            role = self.roles.get(line["speaker"], self.roles.get("*", "")) if self.turn else ""
             segment = Segment(
                 key=f"{key}/{place:04d}",
                 passage=key,
@@ -141,6 +191,9 @@ class Dialogues:
                 language=line["language"],
                 speaker=line["speaker"],
                 facts={name: text for name, text in line["more"].items() if text},
+                role=role,
+                turn=names.index(line["turn"]),
+                turns=len(names),
             )
             fault = line["fault"] or ("" if line["text"] else "missing transcript")
             found.append(segment.refused(fault) if fault else opened(segment, line))
@@ -148,6 +201,13 @@ class Dialogues:
 
     def attribution(self) -> str:
         return self.corpus.attribution()
+
+
+def _pattern(name: str, text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"pipeline.source.{name} {text!r}: not a pattern ({error})") from error
 
 
 def opened(segment: Segment, place: Mapping[str, Any], rate_hz: int = 16_000) -> Segment:

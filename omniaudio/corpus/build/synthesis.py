@@ -53,17 +53,20 @@ class SynthesisError(Exception):
 
 
 class Synthesise:
-    """Gives every segment a voice; one voice a passage, drawn by the passage's name.
+    """Gives every segment a voice; one voice a passage, or a role of a chat, drawn by their names.
 
     A segment that the engine does not speak goes to the set of texts that need a better one (tts).
 
     Args:
         engine: what speaks.
         sample_rate_hz: of the speech.
+        voices: role of a chat -> label of the voice that always says it.
     """
 
-    def __init__(self, engine: Engine, sample_rate_hz: int = 16_000) -> None:
-        self.engine, self.sample_rate_hz = engine, sample_rate_hz
+    def __init__(
+        self, engine: Engine, sample_rate_hz: int = 16_000, voices: Mapping[str, str] | None = None
+    ) -> None:
+        self.engine, self.sample_rate_hz, self.fixed = engine, sample_rate_hz, dict(voices or {})
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         return [self._spoken(segment) for segment in segments]
@@ -72,8 +75,7 @@ class Synthesise:
         voices = self.engine.voices(segment.language)
         if not voices:
             return segment.refused(f"synthesis: no voice for {segment.language!r}", "tts")
-        drawn = hashlib.sha256(segment.passage.encode()).digest()
-        voice = voices[int.from_bytes(drawn[:8], "big") % len(voices)]
+        voice = self._voice(segment, voices)
         try:
             wav_N = self.engine.speak(
                 segment.spoken or segment.text, voice, segment.language, self.sample_rate_hz
@@ -83,6 +85,22 @@ class Synthesise:
         if not len(wav_N) or not np.isfinite(wav_N).all() or not np.abs(wav_N).max() > 0:
             return segment.refused("synthesis: no sound", "tts")
         return replace(segment, wav_N=wav_N, rate_hz=self.sample_rate_hz, speaker=voice.label)
+
+    def _voice(self, segment: Segment, voices: Sequence[Voice]) -> Voice:
+        label = self.fixed.get(segment.role)
+        if label is None:
+            return _drawn(segment.passage + (f"/{segment.role}" if segment.role else ""), voices)
+        for voice in voices:
+            if voice.label == label:
+                return voice
+        known = ", ".join(voice.label for voice in voices[:3])
+        raise UserError(
+            f"synthesise.voices.{segment.role}: no voice {label!r} for {segment.language!r} ({known}, ...)"
+        )
+
+
+def _drawn(name: str, voices: Sequence[Voice]) -> Voice:
+    return voices[int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % len(voices)]
 
 
 ESPEAK_VOICES = {

@@ -33,9 +33,12 @@ class SplitText:
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         found: list[Segment] = []
         for segment in segments:
-            for text in self.split(segment.text, segment.language):
+            texts = self.split(segment.text, segment.language)
+            for i, text in enumerate(texts):
                 place = len(found)
-                found.append(replace(segment, key=f"{segment.passage}/{place:04d}", place=place, text=text))
+                part = replace(segment, key=f"{segment.passage}/{place:04d}", place=place, text=text)
+                before, after = segment.before if i == 0 else (), segment.after if i == len(texts) - 1 else ()
+                found.append(replace(part, before=before, after=after))
         return found
 
     def split(self, text: str, language: str) -> list[str]:

@@ -18,6 +18,9 @@ class Mumbler:
             for i, word in enumerate(source["words"])
         ]
 
+    def attribution(self):
+        return "mumbled"
+
 
 class Mumble:
     """Tones as loud as the word is long; "one" has no sound."""

@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from omniaudio.corpus.build.pipeline import Job, Pipeline, join, make_jobs
 from omniaudio.corpus.build.segment import Gate, Segment
+from omniaudio.data.chats import to_messages
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio
@@ -117,7 +119,7 @@ def test_a_job_that_is_done_stays_and_a_broken_one_is_done_again(tmp_path, monke
 
 
 def test_what_a_source_refuses_itself_is_counted(tmp_path):
-    class Broken:
+    class Broken(Mumbler):
         def __call__(self, source):
             return [Segment(key=f"{source['key']}/0", passage=source["key"]).refused("unreadable audio")]
 
@@ -141,3 +143,60 @@ def test_scores_do_not_overwrite_facts(tmp_path):
         e.facts["speaker"].startswith("v") and e.facts["voice_match"] == 0.5 for e in entries
     )
     assert np.isfinite([e.facts["start_sec"] for e in entries]).all()
+
+
+class Talk:
+    """A chat of two questions and two replies; the system speaks in writing."""
+
+    def __call__(self, source):
+        told = [
+            ("user", 1, "two"),
+            ("assistant", 2, source["reply"]),
+            ("assistant", 2, "two"),
+            ("user", 3, "two"),
+            ("assistant", 4, "two"),
+        ]
+        key = source["key"]
+        found = [
+            Segment(
+                key=f"{key}/{i:04d}",
+                passage=key,
+                place=i,
+                text=f"{word} {key}",
+                language="en",
+                role=role,
+                turn=turn,
+                turns=5,
+            )
+            for i, (role, turn, word) in enumerate(told)
+        ]
+        return [replace(found[0], before=((0, "system", "S"),)), *found[1:]]
+
+    def attribution(self):
+        return "talk"
+
+
+def test_chats_know_their_messages_and_what_is_left_of_them_is_counted(tmp_path):
+    pipeline = Pipeline(
+        Talk(), {"mumble": Mumble(), "loud": Gate("level", most=0.65, goes_to="asr")}, FRACTIONS, "c"
+    )
+    jobs = make_jobs([{"key": f"t{i}", "reply": "three" if i == 1 else "two"} for i in range(4)], 3)
+    for job in jobs:
+        pipeline.run(job, tmp_path)
+    report = join(tmp_path, jobs, pipeline)
+    assert report["chats"] == {"whole": 3, "without a whole reply": 1}
+    readers = [ShardReader(tmp_path / "shards", split) for split in FRACTIONS]
+    chats = {}
+    for reader in readers:
+        for entry in reader.entries:
+            chats.setdefault(entry.facts["passage"], []).append((entry.facts, entry.key))
+    assert sorted(chats) == ["t0", "t1", "t2", "t3"]
+    assert [facts["turn_parts"] for facts, _ in chats["t1"]] == [1, 2, 1, 1]
+    assert to_messages(chats["t1"]) == []
+    assert to_messages(chats["t0"], speech=False) == [
+        {"role": "system", "content": ["S"]},
+        {"role": "user", "content": ["t0/0000"]},
+        {"role": "assistant", "content": ["two t0", " two t0"]},
+        {"role": "user", "content": ["t0/0003"]},
+        {"role": "assistant", "content": ["two t0"]},
+    ]

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from omniaudio.corpus.build.segment import Gate, Segment
+from omniaudio.errors import UserError
 
 
 def test_a_gate_tells_why_and_where_to():
@@ -13,7 +14,7 @@ def test_a_gate_tells_why_and_where_to():
 
 
 def test_a_score_that_no_step_gave_is_an_error():
-    with pytest.raises(KeyError):
+    with pytest.raises(UserError, match="no step before it gives this score"):
         Gate("mos", least=1)([Segment(key="a", passage="p")])
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omniaudio.corpus.build.sources import Dialogues, Recordings, Texts, short_key
+from omniaudio.corpus.build.sources import Chats, Dialogues, Recordings, Texts, short_key
 from omniaudio.corpus.folder import AudioFolder
 from omniaudio.corpus.items import Inventory, RawItem
 from omniaudio.corpus.texts import TextFile
@@ -62,6 +62,60 @@ def test_dialogues_are_passages_in_the_order_of_their_keys(tmp_path):
     assert all(s.duration_sec == 1.0 and s.speaker == "folder" for s in segments[:2])
     with pytest.raises(UserError, match="not a pattern"):
         Dialogues(AudioFolder(str(tmp_path), "en"), "[")
+
+
+def test_the_lines_of_a_dialogue_are_messages_of_a_chat(tmp_path):
+    keys = ["07a1J1", "07a1J2", "07a1P1", "07a2J1", "elsewhere"]
+    for key in keys:
+        write_audio(tmp_path / f"{key}.wav", tone(0.5))
+    speakers = dict(zip(keys, ["joe", "joe", "ada", "joe", "joe"], strict=True))
+
+    class Corpus:
+        name = "c"
+
+        def fetch(self, folder):
+            pass
+
+        def inventory(self, folder):
+            items = [
+                RawItem(key=k, path=tmp_path / f"{k}.wav", text=k, language="en", speaker=speakers[k])
+                for k in keys
+            ]
+            return Inventory(items)
+
+    source = Dialogues(Corpus(), "[0-9]{2}", turn="[0-9]{2}..[JP]", roles={"joe": "user", "*": "assistant"})
+    rest, lines = source.sources(tmp_path)
+    assert [(s.fault, s.key) for s in source(rest)] == [("in no passage", "c-rest/0000")]
+    told = [(s.role, s.turn, s.turns) for s in source(lines)]
+    assert told == [("user", 0, 3), ("user", 0, 3), ("assistant", 1, 3), ("user", 2, 3)]
+    with pytest.raises(UserError, match=r"roles: 'host' is no role"):
+        Dialogues(Corpus(), "[0-9]", turn=".", roles={"*": "host"})
+
+
+class FewChats:
+    def chats(self):
+        return [
+            [("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V"), ("assistant", "B")],
+            [("system", "only")],
+        ]
+
+    def attribution(self):
+        return "mine"
+
+
+def test_roles_that_are_not_spoken_stay_in_writing(tmp_path):
+    source = Chats(FewChats(), "en", ["user"])
+    first, second = map(source, source.sources(tmp_path))
+    assert [(s.key, s.text, s.turn, s.turns, s.before, s.after) for s in first] == [
+        ("chat-0000000/0000", "U", 1, 5, ((0, "system", "S"),), ()),
+        ("chat-0000000/0001", "V", 3, 5, ((2, "assistant", "A"),), ((4, "assistant", "B"),)),
+    ]
+    assert [s.fault for s in second] == ["chat without a message to speak"]
+    assert [
+        s.text for s in Chats(FewChats(), "en", ["user", "assistant"])(next(source.sources(tmp_path)))
+    ] == list("UAVB")
+    with pytest.raises(UserError, match=r"spoken: \['system'\] must be user"):
+        Chats(FewChats(), "en", ["system"])
 
 
 def test_a_channel_a_band_and_what_is_known_stay_with_a_line(tmp_path):

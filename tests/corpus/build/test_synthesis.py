@@ -125,3 +125,22 @@ def test_an_engine_over_http(engine):
         engine.speak("down", Voice("ann", {}), "en", 16_000)
     with pytest.raises(UserError, match="an address beginning with"):
         HttpEngine("file:///etc/passwd", [], {})
+
+
+def test_a_user_has_many_voices_and_an_assistant_one(espeak):
+    fixed = espeak.voices("en")[3].label
+    step = Synthesise(espeak, voices={"assistant": fixed})
+    spoken = step(
+        [
+            Segment(key=f"{p}/{i}", passage=p, language="en", text="yes", role=role)
+            for p in "abcdef"
+            for i, role in enumerate(["user", "assistant", "user"])
+        ]
+    )
+    assert {s.speaker for s in spoken if s.role == "assistant"} == {fixed}
+    of_users = {p: {s.speaker for s in spoken if s.passage == p and s.role == "user"} for p in "abcdef"}
+    assert all(len(voices) == 1 for voices in of_users.values()) and len(set.union(*of_users.values())) > 2
+    with pytest.raises(UserError, match=r"synthesise\.voices\.user: no voice 'nobody' for 'en'"):
+        Synthesise(espeak, voices={"user": "nobody"})(
+            [Segment(key="a/0", passage="a", language="en", text="a", role="user")]
+        )

@@ -85,3 +85,14 @@ def test_numbers_become_words_in_english_and_chinese():
     assert normalise.spoken("Costa 12 euro", "it") == "Costa 12 euro"
     (segment,) = normalise([Segment(key="a", passage="p", text="It is 3.", language="en")])
     assert (segment.text, segment.spoken) == ("It is 3.", "It is three.")
+
+
+def test_what_is_written_around_a_split_message_stays_at_its_ends():
+    before, after = ((0, "system", "S"),), ((2, "assistant", "A"),)
+    segment = Segment(
+        key="c/0000", passage="c", text="One two. Three four.", role="user", before=before, after=after
+    )
+    parts = SplitText(min_chars=0, max_chars=12)([segment])
+    assert [(part.text, part.before, part.after) for part in parts] == [
+        ("One two.", before, ()), ("Three four.", (), after),
+    ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""Chats in shards: every sound of a chat is a clip of its own, and its facts say what stands around it.
+
+A chat is a passage, its clips follow each other in one split, and each has the facts
+
+    passage, place   of which chat it is a part, and where among its sounds
+    role, turn       who says it, and in which message of the chat, from 0
+    turns            messages of the chat
+    turn_parts       sounds and texts of that message
+    before           json [[turn, role, text], ...]: what is only written, between the sound before it and this one
+    after            the same behind the last sound
+
+A message that lacks a part (a refused clip) ends its chat: nobody learns from a reply with a hole, or to a question
+that was not heard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omniaudio.errors import UserError
+from omniaudio.frontend.text import UNSPACED_LANGUAGES
+from omniaudio.sequence.chat import Message, Segment
+
+ROLES = ("system", "user", "assistant")
+FACTS = {"passage": str, "place": int, "role": str, "turn": int, "turns": int, "turn_parts": int, "before": str, "after": str}
+OPTIONAL = ("before", "after")
+
+Written = tuple[int, str, str]
+
+
+def to_clips(
+    messages: Sequence[tuple[str, Sequence[Any]]], passage: str
+) -> list[tuple[Any, dict[str, int | str]]]:
+    """A chat as sounds with their facts; empty if it has no sound.
+
+    Args:
+        messages: role and parts of every message; a part that is a str is a text, anything else a sound.
+        passage: name of the chat.
+    """
+    clips: list[tuple[Any, dict[str, int | str]]] = []
+    written: list[Written] = []
+    for turn, (role, parts) in enumerate(messages):
+        for part in parts:
+            if isinstance(part, str):
+                written.append((turn, role, part))
+                continue
+            facts: dict[str, int | str] = {
+                "passage": passage, "place": len(clips), "role": role,
+                "turn": turn, "turns": len(messages), "turn_parts": len(parts),
+            }  # fmt: skip
+            if written:
+                facts["before"] = json.dumps(written, ensure_ascii=False)
+            clips.append((part, facts))
+            written = []
+    if clips and written:
+        clips[-1][1]["after"] = json.dumps(written, ensure_ascii=False)
+    return clips
+
+
+def to_messages(clips: Iterable[tuple[Mapping[str, Any], Segment]], speech: bool = True) -> list[Message]:
+    """The chat that its clips, in their order, tell of, up to the last reply before a message that lacks a part.
+
+    Args:
+        clips: facts (those above, ``text`` and ``language``) and codes of every clip.
+        speech: replies are text and sound in turn; else their text alone. What users say is sound alone.
+
+    Returns:
+        messages that end with the assistant's; empty if no reply is whole.
+    """
+    messages: list[Message] = []
+    language = ""
+    for role, parts, language in _whole_turns(clips):
+        if not messages or messages[-1]["role"] != role:
+            messages.append({"role": role, "content": []})  # type: ignore[typeddict-item]
+        content = messages[-1]["content"]
+        assert isinstance(content, list)
+        for text, spoken in parts:
+            if spoken is None or role == "assistant":
+                content.append(_spaced(text, content, language))
+            if spoken is not None and (speech or role != "assistant"):
+                content.append(spoken)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    return messages
+
+
+def chat_facts(text: str, where: str) -> dict[str, int | str]:
+    """Facts of a clip from their json, as manifests keep them."""
+    try:
+        found = json.loads(text)
+        good = isinstance(found, dict) and {*FACTS} - {*OPTIONAL} <= {*found} <= {*FACTS}
+        good = good and all(isinstance(value, FACTS[name]) for name, value in found.items())
+        good = good and found["role"] in ROLES and found["turn"] >= 0 and found["turn_parts"] > 0
+        for name in OPTIONAL:
+            good = good and all(role in ROLES and isinstance(turn, int) for turn, role, _ in _written(found, name))
+    except (ValueError, TypeError):
+        good = False
+    if not good:
+        raise UserError(f"{where}: chat is {text[:80]!r}, expected json with {', '.join(FACTS)}")
+    return dict(found)
+
+
+def count_chats(clips: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Chats among clips, given by their facts: ``whole``, ``cut`` before their end, ``without a whole reply``."""
+    chats: dict[str, list[Mapping[str, Any]]] = {}
+    for facts in clips:
+        chats.setdefault(facts["passage"], []).append(facts)
+    counts: Counter[str] = Counter()
+    for parts in chats.values():
+        parts.sort(key=lambda facts: facts["place"])
+        turns = _whole_turns((facts, "a sound") for facts in parts)
+        replied = any(role == "assistant" for role, _, _ in turns)
+        whole = len(turns) == parts[0]["turns"]
+        counts["without a whole reply" if not replied else "whole" if whole else "cut"] += 1
+    return dict(counts)
+
+
+def _whole_turns(
+    clips: Iterable[tuple[Mapping[str, Any], Segment]],
+) -> list[tuple[str, list[tuple[str, Segment | None]], str]]:
+    """Role, parts (text, and sound if it has one) and language of every message, up to one that lacks a part."""
+    roles: dict[int, str] = {}
+    parts: dict[int, list[tuple[str, Segment | None]]] = {}
+    wanted: dict[int, int] = {}
+    language = ""
+    for facts, sound in clips:
+        language, own = facts["language"], facts["turn"]
+        roles[own], wanted[own] = facts["role"], facts["turn_parts"]
+        for turn, role, text in _written(facts, "before"):
+            roles[turn] = role
+            parts.setdefault(turn, []).append((text, None))
+        parts.setdefault(own, []).append((facts["text"], sound))
+        for turn, role, text in _written(facts, "after"):
+            roles[turn] = role
+            parts.setdefault(turn, []).append((text, None))
+    whole = []
+    for turn in range(len(parts)):
+        if turn not in parts or len(parts[turn]) != wanted.get(turn, len(parts[turn])):
+            break
+        whole.append((roles[turn], parts[turn], language))
+    return whole
+
+
+def _written(facts: Mapping[str, Any], name: str) -> list[Written]:
+    return [(turn, role, text) for turn, role, text in json.loads(facts.get(name) or "[]")]
+
+
+def _spaced(text: str, content: Sequence[Segment], language: str) -> str:
+    """With the space that parts it from what was said before in the same message."""
+    parted = not content or language in UNSPACED_LANGUAGES or text[:1].isspace()
+    return text if parted else f" {text}"

@@ -1,0 +1,91 @@
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from omniaudio.corpus.messages import ChatMessages
+from omniaudio.data.chats import chat_facts
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import decode_audio, encode_audio
+
+FLAC = encode_audio(np.full(1600, 0.1, np.float32), 16000)
+DATA = base64.b64encode(FLAC).decode()
+
+
+def corpus_of(tmp_path, *chats):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return ChatMessages(str(path), "en", "mine")
+
+
+def test_sounds_of_all_forms_with_what_stands_around_them(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "q.flac").write_bytes(FLAC)
+    content = [
+        {"type": "input_audio", "input_audio": {"data": DATA, "format": "flac"}, "transcript": "How are you"},
+        {"type": "audio", "audio": "a/q.flac"},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/flac;base64,{DATA}"}},
+        {"type": "text", "text": "Tell me."},
+    ]
+    chat = {
+        "id": "first one",
+        "language": "it",
+        "messages": [
+            {"role": "developer", "content": "You are brief."},
+            {"role": "user", "content": content, "name": "anna"},
+            {
+                "role": "assistant",
+                "content": None,
+                "audio": {"data": DATA, "format": "flac", "transcript": "Yes."},
+            },
+            {"role": "assistant", "content": "Indeed.", "audio": {"path": "a/q.flac"}},
+        ],
+    }
+    corpus = corpus_of(tmp_path, chat, {"messages": [{"role": "user", "content": "no sound"}]})
+    found = corpus.inventory(tmp_path / "raw")
+    assert [(entry.name, entry.reason) for entry in found.left_out] == [("mine-2", "chat without a sound")]
+    assert [item.text for item in found.items] == ["How are you", "", "", "Yes.", "Indeed."]
+    assert [item.wordless for item in found.items] == [False, True, True, False, False]
+    assert [item.speaker for item in found.items] == ["anna"] * 3 + ["assistant"] * 2
+    assert found.items[0].key == "first_one/0000" and found.items[0].language == "it"
+    for item in found.items:
+        assert decode_audio(item.path)[0].shape == (1, 1600)
+    first, last = (chat_facts(found.items[i].chat, "") for i in (0, -1))
+    assert json.loads(str(first["before"])) == [[0, "system", "You are brief."]]
+    assert (last["turn"], last["turns"], last["turn_parts"]) == (3, 4, 1)
+
+
+def test_a_reply_without_words_is_no_transcript(tmp_path):
+    chat = {"messages": [{"role": "assistant", "content": [{"type": "audio", "audio": "x.wav"}]}]}
+    (item,) = corpus_of(tmp_path, chat).inventory(tmp_path).items
+    assert item.text is None and not item.wordless
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "tool", "content": "x"}, "message 1 has the role 'tool', expected system"),
+        ({"role": "system", "content": "x"}, "message 1 has the role 'system'"),
+        ({"role": "user"}, "message 1: has neither content nor audio"),
+        ({"content": "x"}, "message 1: role is None, expected str"),
+        ({"role": "user", "content": [{"type": "image"}]}, "message 1, part 0: type 'image', expected text"),
+        (
+            {"role": "user", "content": [{"type": "audio", "audio": "https://a.b/c.wav"}]},
+            "is not on this machine",
+        ),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "input_audio", "input_audio": {"data": "%%", "format": "wav"}}],
+            },
+            "part 0: data is not base64",
+        ),
+        ({"role": "assistant", "audio": {"transcript": "x"}}, "message 1: audio: data is None, expected str"),
+    ],
+)
+def test_what_is_no_chat_is_named_by_its_place(tmp_path, message, words):
+    corpus = corpus_of(tmp_path, {"messages": [{"role": "user", "content": "x"}, message]})
+    with pytest.raises(UserError, match=r"chats\.jsonl:1: ") as error:
+        corpus.inventory(tmp_path)
+    assert words in str(error.value)
