@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from omniaudio.data.planning import ChapteredPlan, Lengths, ShuffledWindows, State
+from omniaudio.data.planning import ChapteredPlan, Lengths, ShuffledWindows, State, largest_first
 from omniaudio.errors import UserError
 
 CHAPTER_TOKENS = 1 << 17
@@ -122,7 +122,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
     Kinds take turns by their shares; within a kind every item is drawn before any is drawn again. The documents of
     a chapter go, the longest first, to the step with the most room: steps are full to a fraction of a percent. The
     few that find no room open the next chapter: nothing is lost. One that is longer than a step is left out and
-    counted.
+    counted. The very first step is the largest of its chapter.
 
     Args:
         catalogue: items and lengths.
@@ -176,7 +176,10 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
             "late": [[d.kind, list(d.item_ids), d.seed, d.num_tokens] for d in late],
             "streams": {kind: stream.state() for kind, stream in streams.items()},
         }
-        return [steps[i] for i in order], after
+        steps = [steps[i] for i in order]
+        if first == 0:
+            largest_first(steps, _size)
+        return steps, after
 
     def shares_at(self, step: int) -> dict[str, float]:
         """Share of positions that each kind is to have at a step; they sum to 1."""
@@ -293,6 +296,12 @@ def _share_out(
         heapq.heapreplace(heap, (used + documents[i].num_tokens, step))
     steps = [[documents[i] for i in sorted(step)] for step in chosen if step]
     return steps, [documents[i] for i in sorted(late)]
+
+
+def _size(step: Sequence[PlannedDocument]) -> tuple[int, int]:
+    """Positions in all, and of the longest document."""
+    lengths = [document.num_tokens for document in step]
+    return sum(lengths), max(lengths)
 
 
 def deal(documents: Sequence[PlannedDocument], part: int, num_parts: int) -> list[PlannedDocument]:

@@ -10,7 +10,7 @@ that a run at step 40,000 goes on without planning the steps before. No list of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -87,6 +87,13 @@ class ChapteredPlan(Generic[Item]):
         self._start, self._steps, self._state, self._after = start, [], state, state
 
 
+def largest_first(steps: list[list[Item]], size: Callable[[list[Item]], Any]) -> None:
+    """Let the largest step change places with the first: a training that lacks memory ends at once, not at night."""
+    if steps:
+        i = max(range(len(steps)), key=lambda i: size(steps[i]))
+        steps[0], steps[i] = steps[i], steps[0]
+
+
 class ShuffledWindows:
     """A random order of ``num_items``, window by window: blocks of neighbours from all over, shuffled together.
 
@@ -133,7 +140,8 @@ class Lengths(Protocol):
 
 
 class PooledPlan(ChapteredPlan[int]):
-    """Steps of similar-length items: shuffle, sort inside pools, cut by cost, shuffle the steps of a window.
+    """Steps of similar-length items: shuffle, sort inside pools, cut by cost, shuffle the steps of a window. The very
+    first step is the largest of its window.
 
     Args:
         lengths: of every item, in any unit (seconds).
@@ -184,6 +192,9 @@ class PooledPlan(ChapteredPlan[int]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, number, 1]).permutation(len(steps))
             steps = [steps[i] for i in order]
+        if self.shuffle and number == 0:
+            length_of = dict(zip(items.tolist(), lengths.tolist(), strict=True))
+            largest_first(steps, lambda step: (len(step) * length_of[step[0]], length_of[step[0]]))
         return steps, {"window": number + 1}
 
     def epoch(self, epoch: int) -> list[list[int]]:

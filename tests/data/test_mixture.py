@@ -153,3 +153,10 @@ def test_parts_are_the_step_and_cost_alike(num_parts):
     tokens = [sum(d.num_tokens for d in part) for part in parts]
     assert max(tokens) - min(tokens) <= 10
     assert all(deal(step[:1], part, num_parts) == step[:1] for part in range(num_parts)), "none is empty"
+
+
+def test_the_first_step_is_the_largest_of_its_chapter():
+    for seed in range(5):
+        mixture = plan(seed, tokens=43, odd=1)
+        sizes = [sum(d.num_tokens for d in mixture[step]) for step in range(mixture.steps_per_chapter)]
+        assert len(sizes) > 20 and sizes[0] == max(sizes) > min(sizes)

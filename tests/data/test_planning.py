@@ -116,3 +116,12 @@ def test_parts_share_a_step_and_are_never_empty(num_parts):
     parts = [share_of(items, part, num_parts) for part in range(num_parts)]
     assert sorted(itertools.chain(*parts)) == items
     assert all(share_of([5], part, num_parts) for part in range(num_parts))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_step_is_the_largest_of_its_window(seed):
+    lengths = np.random.default_rng(seed).uniform(1, 9, 3000)
+    plan = PooledPlan(lengths, 40, seed)
+    costs = [len(step) * lengths[step].max() for step in plan.epoch(0)]
+    assert costs[0] == max(costs) and costs[1:] != sorted(costs[1:], reverse=True)
+    assert sorted(i for step in plan.epoch(0) for i in step) == list(range(3000))
