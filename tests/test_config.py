@@ -29,6 +29,31 @@ def test_targets_outside_the_allowlist_are_refused(target):
         build({"x": {"_target_": target, "f": "a"}}, "model")
 
 
+@pytest.mark.parametrize(
+    "target", ["omniaudio.corpus.debian._run", "omniaudio._secret.run", "torch.nn._reduction.x"]
+)
+def test_private_targets_are_refused(target):
+    with pytest.raises(UserError, match="not allowed.*none is private"):
+        build({"_target_": target})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "omniaudio.files.write_whole",  # writes any file
+        "omniaudio.corpus.folder.AudioFolder",  # reads any folder
+        "omniaudio.frontend.vocabulary.make_vocabulary",  # a function, writes
+        "torch.optim.SGD",
+        "transformers.get_scheduler",
+    ],
+)
+def test_a_folder_of_weights_builds_nothing_but_parts(target):
+    node = {"layers": [{"_target_": target, "path": "x", "content": "y"}]}
+    with pytest.raises(UserError, match=r"layers\[0\]\._target_.*not allowed"):
+        build(node, _parts_only=True)
+    assert isinstance(build({"_target_": "torch.nn.ReLU"}, _parts_only=True), torch.nn.ReLU)
+
+
 def test_unknown_targets_and_arguments_name_their_place():
     with pytest.raises(UserError, match="a.b._target_.*does not exist"):
         build({"b": {"_target_": "torch.nn.Nothing"}}, "a")

@@ -12,10 +12,10 @@ import numpy as np
 from omniaudio.corpus.items import RawItem
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import decode_audio, resample
-from omniaudio.frontend.text import normalise_text
+from omniaudio.frontend.text import NOT_TEXT, normalise_text
 
 FULL_SCALE = 0.999
-NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, and what ends a line or paragraph
+SHORT_SEC, SHORT_SHARE = 0.1, 0.01  # what a recording may lack of its listed duration
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ class Checks:
             wav_CN, rate_hz = _decode(item)
         except UserError as error:
             return Finding(audio_reason(error), str(error))
+        there_sec = wav_CN.shape[1] / rate_hz
+        if item.duration_sec is not None and item.duration_sec - there_sec > max(
+            SHORT_SEC, SHORT_SHARE * there_sec
+        ):
+            return Finding(
+                "shorter than listed", f"{item.duration_sec:.2f} s listed, {there_sec:.2f} s there"
+            )
         expected_hz = item.sample_rate_hz or self.sample_rate_hz
         reason, detail = self._audio_fault(wav_CN, rate_hz, expected_hz) or self._pace_fault(
             item, wav_CN.shape[1] / rate_hz
@@ -131,7 +138,7 @@ class Checks:
 
 def audio_reason(error: UserError) -> str:
     """Why a recording could not be decoded, in the words of the reports."""
-    known = {"0 samples": "empty audio", "no such channel": "no such channel"}
+    known = {"0 samples": "empty audio", "no such channel": "no such channel", "cut off": "cut off"}
     return next((reason for words, reason in known.items() if words in str(error)), "unreadable audio")
 
 

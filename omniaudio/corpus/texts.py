@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from omniaudio.errors import UserError
+from omniaudio.frontend.text import NOT_TEXT
 
 
 @runtime_checkable
@@ -64,7 +66,7 @@ class TextFile:
 
     def texts(self) -> list[str]:
         try:
-            lines = self.path.read_text("utf-8-sig").splitlines()
+            lines = self.path.read_text("utf-8-sig").split("\n")  # splitlines() cuts at more
         except OSError as error:
             raise UserError(f"text_source.path {self.path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -93,11 +95,11 @@ def chitchat_attribution() -> str:
 
 
 def limit_words(texts: Iterable[str], max_words: int | None) -> list[str]:
-    """Texts with single spaces, without the empty ones, up to the one that passes ``max_words``."""
+    """Texts with single spaces, without control characters and empty ones, up to the one that passes ``max_words``."""
     kept: list[str] = []
     num_words = 0
     for text in texts:
-        words = text.split()
+        words = without_controls(text).split()
         if not words:
             continue
         if max_words is not None and num_words >= max_words:
@@ -105,6 +107,11 @@ def limit_words(texts: Iterable[str], max_words: int | None) -> list[str]:
         num_words += len(words)
         kept.append(" ".join(words))
     return kept
+
+
+def without_controls(text: str) -> str:
+    """With a space for every control character, lone surrogate, or end of a line or paragraph."""
+    return "".join(" " if unicodedata.category(char) in NOT_TEXT else char for char in text)
 
 
 def _document(conversation: dict[str, Any]) -> str:

@@ -308,7 +308,7 @@ def split_clip(
 def read_texts(path: str | Path) -> list[str]:
     """Documents of a file with one a line; empty lines are none."""
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8").split("\n")  # splitlines() cuts at more
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the texts ({error})") from error
     return [line.strip() for line in lines if line.strip()]

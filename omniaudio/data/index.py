@@ -208,6 +208,7 @@ class Listing:
             self.fingerprint: Fingerprint = dict(loaded["fingerprint"])
             self.kinds: dict[str, str] = {name: str(kind) for name, kind in loaded["columns"].items()}
             self.num_entries = int(loaded["num_entries"])
+            self.content = str(loaded["content"])
             self.dtypes = {name: DTYPES[kind] for name, kind in self.kinds.items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: broken listing ({error!r}); make the shards again") from error
@@ -242,6 +243,25 @@ class Listing:
         if not self.num_entries:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype, mode="r").view(np.ndarray)
+
+    def verify(self) -> None:
+        """Read all: the indexes are those of the listing, and the columns say what the indexes say."""
+        content, start = hashlib.sha256(), 0
+        for shard in self.shards:
+            path = index_path(self.folder / f"{shard.name}.tar")
+            _, places, lines = read_index(path)
+            content.update(path.read_bytes())
+            for name, values in _values(places, [line.facts for line in lines]).items():
+                column = self.column(name)[start : start + len(lines)]
+                if name not in self.kinds or not np.array_equal(column, values[1]):
+                    raise UserError(
+                        f"{columns_path(self.folder, self.split) / name}.bin: not what {path.name} says; "
+                        "make the shards again"
+                    )
+            start += len(lines)
+        if content.hexdigest() != self.content:
+            listed = list_path(self.folder, self.split).name
+            raise UserError(f"{self.folder}: the indexes of {self.split!r} are not those of {listed}; make the shards again")
 
     def shard_of(self, position: int) -> int:
         """The shard of a sample."""
@@ -308,17 +328,17 @@ class _ColumnWriter:
 
     def add(self, places: Sequence[int], facts: Sequence[Mapping[str, Any]], path: Path) -> None:
         """The samples of one shard."""
-        values: dict[str, np.ndarray] = {LINE: np.asarray(places, DTYPES[LINE])}
-        for i, mapping in enumerate(facts):
-            for name, kind, number in _numbers(mapping):
+        try:
+            values = _values(places, facts)
+            for name, (kind, _) in values.items():
                 if self.kinds.setdefault(name, kind) != kind:
-                    raise UserError(f"{path}: fact {name!r} is a {kind} here and a {self.kinds[name]} elsewhere")
-                if name not in values:
-                    values[name] = np.zeros(len(facts), DTYPES[kind])
-                values[name][i] = number
+                    raise UserError(f"fact {name!r} is a {kind} here and a {self.kinds[name]} elsewhere")
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         with user_os_errors(self.folder):
             for name, kind in self.kinds.items():
-                self._file(name, kind).write(values.get(name, np.zeros(len(facts), DTYPES[kind])).tobytes())
+                column = values[name][1] if name in values else np.zeros(len(facts), DTYPES[kind])
+                self._file(name, kind).write(column.tobytes())
         self.num_entries += len(facts)
 
     def _file(self, name: str, kind: str) -> Any:
@@ -326,6 +346,19 @@ class _ColumnWriter:
             self._files[name] = (self.folder / f"{name}.bin").open("wb")
             self._files[name].write(np.zeros(self.num_entries, DTYPES[kind]).tobytes())
         return self._files[name]
+
+
+def _values(places: Sequence[int], facts: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, np.ndarray]]:
+    """Kind and column of everything that the samples of a shard have."""
+    values = {LINE: (LINE, np.asarray(places, DTYPES[LINE]))}
+    for i, mapping in enumerate(facts):
+        for name, kind, number in _numbers(mapping):
+            if name not in values:
+                values[name] = kind, np.zeros(len(facts), DTYPES[kind])
+            if values[name][0] != kind:
+                raise UserError(f"fact {name!r} is a {kind} here and a {values[name][0]} elsewhere")
+            values[name][1][i] = number
+    return values
 
 
 def _numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:

@@ -55,8 +55,11 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; give the folder that `omniaudio export` made")
     config = _read_config(folder / CONFIG)
-    parts = {name: build(config["parts"][name], f"{folder / CONFIG} parts.{name}") for name in PARTS}
-    settings = build(config["dialogue"], "dialogue")
+    parts = {
+        name: build(config["parts"][name], f"{folder / CONFIG} parts.{name}", _parts_only=True)
+        for name in PARTS
+    }
+    settings = build(config["dialogue"], "dialogue", _parts_only=True)
     try:
         state = load_file(folder / WEIGHTS)
     except SafetensorError as error:

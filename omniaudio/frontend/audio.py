@@ -7,6 +7,7 @@ Shapes: N samples, C channels.
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from omniaudio.errors import UserError
 RAW_FORMATS = {".g722": "g722"}
 """Endings of streams without a header, and the format name that PyAV needs to read them."""
 
+STREAMED = 0x7FFFF000
+"""Sizes from here on are those of a WAV that was written before its length was known."""
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".g722")
 """Files that are taken for recordings."""
 
@@ -43,6 +46,7 @@ def decode_audio(
     name = _name(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise UserError(f"{name}: no such audio file")
+    _check_whole(source, name)
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
     part = (start_sec, duration_sec)
     wav_CN, rate_hz = _by_soundfile(source, suffix, *part) or _by_av(source, suffix, name, *part)
@@ -153,6 +157,23 @@ def _by_soundfile(
     except (soundfile.LibsndfileError, RuntimeError):
         return None
     return np.ascontiguousarray(wav_NC.T), int(rate_hz)
+
+
+def _check_whole(source: str | Path | bytes, name: str) -> None:
+    """A WAV whose head promises more sound than follows is a UserError: libraries read what there is."""
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return
+        while len(chunk := file.read(8)) == 8:
+            kind, size = struct.unpack("<4sI", chunk)
+            if kind == b"data":
+                begin = file.tell()
+                there = file.seek(0, io.SEEK_END) - begin
+                if there < size < STREAMED:
+                    raise UserError(f"{name}: cut off: {size} bytes of sound by its head, {there} are there")
+                return
+            file.seek(size + size % 2, io.SEEK_CUR)
 
 
 def _samples(start_sec: float, duration_sec: float | None, rate_hz: int) -> tuple[int, int | None]:

@@ -20,6 +20,8 @@ UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "km"})
 
 APOSTROPHES = frozenset("'\u2018\u2019\u02bc`\u00b4")
 NUM_BYTES = 256
+NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters that no text has: control, surrogate, and what ends a line or paragraph."""
 
 
 def normalise_text(text: str, language: str) -> str:

@@ -54,7 +54,7 @@ def load_module(folder: str | Path, device: str = "cpu") -> nn.Module:
     """Build the module that ``save_module`` wrote, with its weights, in eval mode."""
     path = Path(folder)
     config = yaml.safe_load(_existing(path, CONFIG).read_text())
-    module = cast(nn.Module, build(without_pretrained(config), str(path / CONFIG)))
+    module = cast(nn.Module, build(without_pretrained(config), str(path / CONFIG), _parts_only=True))
     load_weights(module, path)
     return module.to(device).eval()
 
