@@ -46,9 +46,9 @@ def item(path, **changes):
     return RawItem(**{**known, **changes})
 
 
-def write_clips(folder, seconds):
+def write_clips(folder, seconds, max_bytes=60_000):
     """A split of clips as long as told, in shards of a few."""
-    with ShardWriter(folder, "train", max_bytes=60_000) as writer:
+    with ShardWriter(folder, "train", max_bytes=max_bytes) as writer:
         for i, sec in enumerate(seconds):
             wav_N = np.random.default_rng(i).uniform(-0.3, 0.3, int(sec * RATE)).astype(np.float32)
             facts = {"sample_rate_hz": RATE, "num_samples": len(wav_N), "text": f"clip {i}", "language": "en"}
@@ -93,7 +93,7 @@ def test_uneven_data_never_hang_two_processes(shards, tmp_path):
 
 
 def test_fewer_shards_than_readers_work(tmp_path):
-    source = wave_steps(write_clips(tmp_path, [0.4] * 9), batch_sec=0.8, crop_sec=0.8)
+    source = wave_steps(write_clips(tmp_path, [0.4] * 9, max_bytes=1 << 30), batch_sec=0.8, crop_sec=0.8)
     assert len(source.reader.shards) == 1
     keys = [
         key
