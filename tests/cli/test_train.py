@@ -186,3 +186,30 @@ def test_a_file_in_the_way_is_one_line(tiny_chain, tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", *train_words("text_lm", tiny_data, tmp_path / "file")])
     assert stop.value.code in (2, 3) and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_published_llm_is_taken_as_it_is_and_read_by_later_stages(tiny_data, tmp_path):
+    """``--backbone``: no step of its own; its weights are the judge of the tokenizer, which knows it by its folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from omniaudio.frontend.vocabulary import make_vocabulary
+
+    published = tmp_path / "published"
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(published)
+    make_vocabulary(tmp_path / "own.json", tiny_data / "texts" / "train.txt", 300)
+    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "own.json")).save_pretrained(published)
+    llama, exp_dir = "backbone._target_=omniaudio.lm.backbone.LlamaBackbone", tmp_path / "exp"
+    run_stage("text_lm", tiny_data, exp_dir, llama, f"backbone.pretrained={published}", "max_steps=0")
+    kept = load_file(exp_dir / "text_lm" / "final" / "backbone" / "model.safetensors")
+    theirs = model.state_dict()
+    assert torch.equal(kept["embed_tokens.weight"][:300], theirs["model.embed_tokens.weight"])
+    assert torch.equal(kept["layers.1.mlp.up_proj.weight"], theirs["model.layers.1.mlp.up_proj.weight"])
+    assert "no data is read" in (exp_dir / "text_lm" / "data.html").read_text()
+    run_stage("tokenizer", tiny_data, exp_dir, llama, "max_steps=1")
+    proof = json.loads((exp_dir / "tokenizer" / "freeze.json").read_text())
+    assert any(name.startswith("judge.layers") for name in proof["frozen"])
