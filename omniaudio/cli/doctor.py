@@ -6,6 +6,7 @@ if something that every run needs is wrong; what only some runs need is a remark
 
     omniaudio doctor
     omniaudio doctor data_dir=/big/data exp_dir=/big/exp min_free_gb=50
+    omniaudio doctor shards=data/asterisk/shards       # is every byte as it was written?
 """
 
 from __future__ import annotations
@@ -191,6 +192,25 @@ def check_audio(config: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("OK", "audio", f"flac and resampling work ({len(wav_N)} -> {len(back_N)} samples)")
 
 
+def check_shards(config: dict[str, Any]) -> Iterator[Finding]:
+    from omniaudio.data.index import listed_splits
+    from omniaudio.data.shards import ShardReader
+
+    if config["shards"] is None:
+        return
+    folder = Path(config["shards"])
+    splits = listed_splits(folder)
+    if not splits:
+        yield Finding("WRONG", "shards", f"{folder}: no splits here; name a folder like data/asterisk/shards")
+    for split in splits:
+        try:
+            yield Finding(
+                "OK", "shards", f"{folder}, {split}: {ShardReader(folder, split).verify():,} samples, whole"
+            )
+        except UserError as error:
+            yield Finding("WRONG", "shards", str(error))
+
+
 CHECKS: tuple[Callable[[dict[str, Any]], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
@@ -200,6 +220,7 @@ CHECKS: tuple[Callable[[dict[str, Any]], Iterator[Finding]], ...] = (
     check_device,
     check_port,
     check_audio,
+    check_shards,
 )
 
 

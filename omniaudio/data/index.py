@@ -75,6 +75,11 @@ def list_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.shards.json"
 
 
+def listed_splits(folder: Path) -> list[str]:
+    """Splits that a folder of shards has."""
+    return sorted(path.name.removesuffix(".shards.json") for path in folder.glob("*.shards.json"))
+
+
 def columns_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.columns"
 

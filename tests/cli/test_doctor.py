@@ -54,6 +54,23 @@ def test_package_that_does_not_load_is_named(tmp_path, monkeypatch):
     assert finding.level == "WRONG" and "soxr does not load (libcudart.so" in finding.told
 
 
+def test_shards_are_read_whole_where_asked(tmp_path):
+    from omniaudio.data.shards import ShardWriter
+
+    for split in ("dev", "train"):
+        with ShardWriter(tmp_path / "s", split) as writer:
+            writer.write("a", {"txt": b"content"}, {"number": 1})
+    found = list(doctor.check_shards(config(tmp_path, shards=f"{tmp_path}/s")))
+    assert [f.level for f in found] == ["OK", "OK"] and found[1].told.endswith("train: 1 samples, whole")
+    tar = tmp_path / "s" / "dev-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"content", b"contexx"))
+    bad, good = doctor.check_shards(config(tmp_path, shards=f"{tmp_path}/s"))
+    assert (bad.level, good.level) == ("WRONG", "OK") and "crc32" in bad.told
+    (none,) = doctor.check_shards(config(tmp_path, shards=f"{tmp_path}/nothing"))
+    assert none.level == "WRONG" and "no splits here" in none.told
+    assert not list(doctor.check_shards(config(tmp_path)))
+
+
 def test_no_apt_is_a_remark_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     (finding,) = doctor.check_apt(config(tmp_path))
