@@ -23,13 +23,15 @@ class WhisperEncoder(nn.Module):
 
     Args:
         num_mels: bins of the input.
-        width: model width D.
+        width: model width.
         num_layers: transformer layers.
         num_heads: attention heads.
         ffn_width: feed-forward width.
         max_frames: longest output, in frames; the input may have twice as many.
         recompute: see run_layers.
         pretrained: name on the hub, or local folder, of a Whisper checkpoint to start from, or None.
+        out_width: width D of what comes out, by a learned projection; None is ``width``, without one. For a small
+            tokenizer around a large encoder. Not in the paper.
         stem_skip: add a learned projection of the frames that enter the layers to the states that leave them. A
             recogniser's layers forget how speech sounds, and a short training does not teach it them again
             (LOG.md has numbers). Not in the paper.
@@ -45,11 +47,12 @@ class WhisperEncoder(nn.Module):
         max_frames: int = 1500,
         recompute: bool = False,
         pretrained: str | None = None,
+        out_width: int | None = None,
         stem_skip: bool = False,
     ) -> None:
         super().__init__()
         self.num_mels = num_mels
-        self.width = width
+        self.width = out_width or width
         self.max_frames = max_frames
         self.recompute = recompute
         self.positional_embedding: Tensor
@@ -58,7 +61,8 @@ class WhisperEncoder(nn.Module):
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(TransformerLayer(width, num_heads, ffn_width) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(width)
-        self.skip = nn.Linear(width, width, bias=False) if stem_skip else None
+        self.out = nn.Linear(width, self.width, bias=False) if self.width != width else None
+        self.skip = nn.Linear(width, self.width, bias=False) if stem_skip else None
         start_loud(self.conv1, self.conv2)
         if pretrained is not None and not self.conv1.weight.is_meta:
             load_pretrained(self, pretrained)
@@ -90,6 +94,8 @@ class WhisperEncoder(nn.Module):
         valid_BT = valid_steps(hidden_len_B, x_BTD.shape[1])
         hidden_BTD = run_layers(self.layers, x_BTD, valid_BT[:, None, None], recompute=self.recompute)
         hidden_BTD = self.layer_norm(hidden_BTD)
+        if self.out is not None:
+            hidden_BTD = self.out(hidden_BTD)
         if self.skip is not None:
             hidden_BTD = hidden_BTD + self.skip(x_BTD)
         return hidden_BTD * valid_BT[..., None], hidden_len_B
@@ -111,7 +117,9 @@ def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
             "folder with config.json and model.safetensors, a name on the hub, or null"
         ) from error
     ours = encoder.state_dict()
-    state = {key: value for key, value in ours.items() if key.startswith("skip.")}  # which no Whisper has
+    state = {
+        key: value for key, value in ours.items() if key.startswith(("out.", "skip."))
+    }  # no Whisper has these
     state |= {_our_name(key): value for key, value in theirs.items()}
     problems = [f"{key} is missing" for key in ours if key not in state]
     problems += [f"{key} is not used" for key in state if key not in ours]

@@ -100,6 +100,17 @@ def test_a_skip_connection_adds_the_frames_before_the_layers(checkpoint: Path) -
     assert not found[1, 9:].any(), "padding stays silent"
 
 
+def test_another_width_comes_out_by_a_projection(checkpoint: Path) -> None:
+    plain = WhisperEncoder(**SIZES, pretrained=str(checkpoint)).eval()
+    narrow = WhisperEncoder(**SIZES, pretrained=str(checkpoint), out_width=6, stem_skip=True).eval()
+    assert narrow.width == 6 and WhisperEncoder(**SIZES, out_width=SIZES["width"]).out is None
+    assert narrow.out is not None and narrow.skip is not None
+    torch.nn.init.zeros_(narrow.skip.weight)
+    mel_BMT, lengths = torch.randn(2, 8, 30), torch.tensor([30, 17])
+    with torch.no_grad():
+        torch.testing.assert_close(narrow(mel_BMT, lengths)[0], narrow.out(plain(mel_BMT, lengths)[0]))
+
+
 def test_a_pretrained_model_is_not_fetched_for_its_shape(tmp_path: Path) -> None:
     with torch.device("meta"):
         encoder = WhisperEncoder(**SIZES, pretrained=str(tmp_path / "nothing"))
