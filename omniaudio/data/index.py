@@ -213,7 +213,7 @@ class Listing:
             self.fingerprint: Fingerprint = dict(loaded["fingerprint"])
             self.kinds: dict[str, str] = {name: str(kind) for name, kind in loaded["columns"].items()}
             self.num_entries = int(loaded["num_entries"])
-            self.content = str(loaded["content"])
+            self.content = str(loaded.get("content", ""))  # splits of earlier versions have none
             self.dtypes = {name: DTYPES[kind] for name, kind in self.kinds.items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: broken listing ({error!r}); make the shards again") from error
@@ -264,7 +264,7 @@ class Listing:
                         "make the shards again"
                     )
             start += len(lines)
-        if content.hexdigest() != self.content:
+        if self.content and content.hexdigest() != self.content:
             listed = list_path(self.folder, self.split).name
             raise UserError(f"{self.folder}: the indexes of {self.split!r} are not those of {listed}; make the shards again")
 
