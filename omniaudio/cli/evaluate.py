@@ -102,7 +102,7 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
             run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
         asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
         asked += [f"depths={config['depths']}".replace(" ", "")]
-        asked += [f"asr_judge=[{','.join(judges)}]"] if judges else []
+        asked += [f"vocoder={config['vocoder']}", f"asr_judge=[{','.join(judges)}]"] if judges else []
         asked += [f"streaming={config['streaming']}".replace(" ", "")] if streamed else []
         command = command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
         record = {
