@@ -83,8 +83,8 @@ def summary(report: dict[str, Any]) -> str:
         if f"{split}/segments" in written:
             hours = written[f"{split}/milliseconds"] / 3.6e6
             lines.append(f"  {split}: {written[f'{split}/segments']:,} segments, {hours:.2f} h")
-    if report["chats"]:
-        chats = ", ".join(f"{number:,} {kind}" for kind, number in report["chats"].items())
+    if known := report.get("chats"):  # builds of earlier versions have none
+        chats = ", ".join(f"{number:,} {kind}" for kind, number in known.items())
         lines.append(f"  chats: {chats}")
     lines.append(
         f"  {report['num_speakers']:,} voices; {report['num_unspoken']:,} texts without speech (unspoken.jsonl)"

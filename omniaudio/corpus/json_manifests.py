@@ -100,7 +100,7 @@ class LhotseCuts(Listed):
             duration_sec=float(field("duration", int | float)),
             channel=None if whole or isinstance(channel, list) else channel,
             text=told("text", str, None),
-            language=_language(told("language", str, None), self.language),
+            language=language_code(told("language", str, None), self.language),
             speaker=told("speaker", str, None) or name,
             split=split,
             **_more(custom, where),
@@ -126,7 +126,7 @@ class NemoManifest(Listed):
             duration_sec=None if duration is None else float(duration),
             channel=channel,
             text=field("text", str, None),
-            language=_language(field("lang", str, None) or field("language", str, None), self.language),
+            language=language_code(field("lang", str, None) or field("language", str, None), self.language),
             speaker=str(field("speaker", str | int, None) or name),
             split=split,
             **_more(line, where),
@@ -192,7 +192,7 @@ class HuggingFaceFolder(Listed):
             key=clean_key(f"{split}/{Path(name).with_suffix('').as_posix().lstrip('./')}".lstrip("/")),
             path=path,
             text=None if line[column] is None else str(line[column]),
-            language=_language(line.get("language"), self.language),
+            language=language_code(line.get("language"), self.language),
             speaker=str(speaker),
             fault="path outside the folder" if outside else None,
             split=split,
@@ -283,6 +283,8 @@ class Fields:
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = getattr(kind, "__name__", str(kind))
             raise UserError(f"{self.where}: {name} is {value!r}, expected {wanted}")
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise UserError(f"{self.where}: {name} is {value[:80]!a}, which is no text (half a character)")
         return value
 
 
@@ -301,7 +303,7 @@ def _facts(u: Utterance) -> dict[str, Any]:
     return {name: getattr(u, name) for name in (*MORE, "response", "band_hz") if getattr(u, name)}
 
 
-def _language(given: str | None, default: str) -> str:
+def language_code(given: str | None, default: str) -> str:
     """An ISO 639-1 code from a code or a BCP 47 tag or Lhotse's English name; the default where nothing is given."""
     if not given:
         return default

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key
-from omniaudio.corpus.json_manifests import Fields, Listed
+from omniaudio.corpus.json_manifests import Fields, Listed, language_code
 from omniaudio.data.chats import ROLES, to_clips
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
@@ -45,13 +45,18 @@ class ChatMessages(Listed):
 
     def inventory(self, folder: Path) -> Inventory:
         self._decoded = folder / "audio"  # sounds that stand in the list itself
+        self._names: set[str] = set()
         return super().inventory(folder)
 
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
         field = Fields(line, where)
         number = where.rpartition(":")[2]
         name = clean_key(str(line.get("id") or f"{split or self.name}-{number}"))
-        language = field("language", str, self.language)
+        language = language_code(field("language", str, None), self.language)
+        if name in self._names:
+            yield LeftOut(name=name, reason="duplicate id")
+            return
+        self._names.add(name)
         messages = []
         for place, message in enumerate(field("messages", list)):
             found = Fields(message, f"{where}: message {place}")
@@ -68,7 +73,7 @@ class ChatMessages(Listed):
             yield RawItem(
                 key=f"{name}/{facts['place']:04d}",
                 path=sound.path,
-                text=sound.words if sound.words is not None or facts["role"] == "assistant" else "",
+                text=sound.words or (None if facts["role"] == "assistant" else ""),
                 language=language,
                 speaker=speakers[int(facts["turn"])],
                 split=split,
@@ -77,12 +82,12 @@ class ChatMessages(Listed):
 
     def _parts(self, message: Mapping[str, Any], role: str, where: str, home: Path) -> Iterator[str | Sound]:
         """Texts and sounds of a message, in order."""
-        content, audio = message.get("content"), message.get("audio")
+        content, audio = Fields(message, where)("content", str | list, None), message.get("audio")
         if audio is not None:
-            field = Fields(audio, f"{where}: audio")
-            words = field("transcript", str, content if isinstance(content, str) else None)
+            written = content if isinstance(content, str) and role == "assistant" else None
+            words = Fields(audio, f"{where}: audio")("transcript", str, written)
             yield self._sound(audio, words, f"{where}: audio", home)
-            content = None if isinstance(content, str) else content
+            content = None if written is not None else content
         if isinstance(content, str):
             yield content
             return

@@ -126,7 +126,9 @@ def _whole_turns(
     parts: dict[int, list[tuple[str, Segment | None]]] = {}
     wanted: dict[int, int] = {}
     language = ""
-    for facts, sound in clips:
+    for place, (facts, sound) in enumerate(clips):
+        if facts["place"] != place:
+            break  # a sound is lost, and with it perhaps what is written before it
         language, own = facts["language"], facts["turn"]
         roles[own], wanted[own] = facts["role"], facts["turn_parts"]
         for turn, role, text in _written(facts, "before"):

@@ -240,9 +240,9 @@ class DocumentComposer:
 
     def _chat(self, first: int) -> Group:
         """The clips of a chat, from its first on."""
-        passage = self.reader.column("passage")
+        passage, role = self.reader.column("passage"), self.reader.column("role")
         last = first + 1
-        while last < len(self.reader) and passage[last] == passage[first]:
+        while last < len(self.reader) and passage[last] == passage[first] and role[last]:
             last += 1
         return tuple(range(first, last))
 

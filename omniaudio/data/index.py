@@ -256,9 +256,11 @@ class Listing:
             path = index_path(self.folder / f"{shard.name}.tar")
             _, places, lines = read_index(path)
             content.update(path.read_bytes())
-            for name, values in _values(places, [line.facts for line in lines]).items():
+            found = _values(places, [line.facts for line in lines])
+            for name in {**self.kinds, **found}:
                 column = self.column(name)[start : start + len(lines)]
-                if name not in self.kinds or not np.array_equal(column, values[1]):
+                expected = found[name][1] if name in found else np.zeros(len(lines))
+                if name not in self.kinds or not np.array_equal(column, expected):
                     raise UserError(
                         f"{columns_path(self.folder, self.split) / name}.bin: not what {path.name} says; "
                         "make the shards again"

@@ -56,7 +56,9 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
             raise UserError(f"{folder / name} is missing; give the folder that `omniaudio export` made")
     config = _read_config(folder / CONFIG)
     parts = {
-        name: build(config["parts"][name], f"{folder / CONFIG} parts.{name}", _parts_only=True)
+        name: build(
+            without_pretrained(config["parts"][name]), f"{folder / CONFIG} parts.{name}", _parts_only=True
+        )
         for name in PARTS
     }
     settings = build(config["dialogue"], "dialogue", _parts_only=True)

@@ -46,7 +46,10 @@ def decode_audio(
     name = _name(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise UserError(f"{name}: no such audio file")
-    _check_whole(source, name)
+    try:
+        _check_whole(source, name)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
     part = (start_sec, duration_sec)
     wav_CN, rate_hz = _by_soundfile(source, suffix, *part) or _by_av(source, suffix, name, *part)

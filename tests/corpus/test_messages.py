@@ -62,9 +62,39 @@ def test_a_reply_without_words_is_no_transcript(tmp_path):
     assert item.text is None and not item.wordless
 
 
+def test_an_empty_transcript_is_none_and_what_a_user_writes_beside_a_sound_is_no_transcript(tmp_path):
+    (tmp_path / "q.flac").write_bytes(FLAC)
+    place = {"path": "q.flac"}
+    chat = [
+        {"role": "user", "content": "In one word.", "audio": {**place, "transcript": "What is it?"}},
+        {"role": "assistant", "content": "", "audio": place},
+        {"role": "user", "content": "Go on.", "audio": place},
+        {"role": "assistant", "content": None, "audio": {**place, "transcript": ""}},
+    ]
+    items = corpus_of(tmp_path, {"messages": chat, "language": "zh-CN"}).inventory(tmp_path).items
+    assert [item.text for item in items] == ["What is it?", None, "", None]
+    assert {item.language for item in items} == {"zh"}
+    assert json.loads(str(chat_facts(items[1].chat, "")["before"])) == [[0, "user", "In one word."]]
+
+
+def test_a_chat_whose_id_came_before_is_left_out_whole(tmp_path):
+    (tmp_path / "q.flac").write_bytes(FLAC)
+    say = [{"role": "user", "content": [{"type": "audio", "audio": "q.flac"}]}]
+    found = corpus_of(tmp_path, {"id": "x.y", "messages": say}, {"id": "x y", "messages": say * 3}).inventory(
+        tmp_path
+    )
+    assert [item.key for item in found.items] == ["x_y/0000"]
+    assert [(entry.name, entry.reason) for entry in found.left_out] == [("x_y", "duplicate id")]
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
+        ({"role": "user", "content": 5}, "message 1: content is 5, expected"),
+        (
+            {"role": "user", "content": "half \ud83d"},
+            "message 1: content is 'half \\ud83d', which is no text",
+        ),
         ({"role": "tool", "content": "x"}, "message 1 has the role 'tool', expected system"),
         ({"role": "system", "content": "x"}, "message 1 has the role 'system'"),
         ({"role": "user"}, "message 1: has neither content nor audio"),

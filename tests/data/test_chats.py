@@ -68,6 +68,18 @@ def test_a_reply_that_loses_what_is_written_behind_its_sound_is_no_reply():
     assert to_messages(clips) == []
 
 
+def test_a_message_that_loses_its_only_sound_is_not_whole_by_its_text():
+    chat = [("user", [b"a"]), ("assistant", [b"r"]), ("user", [b"b", "In one word."]), ("assistant", [b"s"])]
+    clips = clips_of(chat)
+    assert len(to_messages(clips)) == 4
+    del clips[2]
+    assert [m["content"] for m in to_messages(clips)] == [[b"a"], ["r", b"r"]]
+    assert count_chats(facts for facts, _ in clips) == {"cut": 1}
+    first = [("user", [b"a", "In one word."]), ("assistant", [b"r"])]
+    assert to_messages(clips_of(first)[1:]) == []
+    assert count_chats(facts for facts, _ in clips_of(first)[1:]) == {"without a whole reply": 1}
+
+
 def test_messages_of_one_role_in_a_row_are_one():
     chat = [("user", [b"a"]), ("user", ["b"]), ("assistant", [b"c"])]
     assert [m["content"] for m in to_messages(clips_of(chat))] == [[b"a", " b"], ["c", b"c"]]

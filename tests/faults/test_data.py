@@ -149,6 +149,17 @@ def test_a_changed_index_or_column_is_found(tmp_path, name, old, new):
         ShardReader(tmp_path, "train").verify()
 
 
+def test_a_column_that_only_other_shards_need_is_read_too(tmp_path):
+    with ShardWriter(tmp_path, "train", max_bytes=1) as writer:
+        writer.write("a", {"txt": b"x"}, {"place": 1})
+        writer.write("b", {"txt": b"x"}, {"place": 2, "band_hz": 4000})
+    path = tmp_path / "train.columns" / "band_hz.bin"
+    assert ShardReader(tmp_path, "train").verify() == 2
+    path.write_bytes(np.array([3000.0, 4000.0]).tobytes())
+    with pytest.raises(UserError, match="band_hz.bin: not what train-000000"):
+        ShardReader(tmp_path, "train").verify()
+
+
 def test_a_member_that_is_not_there_is_named(shards):
     with pytest.raises(UserError, match=r"sample 'c0' has no 'codes\.npy', only"):
         ShardReader(shards, "train").member(0, "codes.npy")

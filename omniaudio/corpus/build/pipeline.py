@@ -229,7 +229,7 @@ class Report:
             self.histograms[name] = (np.asarray(self.histograms[name]) + counts).tolist()
         self.faults.update(told["faults"])
         self.written.update(told["written"])
-        self.chats.update(told["chats"])
+        self.chats.update(told.get("chats", {}))  # jobs of earlier versions have none
         self.speakers.update(told["speakers"])
 
 
