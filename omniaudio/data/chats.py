@@ -18,21 +18,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
-from omniaudio.sequence.chat import Message, Segment
+from omniaudio.sequence.chat import Message, Role, Segment
 
-ROLES = ("system", "user", "assistant")
+ROLES: tuple[Role, ...] = get_args(Role)
 FACTS = {"passage": str, "place": int, "role": str, "turn": int, "turns": int, "turn_parts": int, "before": str, "after": str}
 OPTIONAL = ("before", "after")
 
-Written = tuple[int, str, str]
+Written = tuple[int, Role, str]
 
 
 def to_clips(
-    messages: Sequence[tuple[str, Sequence[Any]]], passage: str
+    messages: Sequence[tuple[Role, Sequence[Any]]], passage: str
 ) -> list[tuple[Any, dict[str, int | str]]]:
     """A chat as sounds with their facts; empty if it has no sound.
 
@@ -71,12 +71,11 @@ def to_messages(clips: Iterable[tuple[Mapping[str, Any], Segment]], speech: bool
         messages that end with the assistant's; empty if no reply is whole.
     """
     messages: list[Message] = []
-    language = ""
+    content: list[Segment] = []
     for role, parts, language in _whole_turns(clips):
         if not messages or messages[-1]["role"] != role:
-            messages.append({"role": role, "content": []})  # type: ignore[typeddict-item]
-        content = messages[-1]["content"]
-        assert isinstance(content, list)
+            content = []
+            messages.append({"role": role, "content": content})
         for text, spoken in parts:
             if spoken is None or role == "assistant":
                 content.append(_spaced(text, content, language))
@@ -118,31 +117,29 @@ def count_chats(clips: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(counts)
 
 
-def _whole_turns(
-    clips: Iterable[tuple[Mapping[str, Any], Segment]],
-) -> list[tuple[str, list[tuple[str, Segment | None]], str]]:
-    """Role, parts (text, and sound if it has one) and language of every message, up to one that lacks a part."""
-    roles: dict[int, str] = {}
-    parts: dict[int, list[tuple[str, Segment | None]]] = {}
+class _Turn(NamedTuple):
+    """A message: who says it, its parts (a text, and its sound if it has one), and in which language."""
+
+    role: Role
+    parts: list[tuple[str, Segment | None]]
+    language: str
+
+
+def _whole_turns(clips: Iterable[tuple[Mapping[str, Any], Segment]]) -> list[_Turn]:
+    """The messages of a chat, up to one that lacks a part."""
+    turns: dict[int, _Turn] = {}
     wanted: dict[int, int] = {}
-    language = ""
     for place, (facts, sound) in enumerate(clips):
         if facts["place"] != place:
             break  # a sound is lost, and with it perhaps what is written before it
-        language, own = facts["language"], facts["turn"]
-        roles[own], wanted[own] = facts["role"], facts["turn_parts"]
-        for turn, role, text in _written(facts, "before"):
-            roles[turn] = role
-            parts.setdefault(turn, []).append((text, None))
-        parts.setdefault(own, []).append((facts["text"], sound))
-        for turn, role, text in _written(facts, "after"):
-            roles[turn] = role
-            parts.setdefault(turn, []).append((text, None))
-    whole = []
-    for turn in range(len(parts)):
-        if turn not in parts or len(parts[turn]) != wanted.get(turn, len(parts[turn])):
-            break
-        whole.append((roles[turn], parts[turn], language))
+        wanted[facts["turn"]] = facts["turn_parts"]
+        said = (facts["turn"], facts["role"], facts["text"], sound)
+        before, after = ([(*part, None) for part in _written(facts, name)] for name in OPTIONAL)
+        for turn, role, text, spoken in (*before, said, *after):
+            turns.setdefault(turn, _Turn(role, [], facts["language"])).parts.append((text, spoken))
+    whole: list[_Turn] = []
+    while (turn := len(whole)) in turns and len(turns[turn].parts) == wanted.get(turn, len(turns[turn].parts)):
+        whole.append(turns[turn])
     return whole
 
 

@@ -18,12 +18,13 @@ from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import Codes
 
 Segment = str | Codes | Frames
+Role = Literal["system", "user", "assistant"]
 
 
 class Message(TypedDict):
     """One turn. ``content``: text, codes, or a list of both in order."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: Segment | list[Segment]
 
 

@@ -145,10 +145,30 @@ def test_cut_weights_are_one_line(exported, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_targets_outside_the_project_are_refused(exported, tmp_path):
-    folder = damaged(exported, tmp_path)
+@pytest.mark.parametrize("place", ["vocoder", "dialogue"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "omniaudio.files.write_whole", "path": "SENTINEL", "content": "x"},
+        {"_target_": "omniaudio.corpus.debian._run", "command": ["touch", "SENTINEL"], "cwd": "."},
+    ],
+    ids=lambda node: node["_target_"],
+)
+def test_targets_outside_the_project_are_refused(exported, tmp_path, place, node):
+    folder, sentinel = damaged(exported, tmp_path), tmp_path / "ran"
+    node = yaml.safe_load(yaml.safe_dump(node).replace("SENTINEL", str(sentinel)))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["parts"]["vocoder"] = {"_target_": "os.system", "command": "true"}
+    (config if place == "dialogue" else config["parts"])[place] = node
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="not allowed"):
         omniaudio.load(folder)
+    assert not sentinel.exists()
+
+
+def test_an_export_that_names_a_hub_does_not_reach_it(exported, tmp_path):
+    folder = damaged(exported, tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["parts"]["tokenizer"]["encoder"]["pretrained"] = str(tmp_path / "somebody")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    omniaudio.load(folder)

@@ -8,6 +8,7 @@ import json
 import tarfile
 import time
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def wave_steps(shards, **settings):
 # -- uneven data
 
 
-def _meet_at_every_batch(rank: int, folder: str, meeting: str, counts: object) -> None:
+def _meet_at_every_batch(rank: int, folder: str, meeting: str, counts: Any) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(seconds=12)
     )
@@ -78,7 +79,7 @@ def _meet_at_every_batch(rank: int, folder: str, meeting: str, counts: object) -
     for batch in StepStream(wave_steps(folder), 0, 13, rank, 2):
         distributed.all_reduce(torch.tensor([len(batch.keys)]))  # waits for the other process
         seen += len(batch.keys) > 0
-    counts[rank] = seen  # type: ignore[index]
+    counts[rank] = seen
     distributed.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,47 +10,41 @@ from omniaudio.errors import UserError
 from omniaudio.metrics.asr_judge import AsrJudge, load_judge, words_of
 
 
-@pytest.fixture(scope="module")
-def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete Whisper checkpoint of a few thousand random weights, English only."""
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperTokenizer,
-    )
+def save_vocabulary(folder: Path, tokens: list[str]) -> Any:
+    """A tokenizer of these tokens and no merges."""
+    from transformers import WhisperTokenizer
 
-    folder = tmp_path_factory.mktemp("whisper")
-    vocabulary = {
-        token: i for i, token in enumerate(["<|endoftext|>", "<|startoftranscript|>", "a", "b", "c", "d"])
-    }
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    return WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def tiny_whisper(folder: Path, tokenizer: Any, seed: int, end: int, start: int, **facts: int) -> Any:
+    """A few thousand random weights around a tokenizer, which is saved beside the features' config."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_target_positions": 200}
-    heads = {
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 16,
-        "decoder_ffn_dim": 16,
-    }
-    ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = WhisperForConditionalGeneration(
         WhisperConfig(
-            vocab_size=6,
-            num_mel_bins=80,
-            suppress_tokens=[],
-            begin_suppress_tokens=[],
-            **sizes,
-            **heads,
-            **ids,
+            num_mel_bins=80, d_model=16, encoder_layers=1, decoder_layers=1,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+            pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start,
+            suppress_tokens=[], begin_suppress_tokens=[], **facts,
         )
-    )
+    )  # fmt: skip
+    model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete Whisper checkpoint, English only."""
+    folder = tmp_path_factory.mktemp("whisper")
+    tokenizer = save_vocabulary(folder, ["<|endoftext|>", "<|startoftranscript|>", "a", "b", "c", "d"])
+    model = tiny_whisper(folder, tokenizer, seed=1, end=0, start=1, vocab_size=6, max_target_positions=200)
     model.generation_config.is_multilingual = False
-    model.generation_config.suppress_tokens = None
-    model.generation_config.begin_suppress_tokens = None
     model.generation_config.no_timestamps_token_id = 5
     model.save_pretrained(folder)
     return folder
@@ -85,13 +80,6 @@ def test_tokens_become_words_with_times():
 @pytest.fixture(scope="module")
 def timing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with languages, tasks and time stamps, and bytes of Chinese letters: 你 is three tokens."""
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperTokenizer,
-    )
-
     folder = tmp_path_factory.mktemp("timing")
     plain = [
         "a",
@@ -110,25 +98,12 @@ def timing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "<|notimestamps|>",
     ]
     control += [f"<|{i * 0.02:.2f}|>" for i in range(1501)]
-    vocabulary = {token: i for i, token in enumerate([*plain, "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = save_vocabulary(folder, [*plain, "<|endoftext|>"])
     tokenizer.add_special_tokens({"additional_special_tokens": control[:6]})
     tokenizer.add_tokens(control[6:])
-    tokenizer.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids
-    torch.manual_seed(3)
-    end = ids("<|endoftext|>")
-    model = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=len(tokenizer), num_mel_bins=80, d_model=16, encoder_layers=1, decoder_layers=1,
-            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
-            pad_token_id=end, bos_token_id=end, eos_token_id=end,
-            decoder_start_token_id=ids("<|startoftranscript|>"), suppress_tokens=[], begin_suppress_tokens=[],
-        )
-    )  # fmt: skip
+    end, start = ids("<|endoftext|>"), ids("<|startoftranscript|>")
+    model = tiny_whisper(folder, tokenizer, seed=3, end=end, start=start, vocab_size=len(tokenizer))
     settings = model.generation_config
     settings._from_model_config, settings.is_multilingual = (
         False,
@@ -138,7 +113,6 @@ def timing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings.task_to_id = {"transcribe": ids("<|transcribe|>"), "translate": ids("<|translate|>")}
     settings.no_timestamps_token_id = ids("<|notimestamps|>")
     settings.alignment_heads = [[0, 0], [0, 1]]
-    settings.suppress_tokens, settings.begin_suppress_tokens = None, None
     model.save_pretrained(folder)
     return folder
 

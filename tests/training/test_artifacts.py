@@ -26,6 +26,14 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["part"]
 
 
+def test_a_part_that_names_another_kind_of_thing_is_refused(tmp_path):
+    hostile = {"_target_": "omniaudio.files.write_whole", "path": str(tmp_path / "ran"), "content": "x"}
+    save_module(tmp_path / "part", torch.nn.Linear(2, 3).state_dict(), hostile, {})
+    with pytest.raises(UserError, match="not allowed"):
+        load_module(tmp_path / "part")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_every_mismatch_is_named(tmp_path):
     save_file({"weight": torch.zeros(3, 1), "extra": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(
