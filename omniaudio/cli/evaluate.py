@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,13 +101,8 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         rows, streamed = depth_rows(config, judges), streaming_rows(config)
         for row in rows:
             run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
-        asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
-        asked += [f"depths={config['depths']}".replace(" ", "")]
-        asked += [f"vocoder={config['vocoder']}", f"asr_judge=[{','.join(judges)}]"] if judges else []
-        asked += [f"streaming={config['streaming']}".replace(" ", "")] if streamed else []
-        command = command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
         record = {
-            "command": command,
+            "command": tokenizer_command(config, judges),
             "rows": [dataclasses.asdict(row) for row in rows],
             "streaming": [dataclasses.asdict(row) for row in streamed],
         }
@@ -396,6 +392,14 @@ def command_of(verb: str, config: dict[str, Any], *words: str) -> str:
     keys = [f"{key}={config[key]}" for key in ("scale", "data", "tag")]
     judge = [f"asr_judge={config['asr_judge']}"] if verb == "evaluate" and config["asr_judge"] else []
     return " ".join(["omniaudio", verb, *words, *base, *keys, *judge])
+
+
+def tokenizer_command(config: dict[str, Any], judges: Sequence[str]) -> str:
+    """The command line that makes the table of one tokenizer again."""
+    asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
+    asked += [f"{key}={config[key]}".replace(" ", "") for key in ("depths", "streaming") if config[key]]
+    asked += [f"vocoder={config['vocoder']}", f"asr_judge=[{','.join(judges)}]"] if judges else []
+    return command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
 
 
 def print_table(rows: list[Row]) -> None:

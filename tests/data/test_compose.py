@@ -139,6 +139,18 @@ def test_replies_in_text_alone_and_lengths_that_are_known_before(chats):
         assert chats.num_tokens(kind, group, 0) == len(chats.compose(kind, group, 0))
 
 
+def test_clips_of_a_passage_that_are_no_part_of_its_chat_end_it(tmp_path):
+    """A third speaker has no role: neither he nor what follows belongs to the chat."""
+    said = [("user", [b"q"]), ("assistant", [b"a"])]
+    facts = [facts for _, facts in to_clips(said, "one")]
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, more in enumerate([*facts, {"passage": "one", "place": 2}, {"passage": "one", "place": 3}]):
+            known = {"language": "en", "speaker": "s", "text": "t", "num_frames": 3}
+            writer.write(f"c{i}", {"codes.npy": dump_npy(np.zeros((3, 2), np.uint16))}, {**known, **more})
+    chats = DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE)
+    assert chats.groups("sft_chat", 0, 0) == [(0, 1)]
+
+
 def test_a_corpus_without_chats_has_none(composer):
     assert not composer.occurs("sft_chat", "") and composer.groups("sft_chat", 0, 0) == []
 

@@ -54,7 +54,9 @@ def write_clips(folder, seconds, max_bytes=60_000):
             wav_N = np.random.default_rng(i).uniform(-0.3, 0.3, int(sec * RATE)).astype(np.float32)
             facts = {"sample_rate_hz": RATE, "num_samples": len(wav_N), "text": f"clip {i}", "language": "en"}
             writer.write(
-                f"c{i}", {"flac": encode_audio(wav_N, RATE)}, {**facts, "speaker": "s", "corpus": "c"}
+                f"c{i}",
+                {"flac": encode_audio(wav_N, RATE)},
+                {**facts, "speaker": "s", "corpus": "c", "tags": ["one"]},
             )
     return folder
 
@@ -139,6 +141,7 @@ def changed(path, old: bytes, new: bytes):
     [
         ("train-000000.index.jsonl", b'"num_samples": 4800', b'"num_samples": 4801'),
         ("train-000000.index.jsonl", b'"text": "clip 0"', b'"text": "clip 9"'),
+        ("train-000000.index.jsonl", b'"tags": ["one"]', b'"tags": ["two"]'),  # which no column has
         ("train.columns/num_samples.bin", np.float64(4800).tobytes(), np.float64(4801).tobytes()),
     ],
 )
