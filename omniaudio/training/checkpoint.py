@@ -46,6 +46,9 @@ class SafeCheckpointIO(CheckpointIO):
 class Checkpoints(Callback):
     """Save every ``every_steps`` optimizer steps and keep the newest ``keep``.
 
+    A checkpoint is written at the end of its step and gets its name when the step's numbers have been logged, which
+    Lightning does later: a run that is killed in between goes on from the one before, and no line is missing.
+
     Args:
         folder: holds ``step-00000120.ckpt``, a file, or a folder under ZeRO.
         val_every_steps: a step that ends in a validation, or one whose gradient was not finite, is not saved;
@@ -57,6 +60,7 @@ class Checkpoints(Callback):
         self.val_every_steps = val_every_steps
         self.last_step = -1
         self.due = False
+        self._written: Path | None = None  # whole, without its name
 
     def newest(self, clean: bool = True) -> Path | None:
         """The newest complete checkpoint; ``clean`` removes half-written ones (one process does)."""
@@ -73,25 +77,39 @@ class Checkpoints(Callback):
         self.due = self.due or step % self.every_steps == 0
         validates = self.val_every_steps and step % self.val_every_steps == 0
         if self.due and not validates and not pl_module.bad_steps:
-            self.save(trainer, step)
+            self.write(trainer, step)
             self.due = False
 
-    def save(self, trainer: Trainer, step: int) -> None:
-        """Write ``step-<n>.ckpt`` now (called by every rank)."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.put_in_place(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.put_in_place(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.put_in_place(trainer)
+
+    def write(self, trainer: Trainer, step: int) -> None:
+        """Write the checkpoint of a step, not yet under its name (called by every rank)."""
         if step == self.last_step:
             return
         self.last_step = step
-        target = self.folder / f"step-{step:08d}{SUFFIX}"
-        partial = target.with_suffix(PARTIAL)
+        partial = self.folder / f"step-{step:08d}{PARTIAL}"
         trainer.save_checkpoint(partial)
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            if target.exists():
-                _remove(target)
-            partial.rename(target)
-            for old in sorted(self.folder.glob("step-*" + SUFFIX))[: -self.keep]:
-                _remove(old)
-        trainer.strategy.barrier()
+        trainer.strategy.barrier()  # all ranks have written
+        self._written = partial
+
+    def put_in_place(self, trainer: Trainer) -> None:
+        """Name what was written ``step-<n>.ckpt``; ranks need not wait for each other."""
+        partial, self._written = self._written, None
+        if partial is None or not trainer.is_global_zero:
+            return
+        target = partial.with_suffix(SUFFIX)
+        if target.exists():
+            _remove(target)
+        partial.rename(target)
+        for old in sorted(self.folder.glob("step-*" + SUFFIX))[: -self.keep]:
+            _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -87,6 +87,26 @@ def run(
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_a_checkpoint_gets_its_name_when_its_step_has_been_logged(tmp_path, monkeypatch, log_every):
+    """A kill before leaves the checkpoint before; a kill after finds every line up to the checkpoint."""
+    found = {}
+    rename = Path.rename
+
+    def watched(path, target):
+        if target.suffix == ".ckpt":
+            lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+            found[int(target.stem.split("-")[1])] = max(
+                line["step"] for line in lines if "train/loss" in line
+            )
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    run(tmp_path, make_task(7), 7, log_every=log_every)
+    assert len(found) > 1 and all(logged == step for step, logged in found.items())
+    assert max(found) == 6
+
+
 def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     whole_task = make_task(9)
     whole = run(tmp_path / "whole", whole_task, stop=9)

@@ -26,7 +26,9 @@ def test_the_newest_complete_one_is_found_and_old_ones_go(tmp_path):
     checkpoints = Checkpoints(tmp_path, every_steps=1, keep=2)
     assert checkpoints.newest() is None
     for step in (1, 2, 10):
-        checkpoints.save(trainer(step), step)
+        checkpoints.write(trainer(step), step)
+        assert not (tmp_path / f"step-{step:08d}.ckpt").exists()
+        checkpoints.put_in_place(trainer(step))
     (tmp_path / "step-00000011.partial").write_bytes(b"half")
     newest = checkpoints.newest()
     assert newest is not None and newest.name == "step-00000010.ckpt"
