@@ -63,3 +63,13 @@ def frame_places(num_items: int, num_frames: int, device: torch.device) -> Tenso
     """Number (B, T) of this rank's frames in the global batch."""
     frame_T = torch.arange(num_frames, device=device)
     return item_places(num_items, device)[:, None] * MAX_FRAMES + frame_T
+
+
+def choose_items(name: str, num_items: int, share: float, device: torch.device, draws: Draws) -> Tensor:
+    """(B,) True for this rank's items of a share of the global batch: its fraction rounded up or down at random.
+
+    Systematic sampling: every item has the same chance, neighbours are rarely chosen together.
+    """
+    place_B = item_places(num_items, device).double()
+    start = draws.uniform(name, torch.zeros((), dtype=torch.int64, device=device))
+    return ((place_B + 1) * share + start).floor() > (place_B * share + start).floor()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from omniaudio.encoders.transformer import TransformerLayer, run_layers, sinusoids
 from omniaudio.errors import UserError
-from omniaudio.init import start_loud
+from omniaudio.init import start_loud, start_silent
 from omniaudio.types import valid_steps
 
 
@@ -32,9 +32,9 @@ class WhisperEncoder(nn.Module):
         pretrained: name on the hub, or local folder, of a Whisper checkpoint to start from, or None.
         out_width: width D of what comes out, by a learned projection; None is ``width``, without one. For a small
             tokenizer around a large encoder. Not in the paper.
-        stem_skip: add a learned projection of the frames that enter the layers to the states that leave them. A
-            recogniser's layers forget how speech sounds, and a short training does not teach it them again
-            (LOG.md has numbers). Not in the paper.
+        mel_skip: add a learned projection of the log-mel itself to the states that leave the layers, and let those
+            begin silent where ``out_width`` projects them. A recogniser's layers forget how speech sounds, and a
+            short training does not teach it them again (LOG.md has numbers). Not in the paper.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WhisperEncoder(nn.Module):
         recompute: bool = False,
         pretrained: str | None = None,
         out_width: int | None = None,
-        stem_skip: bool = False,
+        mel_skip: bool = False,
     ) -> None:
         super().__init__()
         self.num_mels = num_mels
@@ -62,8 +62,13 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(width, num_heads, ffn_width) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, self.width, bias=False) if self.width != width else None
-        self.skip = nn.Linear(width, self.width, bias=False) if stem_skip else None
+        self.skip: nn.Conv1d | None = None
         start_loud(self.conv1, self.conv2)
+        if mel_skip:
+            self.skip = nn.Conv1d(num_mels, self.width, kernel_size=3, stride=2, padding=1, bias=False)
+            start_loud(self.skip)
+            if self.out is not None:
+                start_silent(self.out)
         if pretrained is not None and not self.conv1.weight.is_meta:
             load_pretrained(self, pretrained)
 
@@ -97,7 +102,7 @@ class WhisperEncoder(nn.Module):
         if self.out is not None:
             hidden_BTD = self.out(hidden_BTD)
         if self.skip is not None:
-            hidden_BTD = hidden_BTD + self.skip(x_BTD)
+            hidden_BTD = hidden_BTD + self.skip(mel_BMT * valid_B1T).transpose(1, 2)
         return hidden_BTD * valid_BT[..., None], hidden_len_B
 
 

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from omniaudio.draws import Draws, frame_places, item_places
+from omniaudio.draws import Draws, choose_items, frame_places, item_places
 from omniaudio.errors import UserError
 from omniaudio.types import QuantizerOutput
 
@@ -80,14 +80,8 @@ def check_num_books(num_books: int | None, most: int) -> int:
 
 
 def choose_passing(num_items: int, bypass_share: float, device: torch.device, draws: Draws) -> Tensor:
-    """(B,) True for items that pass through the quantizer; the share of each is 1 - bypass_share.
-
-    Of the global batch that share passes, its fraction rounded up or down at random (systematic sampling).
-    """
-    place_B = item_places(num_items, device).double()
-    start = draws.uniform("pass", torch.zeros((), dtype=torch.int64, device=device))
-    share = 1 - bypass_share
-    return ((place_B + 1) * share + start).floor() > (place_B * share + start).floor()
+    """(B,) True for items that pass through the quantizer; the share of each is 1 - bypass_share."""
+    return choose_items("pass", num_items, 1 - bypass_share, device, draws)
 
 
 def check_replacement(replacement: str) -> str:

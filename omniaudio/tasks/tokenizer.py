@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omniaudio.data.prompts import written_prompt
-from omniaudio.draws import Draws
+from omniaudio.draws import Draws, choose_items
 from omniaudio.encoders.augment import mask_time
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
@@ -63,6 +63,9 @@ class TokenizerTask(Task):
         replaced_share: share of items whose embeddings are quantized, the rest bypasses the quantizer.
         commit_scale: factor on the weight of ``vq/commit``.
         prompts: say before the speech what is asked for; without it kinds other than transcripts are guesswork.
+        judged_share: share of the clips that the judge hears in a training step, drawn anew each step. A large judge
+            takes most of a step's time on a small machine; the loss stays a mean over the text it was asked for.
+            Not in the paper (1.0).
         mask_share, mask_span: SpecAugment time masks, see ``mask_time``; span in mel frames.
         health: limits below which a book is reported; None has HealthLimits' own.
         kwargs: see Task.
@@ -79,6 +82,7 @@ class TokenizerTask(Task):
         replaced_share: Ramp = Ramp(0.1, 1.0),
         commit_scale: Ramp = Ramp(0.1, 1.0),
         prompts: bool = True,
+        judged_share: float = 1.0,
         mask_share: float = 0.05,
         mask_span: int = 10,
         health: HealthLimits | None = None,
@@ -92,6 +96,9 @@ class TokenizerTask(Task):
         self.replaced_share = replaced_share
         self.commit_scale = commit_scale
         self.prompts = prompts
+        if not 0 < judged_share <= 1:
+            raise UserError(f"task.judged_share {judged_share}: above 0, at most 1")
+        self.judged_share = judged_share
         self.mask_share = mask_share
         self.mask_span = mask_span
         self.health = health or HealthLimits()
@@ -117,7 +124,9 @@ class TokenizerTask(Task):
         scale = self.commit_scale.at(self.progress) if trains else 1.0
         losses["vq/commit"] = LossTerm(quantized.commit_loss * num_frames, num_frames, factor=scale)
         emb_BSD = tokenizer.bridge.up(quantized.quantized_BSD)
-        losses["ce/align"] = self._alignment(batch, emb_BSD, num_frames_B)
+        judged = self.judged_share if trains else 1.0
+        judged_B = choose_items("judged", len(num_frames_B), judged, num_frames_B.device, draws)
+        losses["ce/align"] = self._alignment(batch, emb_BSD, num_frames_B * judged_B)
         stats = {f"vq/{name}": value for name, value in quantized.stats.items()}
         self.log_stats({**stats, "vq/replaced_share": replaced, "vq/commit_scale": scale}, split)
         if trains and self.batches_seen % (HEALTH_EVERY * self.accumulate) == 0:
@@ -159,7 +168,10 @@ class TokenizerTask(Task):
         }
 
     def _alignment(self, batch: WaveBatch, emb_BSD: Tensor, num_frames_B: Tensor) -> LossTerm:
-        """Documents <prompt, embeddings of a clip, its answer, eos>; cross-entropy on answer and eos."""
+        """Documents <prompt, embeddings of a clip, its answer, eos>; cross-entropy on answer and eos.
+
+        Clips of no frames are left out.
+        """
         heard_BSD = self.align(emb_BSD)
         spoken = [i for i, text in enumerate(batch.texts) if text.strip() and num_frames_B[i] > 0]
         if not spoken:

@@ -13,7 +13,7 @@
 #   --trainer cpu        cpu | gpu                             (conf/trainer)
 #   --strategy single    single | ddp | zero1 | zero2 | zero3; --devices 1
 #   --tag NAME           results go to exp/NAME; default baichuan_audio_<data>_<scale>
-#   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch (whisper_base: from the hub)
+#   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch (whisper_base: its Whisper, from the hub)
 #   --backbone NAME      pretrained text LLM, used as it is: hub name or folder; default: small, from scratch
 #   --asr_judge NAME     recogniser that scores the speech: hub name or folder; default: no such rows
 #   --overrides "K=V .." more config words for the training stages (1, 2, 4 to 8)

@@ -86,29 +86,40 @@ def test_any_size_at_true_length_is_transformers_at_that_length(
         torch.testing.assert_close(hidden_BTD, encoder(mel_BMT).last_hidden_state, atol=1e-4, rtol=1e-4)
 
 
-def test_a_skip_connection_adds_the_frames_before_the_layers(checkpoint: Path) -> None:
+def test_a_skip_connection_adds_the_log_mel_to_the_states(checkpoint: Path) -> None:
     plain = WhisperEncoder(**SIZES, pretrained=str(checkpoint)).eval()
-    skipping = WhisperEncoder(**SIZES, pretrained=str(checkpoint), stem_skip=True).eval()
+    skipping = WhisperEncoder(**SIZES, pretrained=str(checkpoint), mel_skip=True).eval()
     assert skipping.skip is not None
     mel_BMT, lengths = torch.randn(2, 8, 30), torch.tensor([30, 17])
-    entering: list[torch.Tensor] = []
-    skipping.layers[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
     with torch.no_grad():
-        expected = plain(mel_BMT, lengths)[0][1, :9]
-        found = skipping(mel_BMT, lengths)[0]
-        torch.testing.assert_close(found[1, :9], expected + skipping.skip(entering[0][1, :9]))
-    assert not found[1, 9:].any(), "padding stays silent"
+        for row, length in enumerate(lengths.tolist()):
+            alone_1MT = mel_BMT[row : row + 1, :, :length]
+            expected_1TD = plain(mel_BMT, lengths)[0][row, None, : (length - 1) // 2 + 1]
+            expected_1TD = expected_1TD + skipping.skip(alone_1MT).transpose(1, 2)
+            found_BTD, found_len_B = skipping(mel_BMT, lengths)
+            torch.testing.assert_close(found_BTD[row, None, : int(found_len_B[row])], expected_1TD)
+    assert not found_BTD[1, 9:].any(), "padding stays silent"
 
 
 def test_another_width_comes_out_by_a_projection(checkpoint: Path) -> None:
     plain = WhisperEncoder(**SIZES, pretrained=str(checkpoint)).eval()
-    narrow = WhisperEncoder(**SIZES, pretrained=str(checkpoint), out_width=6, stem_skip=True).eval()
+    narrow = WhisperEncoder(**SIZES, pretrained=str(checkpoint), out_width=6).eval()
     assert narrow.width == 6 and WhisperEncoder(**SIZES, out_width=SIZES["width"]).out is None
-    assert narrow.out is not None and narrow.skip is not None
-    torch.nn.init.zeros_(narrow.skip.weight)
+    assert narrow.out is not None
     mel_BMT, lengths = torch.randn(2, 8, 30), torch.tensor([30, 17])
     with torch.no_grad():
         torch.testing.assert_close(narrow(mel_BMT, lengths)[0], narrow.out(plain(mel_BMT, lengths)[0]))
+
+
+def test_beside_a_skip_connection_the_layers_begin_silent_and_learn(monkeypatch) -> None:
+    monkeypatch.setattr("omniaudio.init.BRANCH_GAIN", 0.0)
+    encoder = WhisperEncoder(**SIZES, out_width=6, mel_skip=True)
+    assert encoder.out is not None and encoder.skip is not None
+    mel_BMT, lengths = torch.randn(2, 8, 30), torch.tensor([30, 17])
+    sound_BTD = encoder.skip(mel_BMT[:1]).transpose(1, 2)
+    torch.testing.assert_close(encoder(mel_BMT, lengths)[0][:1], sound_BTD)
+    encoder(mel_BMT, lengths)[0].square().sum().backward()
+    assert encoder.out.weight.grad is not None and encoder.out.weight.grad.abs().min() > 0
 
 
 def test_a_pretrained_model_is_not_fetched_for_its_shape(tmp_path: Path) -> None:

@@ -153,6 +153,29 @@ def test_alignment_is_the_judges_cross_entropy_after_the_embeddings(prompts, ask
     assert (emb_BSD.grad.abs().sum(-1) > 0).tolist() == [[True] * 5, [True] * 3 + [False] * 2]
 
 
+def test_the_judge_hears_a_share_of_the_clips_of_training_and_all_that_are_held_out(monkeypatch) -> None:
+    heard: list[list[bool]] = []
+    task = make_task(judged_share=0.5)
+    task.configure_model()
+    task.log_stats = lambda *_: None  # type: ignore[method-assign]
+    alignment = task._alignment
+    monkeypatch.setattr(
+        task, "_alignment", lambda b, e, n: heard.append((n > 0).tolist()) or alignment(b, e, n)
+    )
+    batch = Waves(("hello", "good bye")).batch(0, 0, 1)
+    for task.batches_seen in range(20):
+        term = task.losses(batch, "train")["ce/align"]
+        texts = [text for text, judged in zip(batch.texts, heard[-1], strict=True) if judged]
+        assert int(term.count) == sum(len(TEXTS.encode(text)) + 1 for text in texts)
+    assert {tuple(judged) for judged in heard} == {(True, False), (False, True)}, (
+        "one of two, now this, now that"
+    )
+    task.losses(batch, "val")
+    assert heard[-1] == [True, True]
+    with pytest.raises(UserError, match=r"task.judged_share 0: above 0, at most 1"):
+        make_task(judged_share=0)
+
+
 def test_ramps_by_hand() -> None:
     ramp = Ramp(0.1, 1.0, begins=0.2, ends=0.6)
     assert [round(ramp.at(p), 4) for p in (0.0, 0.2, 0.4, 0.6, 1.0)] == [0.1, 0.1, 0.55, 1.0, 1.0]
