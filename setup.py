@@ -49,6 +49,7 @@ setup(
         "soundfile>=0.12",
         "soxr>=0.5",
         "jiwer>=3",
+        "pystoi>=0.4",
         "rich>=13",
         "matplotlib>=3.8",
         "tensorboard>=2.15",
@@ -59,7 +60,8 @@ setup(
         "wandb": ["wandb>=0.18"],
         # Only beside a CUDA build of torch: its extension does not load beside the CPU build.
         "torchaudio": ["torchaudio>=2.9,<2.15"],
-        "bench": ["torchmetrics>=1.4", "pesq>=0.0.4", "pystoi>=0.4"],
+        "metrics": ["pesq>=0.0.4"],  # compiled when it is installed
+        "bench": ["torchmetrics>=1.4"],
         # json of WenetSpeech and GigaSpeech; parquet files; the steps of omniaudio build
         "corpora": [
             "ijson>=3.2",

@@ -170,6 +170,7 @@ def measure(
     scores = score_tokenizer(model, clips, track)
     wavs, samples = make_speech(config, model, clips, scores, folder)
     rows = tokenizer_rows(model, scores)
+    rows += signal_rows(clips, wavs, model.sample_rate_hz)
     judge_part, heard = judge_rows(judge, clips, wavs, model.sample_rate_hz)
     own = recognise(model, clips, track)
     rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
@@ -242,6 +243,31 @@ def tokenizer_rows(model: SpokenLanguageModel, scores: TokenizerScores) -> list[
         )
         for num, book in enumerate(scores.books, 1)
     ]
+    return rows
+
+
+def signal_rows(clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int) -> list[Row]:
+    """Intelligibility of what was made, by a measure that knows no words."""
+    from omniaudio.metrics.records import Row
+    from omniaudio.metrics.signal import estoi, mean_of
+
+    rows = []
+    for variant, made in wavs.items():
+        if variant == "original":
+            continue
+        value, count = mean_of(
+            estoi(clip.wav_N, wav_N, clip.sample_rate_hz, rate_hz)
+            for clip, wav_N in zip(clips, made, strict=False)  # without a judge only the first are spoken
+        )
+        rows.append(
+            Row(
+                section="Intelligibility without a recogniser (ESTOI, 1 is the recording)",
+                name=f"ESTOI, {VARIANT_NAMES[variant]}",
+                value=value,
+                text="not measurable" if value is None else f"{value:.3f}",
+                note=f"mean of {count} clips",
+            )
+        )
     return rows
 
 

@@ -1,7 +1,8 @@
 """What a speech tokenizer keeps, by number of books: the layout of table 1 of arXiv:2502.17239.
 
 Each depth is measured three ways on the same held-out clips: how far the mel is from the true one, what the frozen
-text LLM of the tokenizer's training reads from the embeddings, and what independent recognisers hear in the speech.
+text LLM of the tokenizer's training reads from the embeddings, and how much of the speech is left: to independent
+recognisers, and to a measure of intelligibility that knows no words.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from omniaudio.losses.alignment import transcript_loss
 from omniaudio.metrics.asr_judge import AsrJudge
 from omniaudio.metrics.cer import word_error_rate
 from omniaudio.metrics.mel import mel_mae
+from omniaudio.metrics.signal import estoi, mean_of
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.quantizers.streaming import StreamingEncoder
 from omniaudio.sequence.vocab import TokenSpace
@@ -97,6 +99,7 @@ class DepthRow:
         align_loss: nats a piece of the frozen LLM on the transcripts; None without a reader.
         wer, cer: name of the reader -> rate; "LLM" is the frozen one.
         heard: name of the reader -> what it wrote of every clip.
+        estoi: mean over the clips of ``metrics.signal.estoi`` of the speech; None without a vocoder.
     """
 
     depth: int
@@ -105,6 +108,7 @@ class DepthRow:
     wer: dict[str, float] = field(default_factory=dict)
     cer: dict[str, float] = field(default_factory=dict)
     heard: dict[str, list[str]] = field(default_factory=dict)
+    estoi: float | None = None
 
     @property
     def name(self) -> str:
@@ -168,7 +172,11 @@ def score_depth(
     if reader is not None:
         row.align_loss = float(nats[0] / nats[1])
         _add(row, "LLM", clips, read)
-    if vocoder is not None:
+    if vocoder is not None and wavs:
+        row.estoi, _ = mean_of(
+            estoi(clip.wav_N, wav_N, clip.sample_rate_hz, vocoder.mel_spec.sample_rate_hz)
+            for clip, wav_N in zip(clips, wavs, strict=True)
+        )
         for judge in listeners.judges:
             heard = judge_variants(judge, clips, {row.name: wavs}, vocoder.mel_spec.sample_rate_hz, track)
             _add(row, judge.name, clips, heard[row.name])
@@ -289,11 +297,12 @@ def table(rows: Sequence[DepthRow]) -> list[list[str]]:
     readers = list(dict.fromkeys(name for row in rows for name in row.cer))
     head = ["speech tokenizer", "mel MAE", "alignment, nats"]
     head += [f"{rate} by {name}" for name in readers for rate in ("WER", "CER")]
+    head += ["ESTOI"] * any(row.estoi is not None for row in rows)
     lines = []
     for row in sorted(rows, key=lambda row: row.depth or len(rows) * 100, reverse=True):
         rates = [rate.get(name) for name in readers for rate in (row.wer, row.cer)]
         numbers = [f"{row.mae:.3f}", "-" if row.align_loss is None else f"{row.align_loss:.3f}"]
-        lines.append(
-            [row.name, *numbers, *("-" if rate is None else f"{100 * rate:.1f} %" for rate in rates)]
-        )
+        numbers += ["-" if rate is None else f"{100 * rate:.1f} %" for rate in rates]
+        numbers += ["-" if row.estoi is None else f"{row.estoi:.3f}"] * ("ESTOI" in head)
+        lines.append([row.name, *numbers])
     return [head, *lines]

@@ -32,6 +32,13 @@ def test_without_a_judge_its_rows_have_no_number(results):
     assert {(r["text"], r["value"]) for r in rows} == {("no judge", None)}
 
 
+def test_intelligibility_is_measured_without_a_judge_too(results):
+    rows = [row for row in results["rows"] if row["name"].startswith("ESTOI")]
+    assert [row["name"].split(", ")[1][:4] for row in rows] == ["copy", "code", "code", "code"]
+    assert all(row["value"] is None or -1 < row["value"] < 1 for row in rows)
+    assert all("mean of" in row["note"] for row in rows)
+
+
 def test_mel_error_for_every_number_of_books(results):
     assert [len(values) for values in results["mel_mae"].values()] == [3, 3]
     assert row(results, "mel MAE, 3 books")["value"] == results["mel_mae"]["refined"][2]

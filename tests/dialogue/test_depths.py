@@ -115,6 +115,7 @@ def test_a_row_holds_every_measure(tiny_chain, tiny_data, reader):
     first = len(clips[0].text.split())
     assert row.wer["parrot"] == pytest.approx(first / sum(len(clip.text.split()) for clip in clips))
     assert set(row.cer) == {"LLM", "parrot"} and set(judge.rates) == {24000}
+    assert row.estoi is not None and -0.5 < row.estoi < 0.9, "two steps of training"
     assert score_depth(tokenizer, clips, 4, Listeners(), quiet).mae == row.mae
     with pytest.raises(UserError, match="depth 0: a tokenizer of 8 books"):
         score_depth(tokenizer, clips, 0, Listeners(), quiet)
@@ -127,6 +128,9 @@ def test_the_table_has_the_order_of_the_paper():
     assert lines[0] == ["speech tokenizer", "mel MAE", "alignment, nats", "WER by whisper", "CER by whisper"]
     assert [line[0] for line in lines[1:]] == ["no VQ", "8 books", "4 books", "1 book"]
     assert lines[3] == ["4 books", "4.500", "-", "50.0 %", "25.0 %"] and lines[1][3:] == ["-", "-"]
+    rows[1].estoi = 0.5
+    lines = table(rows)
+    assert lines[0][-1] == "ESTOI" and [line[-1] for line in lines[1:]] == ["-", "-", "0.500", "-"]
 
 
 def test_segments_against_the_whole(tiny_chain, tiny_data):

@@ -1,0 +1,78 @@
+"""How much of a recording is left in speech that was made of it, measured on the signals: no recogniser, no text.
+
+Both signals must begin at the same instant; the longer one is cut. A clip that a measure cannot judge gives None.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import resample
+
+RATE_HZ = 16_000
+"""Of both measures: wide-band PESQ knows no other, and STOI reads what is below 4.3 kHz."""
+
+TOO_LITTLE_SPEECH = 1e-5
+"""What pystoi returns, with a warning, for signals with fewer than 30 frames (0.4 s) of speech."""
+
+
+def estoi(true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int) -> float | None:
+    """Extended short-time objective intelligibility, below 0 to 1 (doi:10.1109/TASLP.2016.2585878), by pystoi.
+
+    Args:
+        true_N: the recording, mono.
+        made_N: what was made of it.
+        true_rate_hz, made_rate_hz: their sample rates.
+    """
+    from pystoi import stoi
+
+    true_N, made_N = _alike(true_N, made_N, true_rate_hz, made_rate_hz)
+    if not true_N.any():  # pystoi adds a little noise and would compare that
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            found = float(stoi(true_N, made_N, RATE_HZ, extended=True))
+        except (ValueError, IndexError):  # shorter than one of its frames
+            return None
+    return None if found == TOO_LITTLE_SPEECH or not np.isfinite(found) else found
+
+
+def pesq(true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int) -> float | None:
+    """Wide-band perceptual quality, 1.0 to 4.6 (ITU-T P.862.2), by the package pesq; arguments as of ``estoi``.
+
+    Raises:
+        UserError: the package, which is compiled when it is installed, is not there.
+    """
+    try:
+        import pesq as package
+    except ImportError as error:
+        raise UserError(
+            "PESQ needs a package that is not installed: pip install 'omniaudio[metrics]'"
+        ) from error
+    true_N, made_N = _alike(true_N, made_N, true_rate_hz, made_rate_hz)
+    if len(true_N) < RATE_HZ // 4:
+        return None  # the shortest that P.862 takes
+    try:
+        return float(package.pesq(RATE_HZ, true_N, made_N, "wb"))
+    except package.NoUtterancesError:
+        return None
+
+
+def mean_of(values: Iterable[float | None]) -> tuple[float | None, int]:
+    """Mean of the values that are there, and how many."""
+    found = [value for value in values if value is not None]
+    return (float(np.mean(found)) if found else None), len(found)
+
+
+def _alike(
+    true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both at ``RATE_HZ`` and as long as the shorter one."""
+    true_N, made_N = resample(true_N, true_rate_hz, RATE_HZ), resample(made_N, made_rate_hz, RATE_HZ)
+    num_samples = min(len(true_N), len(made_N))
+    return true_N[:num_samples], made_N[:num_samples]

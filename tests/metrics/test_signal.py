@@ -1,0 +1,70 @@
+"""Signal measures: the libraries' own numbers, order of degradations, clips that cannot be judged."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from omniaudio.corpus.build.synthesis import EspeakNg
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import resample
+from omniaudio.metrics.signal import estoi, mean_of, pesq
+
+
+@pytest.fixture(scope="module")
+def speech_N() -> np.ndarray:
+    engine = EspeakNg()
+    return engine.speak(
+        "Please hold the line while we connect your call.", engine.voices("en")[0], "en", 16_000
+    )
+
+
+def noisy(wav_N: np.ndarray, db: float) -> np.ndarray:
+    noise_N = np.random.default_rng(0).standard_normal(len(wav_N)).astype(np.float32)
+    return wav_N + noise_N * wav_N.std() * 10 ** (-db / 20)
+
+
+def test_estoi_is_pystois_and_falls_with_noise(speech_N) -> None:
+    from pystoi import stoi
+
+    values = [estoi(speech_N, noisy(speech_N, db), 16_000, 16_000) for db in (40, 10, 0, -10)]
+    assert values == sorted(values, reverse=True) and values[0] > 0.9 > 0.3 > values[-1]
+    assert values[1] == pytest.approx(stoi(speech_N, noisy(speech_N, 10), 16_000, extended=True))
+
+
+def test_other_rates_and_lengths_are_made_alike(speech_N) -> None:
+    made_N = resample(speech_N, 16_000, 24_000)
+    found = estoi(speech_N, np.concatenate([made_N, np.zeros(2400, np.float32)]), 16_000, 24_000)
+    assert found == pytest.approx(1.0, abs=0.01)
+    late = estoi(speech_N, np.roll(speech_N, 1600), 16_000, 16_000)
+    assert late < 0.5, "a tenth of a second late is another signal"
+
+
+@pytest.mark.parametrize("num_samples", [0, 100, 3000])
+def test_what_cannot_be_judged_has_no_number(num_samples) -> None:
+    wav_N = np.random.default_rng(1).standard_normal(num_samples).astype(np.float32)
+    assert estoi(wav_N, wav_N, 16_000, 16_000) is None
+    silence_N = np.zeros(32_000, np.float32)
+    assert estoi(silence_N, silence_N, 16_000, 16_000) is None
+
+
+def test_pesq_is_the_packages_and_falls_with_noise(speech_N) -> None:
+    package = pytest.importorskip("pesq")
+    values = [pesq(speech_N, noisy(speech_N, db), 16_000, 16_000) for db in (30, 10, 0)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(package.pesq(16_000, speech_N, noisy(speech_N, 30), "wb"))
+    assert pesq(speech_N[:3000], speech_N[:3000], 16_000, 16_000) is None
+    assert pesq(np.zeros(16_000, np.float32), np.zeros(16_000, np.float32), 16_000, 16_000) is None
+
+
+def test_a_missing_package_is_one_line(speech_N, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    with pytest.raises(UserError, match=r"pip install 'omniaudio\[metrics\]'"):
+        pesq(speech_N, speech_N, 16_000, 16_000)
+
+
+def test_a_mean_leaves_out_what_is_not_there() -> None:
+    assert mean_of([1.0, None, 2.0]) == (1.5, 2)
+    assert mean_of([None]) == (None, 0)
