@@ -42,7 +42,7 @@ setup(
         "isal>=1.6",  # the same crc32 as zlib's, twenty times faster
         "vector-quantize-pytorch>=1.20,<2",
         "einops>=0.8,<1",
-        "torchdiffeq>=0.2.4,<1",
+        "torchdiffeq>=0.2.5,<1",
         "numpy>=1.26",
         "scipy>=1.11",
         "av>=13",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -16,6 +15,15 @@ from omniaudio.types import valid_steps
 
 NOISE_FRAMES = 100
 """Starting noise is drawn in pieces of this many frames: a longer utterance begins with the same noise."""
+
+SOLVERS = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}
+"""Ours -> torchdiffeq's name; the second and third ask for two velocities a step."""
+
+WARPS = ("cosine", "uniform")
+"""Times of the steps: dense at the start, as published, or evenly spread."""
+
+TRAIN_WARPS = (*WARPS, "logit_normal")
+"""Times of training; the third has most of them in the middle (arXiv:2403.03206)."""
 
 
 class FlowMatchingDecoder(nn.Module):
@@ -31,6 +39,9 @@ class FlowMatchingDecoder(nn.Module):
         mel_mean, mel_std: the mel is standardised by these inside (0 and 1: not at all).
         guess_std: error of the condition as a guess of the mel, in standardised units, if the estimator shall
             only learn what the best linear velocity misses; None, as published: all of it.
+        time_warp: of the steps of decoding, one of WARPS.
+        train_warp: of the times of training, one of TRAIN_WARPS.
+        solver: of decoding, one of SOLVERS.
     """
 
     def __init__(
@@ -44,8 +55,19 @@ class FlowMatchingDecoder(nn.Module):
         mel_mean: float = 0.0,
         mel_std: float = 1.0,
         guess_std: float | None = None,
+        time_warp: str = "cosine",
+        train_warp: str = "cosine",
+        solver: str = "euler",
     ) -> None:
         super().__init__()
+        choices = (
+            ("time_warp", time_warp, WARPS),
+            ("train_warp", train_warp, TRAIN_WARPS),
+            ("solver", solver, SOLVERS),
+        )
+        for name, value, allowed in choices:
+            if value not in allowed:
+                raise UserError(f"flow.{name} {value!r}: can be {', '.join(allowed)}")
         for name, part in (("prenet", prenet), ("estimator", estimator)):
             if part.num_mels != mel_spec.num_mels:
                 raise UserError(
@@ -60,6 +82,7 @@ class FlowMatchingDecoder(nn.Module):
         self.mel_mean = mel_mean
         self.mel_std = mel_std
         self.guess_std = guess_std
+        self.time_warp, self.train_warp, self.solver = time_warp, train_warp, solver
 
     def mel_length(self, hidden_len_B: Tensor) -> Tensor:
         """Mel frames for so many hidden states."""
@@ -92,7 +115,7 @@ class FlowMatchingDecoder(nn.Module):
         mu, target = mu * valid_BT[:, None], target * valid_BT[:, None]
 
         uniform_2B = torch.rand(2, len(target), generator=generator, device=target.device)
-        time_B = 1 - torch.cos(uniform_2B[0] * math.pi / 2)
+        time_B = warped(uniform_2B[0], self.train_warp)
         keep_B = uniform_2B[1] >= self.drop_condition
         noise = torch.randn(target.shape, generator=generator, device=target.device)
         mse = self.velocity_error(target, mu, valid_BT, noise, time_B, keep_B)
@@ -151,13 +174,18 @@ class FlowMatchingDecoder(nn.Module):
 
         Args:
             hidden_BTD: hidden states (B, T', D), hidden_len_B valid.
-            num_steps: Euler steps.
+            num_steps: steps of the solver.
             guidance: strength g of classifier-free guidance, (1 + g) v_conditioned - g v_free.
             noise: start (B, M, T); without it, one draw from ``generator`` that all items share.
 
         Returns:
             mel_BMT (zero beyond the length), mel_len_B.
+
+        Raises:
+            UserError: no step at all.
         """
+        if num_steps < 1:
+            raise UserError(f"flow: {num_steps} steps; at least 1")
         mel_len_B = self.mel_length(hidden_len_B)
         mu = self.prenet(hidden_BTD, hidden_len_B, mel_len_B)
         if noise is None:
@@ -178,14 +206,30 @@ class FlowMatchingDecoder(nn.Module):
     def integrate(
         self, noise: Tensor, mu: Tensor, valid_BT: Tensor, num_steps: int, guidance: float
     ) -> Tensor:
-        """Euler steps from noise to standardised mel at 1 - cos(pi t / 2), both branches in one batch."""
-        times = 1 - torch.cos(torch.linspace(0, 1, num_steps + 1, device=mu.device) * math.pi / 2)
-        both = torch.cat([mu, torch.zeros_like(mu)])
-        valid_both = torch.cat([valid_BT, valid_BT])
-        keep_both = torch.arange(len(both), device=mu.device) < len(mu)
-        x = noise
-        for now, then in itertools.pairwise(times):
-            velocity = self.velocity(torch.cat([x, x]), both, keep_both, now.expand(len(both)), valid_both)
-            shown, free = velocity.chunk(2)
-            x = x + (then - now) * ((1 + guidance) * shown - guidance * free)
-        return x
+        """From noise to standardised mel; with guidance, both branches in one batch."""
+        from torchdiffeq import odeint
+
+        times = warped(torch.linspace(0, 1, num_steps + 1, device=mu.device), self.time_warp)
+        branches = 2 if guidance else 1
+        seen = torch.cat([mu, torch.zeros_like(mu)][:branches])
+        valid = valid_BT.repeat(branches, 1)
+        keep = torch.arange(len(seen), device=mu.device) < len(mu)
+
+        def velocity(time: Tensor, x: Tensor) -> Tensor:
+            out = self.velocity(x.repeat(branches, 1, 1), seen, keep, time.to(x).expand(len(seen)), valid)
+            if not guidance:
+                return out
+            shown, free = out.chunk(2)
+            return (1 + guidance) * shown - guidance * free
+
+        path: Tensor = odeint(velocity, noise, times, method=SOLVERS[self.solver])
+        return path[-1]
+
+
+def warped(uniform: Tensor, warp: str) -> Tensor:
+    """Times in [0, 1] from evenly spread ones."""
+    if warp == "cosine":
+        return 1 - torch.cos(uniform * math.pi / 2)
+    if warp == "logit_normal":
+        return torch.sigmoid(torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)))
+    return uniform

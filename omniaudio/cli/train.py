@@ -48,8 +48,9 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.checkpoint import Checkpoints
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
+    from omniaudio.training.strategies import check_processes
 
-    set_threads(config["num_threads"])
+    set_threads(config["num_threads"], config["devices"])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # after its import, which sets INFO
     layout = token_layout(config, build(config["before"], "before") or {})
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
@@ -81,6 +82,8 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         if step:
             run.log(f"going on from step {step} of {config['max_steps']}")
     zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
+    if zero and newest is not None:
+        check_processes(newest, config["devices"] * config["num_nodes"])
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
     save_parts(config, trainer, task, run, layout)
 
@@ -117,6 +120,10 @@ def make_trainer(
 
     settings, zero = config["trainer"], config["strategy"].startswith("zero")
     on_gpu = settings["accelerator"] == "gpu"
+    if zero and not automatic:
+        raise UserError(
+            f"strategy={config['strategy']}: {config['stage']} has two optimizers, ZeRO takes one; use strategy=ddp"
+        )
     if on_gpu and not torch.cuda.is_available():
         raise UserError("trainer=gpu: torch sees no GPU here; use trainer=cpu, or see: omniaudio doctor")
     return Trainer(
@@ -186,9 +193,13 @@ def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, layo
         )
 
 
-def set_threads(num_threads: int | None) -> None:
-    """Threads of one process; by default the cores shared out among the local processes."""
+def set_threads(num_threads: int | None, processes: int = 1) -> None:
+    """Threads of one process; by default the cores shared out among the local processes.
+
+    Args:
+        processes: how many this one is going to be; a launcher's environment has the last word.
+    """
     import torch
 
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", processes)))
     torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local))

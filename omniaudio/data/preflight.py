@@ -188,12 +188,12 @@ def _shown_documents(source: DocumentSteps | TextSteps, show: int) -> Iterator[A
         return
     yield Text.assemble("samples: ", ("given", GIVEN), ", ", ("learned", LEARNED), ", ", ("<special>", MARK))
     seen: set[str] = set()
-    chosen = []
-    for document in source.plan[0]:  # one of each kind first
-        if document.kind not in seen:
-            seen.add(document.kind)
-            chosen.append(document)
-    for document in chosen[:show]:
+    first: list[Any] = []
+    more: list[Any] = []  # one of each kind comes before a second of any
+    for document in source.plan[0]:
+        (more if document.kind in seen else first).append(document)
+        seen.add(document.kind)
+    for document in [*first, *more][:show]:
         composed = source.document(document)
         text = Text(f"{composed.key} [{document.kind}] ", style=MARK)
         for piece, learned in pieces_of(composed, source.token_space, source.decode):

@@ -17,7 +17,7 @@ from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import band_hz
 from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.errors import UserError
-from omniaudio.frontend.audio import read_audio, write_wav
+from omniaudio.frontend.audio import read_audio, resample, write_wav
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import normalise_text
 from omniaudio.lm.backbone import CausalBackbone
@@ -127,8 +127,9 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
     for clip in track(clips, "codes and mels"):
         codes = model.encode(clip.wav_N, clip.sample_rate_hz)
         scores.codes.append(codes)
-        wav_BN = torch.from_numpy(clip.wav_N)[None].to(model.device)
-        true_BMT, true_len_B = log_mel(wav_BN, torch.tensor([len(clip.wav_N)], device=model.device))
+        wav_N = resample(clip.wav_N, clip.sample_rate_hz, tokenizer.sample_rate_hz)
+        wav_BN = torch.from_numpy(wav_N)[None].to(model.device)
+        true_BMT, true_len_B = log_mel(wav_BN, torch.tensor([len(wav_N)], device=model.device))
         bins_BM = clip.bins(tokenizer.decoder_mel_spec).to(model.device)
         for book in range(num_books):
             with torch.inference_mode():

@@ -46,6 +46,14 @@ def check_decode_path(path: DecodePath) -> DecodePath:
     return path
 
 
+def _checked(wav_N: np.ndarray, rate_hz: int, wanted_hz: int) -> np.ndarray:
+    """Speech of one channel at another rate."""
+    wav_N = np.asarray(wav_N, np.float32)
+    if wav_N.ndim != 1 or not np.isfinite(wav_N).all():
+        raise UserError(f"speech of shape {wav_N.shape}: expected one channel of finite samples")
+    return resample(wav_N, rate_hz, wanted_hz)
+
+
 class SpokenReply(TypedDict):
     """What the model said."""
 
@@ -65,7 +73,7 @@ class DialogueSettings:
     Args:
         text, audio: sampling of replies; transcripts are always the likeliest words.
         max_text_tokens, max_frames: limits of a reply.
-        flow_steps: Euler steps of flow matching.
+        flow_steps: steps of flow matching, at least 1.
         flow_guidance: strength of its guidance.
         mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
             which are the clearer ones as long as flow matching has had little training.
@@ -81,6 +89,8 @@ class DialogueSettings:
 
     def __post_init__(self) -> None:
         check_decode_path(self.mel_path)
+        if self.flow_steps < 1:
+            raise UserError(f"dialogue.flow_steps {self.flow_steps}: at least 1")
 
 
 class SpokenLanguageModel(nn.Module):
@@ -137,9 +147,7 @@ class SpokenLanguageModel(nn.Module):
     @torch.inference_mode()
     def encode(self, wav_N: np.ndarray, sample_rate_hz: int) -> Codes:
         """Speech, float32 in [-1, 1] of any rate and length, to codes (batch of one)."""
-        at_tokenizer = resample(np.asarray(wav_N, np.float32), sample_rate_hz, self.tokenizer.sample_rate_hz)
-        if at_tokenizer.ndim != 1 or not np.isfinite(at_tokenizer).all():
-            raise UserError(f"speech of shape {at_tokenizer.shape}: expected one channel of finite samples")
+        at_tokenizer = _checked(wav_N, sample_rate_hz, self.tokenizer.sample_rate_hz)
         wav_BN = torch.from_numpy(at_tokenizer)[None].to(self.device)
         return self.tokenizer.encode(wav_BN, torch.tensor([len(at_tokenizer)], device=self.device))
 
@@ -185,12 +193,14 @@ class SpokenLanguageModel(nn.Module):
     ) -> np.ndarray:
         """Codes (batch of one) to speech, float32 (N,) at ``sample_rate_hz``. Arguments as in ``mel``."""
         assert len(codes.num_frames_B) == 1, codes.num_frames_B
+        if not int(codes.num_frames_B[0]):
+            return np.zeros(0, np.float32)
         return self.vocode(*self.mel(codes, num_books, path, seed))[0]
 
     @torch.inference_mode()
     def true_mel(self, wav_N: np.ndarray, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
         """The vocoder's mel of recorded speech: mel_BMT, mel_len_B."""
-        wav_N = resample(np.asarray(wav_N, np.float32), sample_rate_hz, self.sample_rate_hz)
+        wav_N = _checked(wav_N, sample_rate_hz, self.sample_rate_hz)
         return self.vocoder_mel(
             torch.from_numpy(wav_N)[None].to(self.device), torch.tensor([len(wav_N)]).to(self.device)
         )

@@ -13,6 +13,23 @@ from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import NO_LABEL, LMOutput, PackedBatch
 
 
+class CodeTable(nn.Embedding):
+    """Embeddings of one book's codes, drawn inside the constructor: ZeRO 3 shards a module as soon as it returns.
+
+    Args:
+        num_codes: rows.
+        width: columns.
+        std: of the first weights.
+    """
+
+    def __init__(self, num_codes: int, width: int, std: float) -> None:
+        self.std = std
+        super().__init__(num_codes, width)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+
+
 class AudioLM(nn.Module):
     """Reads and writes text and code frames.
 
@@ -54,10 +71,12 @@ class AudioLM(nn.Module):
         self.backbone = backbone
         self.audio_head = audio_head
         self.token_space = token_space
-        tables = [nn.Embedding(size, backbone.hidden_size) for size in token_space.audio_table_sizes]
-        for table in tables:  # a frame is a sum of K rows: give it the size of one text embedding
-            nn.init.normal_(table.weight, std=0.02 * token_space.num_books**-0.5)
-        self.audio_embed = nn.ModuleList(tables)
+        std = (
+            0.02 * token_space.num_books**-0.5
+        )  # a frame is a sum of K rows: give it the size of one text embedding
+        self.audio_embed = nn.ModuleList(
+            CodeTable(size, backbone.hidden_size, std) for size in token_space.audio_table_sizes
+        )
 
     def fingerprint(self) -> Fingerprint:
         """Facts that ids and codes must share with this model."""

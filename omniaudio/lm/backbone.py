@@ -97,7 +97,7 @@ class CausalBackbone(nn.Module):
             pad_token_id=None,
         )
         model: Any
-        if pretrained is None:
+        if pretrained is None or torch.get_default_device().type == "meta":  # a shape needs no weights
             model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
         else:
             model = _load(pretrained, config)
@@ -141,7 +141,8 @@ class CausalBackbone(nn.Module):
 
     def text_loss(self, hidden_LD: Tensor, label_L: Tensor) -> Tensor:
         """Cross-entropy by position against ids; 0 where the label is NO_LABEL."""
-        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size)
+        sharded = hasattr(self.lm_head.weight, "ds_id")
+        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size, in_step=sharded)
 
     def _run(self, hidden_1LD: Tensor, position_1L: Tensor, **kwargs: Any) -> Tensor:
         rotary = self.rotary(hidden_1LD, position_1L)

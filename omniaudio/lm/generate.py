@@ -52,7 +52,12 @@ class SpeechEnd:
     complete: bool
 
 
-Event = TextToken | Frame | SpeechEnd
+@dataclass(frozen=True)
+class Cut:
+    """``max_text_tokens`` ended the reply."""
+
+
+Event = TextToken | Frame | SpeechEnd | Cut
 
 
 @dataclass
@@ -163,6 +168,8 @@ class _Run:
                 self._feed_token(self.space.audiogen_end)
                 speaking = False
             if len(self.said) >= self.owner.max_text_tokens:
+                if self.owner.max_text_tokens:  # with 0, speech alone was asked for
+                    yield Cut()
                 return
             token_id = self._next_token()
             if token_id == self.space.eos:
@@ -236,6 +243,8 @@ def collect(events: Iterable[Event]) -> Reply:
             if frames:
                 reply.segments.append(torch.stack(frames))
             frames = []
+        elif isinstance(event, Cut):
+            reply.complete = False
         elif reply.segments and isinstance(reply.segments[-1], list):
             reply.segments[-1].append(event.token_id)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class Task(LightningModule):
         self.total_bad_steps = 0
         self.memo: dict[str, Any] | None = None  # of the batch that was last seen
         self._current: Batch | None = None
+        self._keys: list[str] = []  # of all batches of the step
         self.tell: Callable[[str], None] = print
         self.stats: dict[str, Tensor | float] = {}
         self.counts: dict[str, float] = {}
@@ -160,7 +162,10 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.begin_step(batch)
-        return self.weigh(self.reduced(self.losses(batch, "train")), "train")
+        loss = self.weigh(self.reduced(self.losses(batch, "train")), "train")
+        if self._zero_engine() is not None:
+            self._stop_before_a_bad_step(loss)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._current = batch
@@ -170,6 +175,7 @@ class Task(LightningModule):
     def begin_step(self, batch: Batch) -> None:
         """Seed the step, count it, remember its batch; tasks with manual optimization call it themselves."""
         self._current, self.stats, self.memo = batch, {}, batch.memo
+        self._keys = [*(self._keys if self.batches_seen % self.accumulate else []), *batch.keys]
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
 
@@ -252,6 +258,19 @@ class Task(LightningModule):
         values = {f"{split}/{name}": torch.as_tensor(v, dtype=torch.float32) for name, v in stats.items()}
         self._log(values, sync=False)
 
+    def log_means(self, sums: Mapping[str, tuple[Tensor, Tensor]], split: str) -> None:
+        """Log sums over counts: in training this rank's of the step, held-out those of all ranks and steps."""
+        if split == "train":
+            self.log_stats({name: total / count for name, (total, count) in sums.items()})
+            return
+        parts: list[Any] = [{name: (float(total), float(count)) for name, (total, count) in sums.items()}]
+        if self.trainer.world_size > 1:
+            parts = parts * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, parts[0])
+        for name in sorted({name for part in parts for name in part}):
+            total, count = (sum(part[name][i] for part in parts if name in part) for i in (0, 1))
+            self._log({f"{split}/{name}": torch.tensor(total / count)}, sync=False, weight=round(count))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, rest = divmod(self.batches_seen, self.accumulate)
         if rest == 0 and step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
@@ -284,14 +303,51 @@ class Task(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
         self.total_bad_steps += 1
-        faulty = faulty_keys(self._current) if self._current is not None else []
-        named = self._current.keys if self._current is not None and not faulty else faulty
-        samples = f"{'samples' if faulty else 'one of'}: {', '.join(named[:16])}"
-        message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; {samples}"
+        message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; {self._suspects()}"
         self.tell(message)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise UserError(
                 f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples"
+            )
+
+    def _suspects(self) -> str:
+        """The samples whose numbers are not finite, or all that the step has seen on this rank."""
+        faulty = faulty_keys(self._current) if self._current is not None else []
+        named = faulty or self._keys
+        more = f" and {len(named) - 16} more" if len(named) > 16 else ""
+        return f"{'samples' if faulty else 'one of'}: {', '.join(named[:16])}{more}"
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        engine = self._zero_engine()
+        norm = engine.get_global_grad_norm() if engine is not None else None
+        if norm is not None:
+            self.log_stats({"grad_norm": float(norm)})
+            if not math.isfinite(norm):
+                raise UserError(
+                    f"step {self.batches_seen // self.accumulate}: non-finite gradient under ZeRO, which does not skip "
+                    f"a step; {self._suspects()}; the same command goes on from the last checkpoint"
+                )
+
+    def _zero_engine(self) -> Any:
+        """DeepSpeed's engine, where it holds the gradients; None elsewhere."""
+        return getattr(self.trainer.strategy, "deepspeed_engine", None) if self._trainer is not None else None
+
+    def _stop_before_a_bad_step(self, loss: Tensor) -> None:
+        """Under ZeRO gradients cannot be looked at before they are used: a loss that is not finite ends the run.
+
+        Raises:
+            UserError: on all ranks, before any weight has moved, if one rank's loss is not finite.
+        """
+        finite = torch.isfinite(loss.detach()).float()
+        ours = bool(finite)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        if not finite:
+            where = self._suspects() if not ours else "on another rank"
+            raise UserError(
+                f"step {self.batches_seen // self.accumulate}: the loss is not finite; {where}. Under ZeRO a step "
+                "cannot be skipped: no weight has moved; leave these samples out, or use strategy=ddp, which skips"
             )
 
     # -- checkpoints

@@ -62,7 +62,7 @@ class AudioLMTask(Task):
             "ce/text": LossTerm(text_L.sum(), (batch.text_label_L != NO_LABEL).sum()),
             "ce/audio": LossTerm(audio_L.sum(), (batch.audio_label_LK[:, 0] != NO_LABEL).sum()),
         }
-        self.log_stats(loss_stats(batch, text_L.detach(), audio_LK.detach(), weight_K), split)
+        self.log_means(loss_sums(batch, text_L.detach(), audio_LK.detach(), weight_K), split)
         return terms
 
 
@@ -76,14 +76,16 @@ def normalised_book_weights(weights: Sequence[float] | None, num_books: int) -> 
     return weight_K / weight_K.sum()
 
 
-def loss_stats(batch: PackedBatch, text_L: Tensor, audio_LK: Tensor, weight_K: Tensor) -> dict[str, Tensor]:
-    """Mean losses of this rank's batch by book and by kind of document, for those that it holds."""
-    stats: dict[str, Tensor] = {}
+def loss_sums(
+    batch: PackedBatch, text_L: Tensor, audio_LK: Tensor, weight_K: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Losses of this rank's batch by book and by kind of document, for those that it holds: sums and counts."""
+    stats: dict[str, tuple[Tensor, Tensor]] = {}
     has_text_L = batch.text_label_L != NO_LABEL
     has_audio_L = batch.audio_label_LK[:, 0] != NO_LABEL
     if bool(has_audio_L.any()):
-        mean_K = audio_LK.sum(0) / has_audio_L.sum()
-        stats = {f"ce/audio/book{book}": mean for book, mean in enumerate(mean_K)}
+        num_frames = has_audio_L.sum()
+        stats = {f"ce/audio/book{book}": (total, num_frames) for book, total in enumerate(audio_LK.sum(0))}
     names = sorted(set(batch.kinds))
     kind_G = torch.tensor([names.index(kind) for kind in batch.kinds], device=text_L.device)
     kind_L = kind_G.repeat_interleave(batch.doc_len_G.to(text_L.device))
@@ -93,5 +95,5 @@ def loss_stats(batch: PackedBatch, text_L: Tensor, audio_LK: Tensor, weight_K: T
         for what, loss_L, has_L in (("text", text_L, has_text_L), ("audio", audio_L, has_audio_L)):
             count = (here_L & has_L).sum()
             if count > 0:
-                stats[f"ce/{what}/{name}"] = loss_L[here_L].sum() / count
+                stats[f"ce/{what}/{name}"] = (loss_L[here_L].sum(), count)
     return stats

@@ -185,8 +185,9 @@ class VocoderTask(Task):
         total = self.weigh({**losses, **judgement}, "train")
         optimizer.zero_grad()
         self.manual_backward(total)
-        nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.gradient_clip)
         optimizer.step()  # the base class looks at the gradient first, and drops a bad one
+        self.log_stats({"grad_norm": norm})  # before clipping
         self.untoggle_optimizer(optimizer)
 
 

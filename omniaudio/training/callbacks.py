@@ -57,8 +57,7 @@ class Proof(Callback):
         self.proof, self.run, self.resumed = proof, run, resumed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.proof.before(pl_module, self.resumed)
+        self.proof.before(pl_module, self.resumed, trainer.is_global_zero)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -67,5 +66,4 @@ class Proof(Callback):
             self.run.save_progress()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.proof.after(pl_module)
+        self.proof.after(pl_module, trainer.is_global_zero)

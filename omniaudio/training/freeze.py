@@ -25,7 +25,7 @@ def apply_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
     Raises:
         UserError: a pattern matches no parameter.
     """
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))  # a tied weight has two names
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     for pattern in patterns:
@@ -42,7 +42,7 @@ def lr_factors(module: nn.Module, factors: Mapping[str, float]) -> dict[nn.Param
     Raises:
         UserError: a pattern matches no parameter, or a factor is not positive.
     """
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     found = dict.fromkeys(parameters.values(), 1.0)
     for pattern, factor in factors.items():
         if not factor > 0:
@@ -83,8 +83,15 @@ def frozen_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def frozen_digests(module: nn.Module) -> dict[str, str]:
-    """Name -> hash of the bytes of every frozen tensor."""
-    return {name: _tensor_digest(tensor) for name, tensor in sorted(frozen_state(module).items())}
+    """Name -> hash of the bytes of every frozen tensor; with pieces elsewhere (ZeRO 3) every rank calls it."""
+    state = sorted(frozen_state(module).items())
+    digests = {name: _tensor_digest(tensor) for name, tensor in state}
+    sharded = [name for name, tensor in state if hasattr(tensor, "ds_tensor")]
+    if sharded:
+        pieces: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(pieces, {name: digests[name] for name in sharded})
+        digests |= {name: _digest("".join(piece[name] for piece in pieces).encode()) for name in sharded}
+    return digests
 
 
 class FreezeProof:
@@ -93,20 +100,26 @@ class FreezeProof:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def before(self, module: nn.Module, resumed: bool) -> None:
-        """Take the hashes at step 0; a resumed run keeps those of its first start."""
-        if resumed and self.path.exists():
-            return
-        self._write({name: [value, None] for name, value in frozen_digests(module).items()}, module)
+    def before(self, module: nn.Module, resumed: bool, writes: bool = True) -> None:
+        """Take the hashes at step 0; a resumed run keeps those of its first start.
 
-    def after(self, module: nn.Module) -> None:
-        """Take the hashes again.
+        Args:
+            writes: whether this process writes the file; all take the hashes.
+        """
+        now = frozen_digests(module)
+        if writes and not (resumed and self.path.exists()):
+            self._write({name: [value, None] for name, value in now.items()}, module)
+
+    def after(self, module: nn.Module, writes: bool = True) -> None:
+        """Take the hashes again; ``writes`` as of ``before``.
 
         Raises:
             RuntimeError: a frozen tensor moved, by name.
         """
-        record = json.loads(self.path.read_text())
         now = frozen_digests(module)
+        if not writes:
+            return
+        record = json.loads(self.path.read_text())
         proof = {name: [before, now.get(name)] for name, (before, _) in record["frozen"].items()}
         self._write(proof, module)
         moved = [name for name, (before, after) in proof.items() if before != after]
@@ -133,4 +146,8 @@ def _size(parameter: nn.Parameter) -> int:
 def _tensor_digest(tensor: torch.Tensor) -> str:
     tensor = getattr(tensor, "ds_tensor", tensor)  # under ZeRO 3: this rank's piece
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:16]
+    return _digest(raw.numpy().tobytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

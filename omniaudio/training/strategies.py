@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,20 @@ def load_without_code(path: str, map_location: Any = None) -> Any:
         except Exception as error:  # torch has no name of its own for what it refuses
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{path}: not a checkpoint of this training ({reason})") from error
+
+
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """DeepSpeed's checkpoints hold a piece of the optimizer for every process.
+
+    Raises:
+        UserError: this one was written by another number of processes.
+    """
+    found = len(list(checkpoint.rglob("*zero_pp_rank_*_optim_states.pt")))
+    if found and found != processes:
+        raise UserError(
+            f"{checkpoint}: written by {found} processes under ZeRO, which goes on with as many, not with {processes}; "
+            f"set devices x num_nodes to {found}, or train anew under another tag"
+        )
 
 
 def make_strategy(name: str, offload: bool = False) -> Strategy | str:

@@ -67,6 +67,7 @@ parse_options "$@"
   tag=${tag:-baichuan_audio_${data}_$scale}
   where=("scale=$scale" "data=$data" "tag=$tag")
   how=("trainer=$trainer" "strategy=$strategy" "devices=$devices")
+  vocoder_how=("strategy=${strategy/zero?/ddp}")   # ZeRO takes one optimizer, a vocoder has two
   device=()
   [[ $trainer == cpu ]] || device=(device=cuda)
   read -r -a more <<< "$overrides"
@@ -91,7 +92,7 @@ if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_
 if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi
 if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
 if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
-if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder; fi
+if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder "${vocoder_how[@]}"; fi
 if stage 9 "Export one folder that loads alone"; then verb export; fi
 if stage 10 "Let the export speak, listen, and answer"; then verb generate ${device[@]+"${device[@]}"}; fi
 if stage 11 "Measure on held-out speech"; then verb evaluate ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}; fi

@@ -1,5 +1,6 @@
 """Flow matching: losses by hand, Euler on known fields, alike alone and in a batch. Parity: tests/convert."""
 
+import itertools
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, warped
 from omniaudio.acoustic.prenet import Prenet
 from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.errors import UserError
@@ -45,6 +46,75 @@ def test_guidance_extrapolates() -> None:
     mel, mel_len_B = flow.decode(torch.randn(1, 8, 6), torch.tensor([8]), guidance=0.5, noise=noise)
     assert mel_len_B.tolist() == [8]
     torch.testing.assert_close(mel, torch.full((1, 4, 8), 1.5 * 2.0 - 0.5 * 1.0))
+
+
+class Decay(nn.Module):
+    """dx/dt = -2 t x, so that x(1) = x(0) / e; remembers what it was asked."""
+
+    num_mels = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+        self.items: list[int] = []
+
+    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+        self.times.append(float(time_B[0]))
+        self.items.append(len(x))
+        return -2 * time_B[:, None, None] * x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("time_warp", ["cosine", "uniform"])
+def test_solvers_come_nearer_to_the_true_path(time_warp: str) -> None:
+    errors, noise = {}, torch.ones(1, 4, 8)
+    for solver, calls in (("euler", 4), ("midpoint", 8), ("heun", 8)):
+        field = Decay()
+        flow = new_flow(field, solver=solver, time_warp=time_warp)
+        mel, _ = flow.decode(torch.randn(1, 8, 6), torch.tensor([8]), num_steps=4, guidance=0.3, noise=noise)
+        errors[solver] = float((mel - math.exp(-1)).abs().max())
+        assert len(field.times) == calls and set(field.items) == {2}, "both branches in one batch"
+        assert field.times[0] == 0 and max(field.times) <= 1
+    assert errors["euler"] > 3 * errors["midpoint"] > 0 and errors["euler"] > 3 * errors["heun"] > 0
+
+
+@torch.no_grad()
+def test_euler_takes_the_steps_of_the_readable_loop() -> None:
+    """And without guidance only the branch that sees the condition is computed."""
+    for time_warp, times in (
+        ("uniform", [0.0, 0.25, 0.5, 0.75, 1.0]),
+        ("cosine", [1 - math.cos(i * math.pi / 8) for i in range(5)]),
+    ):
+        field = Decay()
+        flow = new_flow(field, time_warp=time_warp)
+        noise = torch.randn(1, 4, 8)
+        mel, _ = flow.decode(torch.randn(1, 8, 6), torch.tensor([8]), num_steps=4, guidance=0.0, noise=noise)
+        x = noise
+        for now, then in itertools.pairwise(times):
+            x = x + (then - now) * (-2 * now * x)
+        torch.testing.assert_close(mel, x)
+        assert field.items == [1] * 4 and field.times == pytest.approx(times[:-1], abs=1e-6)
+
+
+def test_times_of_training_by_warp() -> None:
+    uniform = torch.linspace(0, 1, 10_001)
+    assert warped(uniform, "uniform").equal(uniform)
+    shares = {warp: (warped(uniform, warp) < 0.25).float().mean() for warp in ("cosine", "logit_normal")}
+    assert shares["cosine"] == pytest.approx(math.acos(0.75) / (math.pi / 2), abs=1e-3), "denser at the start"
+    normal_below = 0.5 * (1 + math.erf(math.log(0.25 / 0.75) / math.sqrt(2)))
+    assert shares["logit_normal"] == pytest.approx(normal_below, abs=1e-3), "sparser at both ends"
+    assert warped(uniform, "logit_normal").isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [{"solver": "rk9"}, {"time_warp": "logit_normal"}, {"train_warp": "sine"}])
+def test_choices_are_named(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=rf"flow.{next(iter(wrong))} '{next(iter(wrong.values()))}': can be "):
+        new_flow(**wrong)
+
+
+def test_no_step_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="flow: 0 steps; at least 1"):
+        new_flow().decode(torch.randn(1, 8, 6), torch.tensor([8]), num_steps=0)
 
 
 def test_perfect_velocity_has_no_loss() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from omniaudio.cli import train
 from omniaudio.cli.main import main
 from tests.conftest import STAGES, run_stage, train_words
 
@@ -213,3 +214,16 @@ def test_a_published_llm_is_taken_as_it_is_and_read_by_later_stages(tiny_data, t
     run_stage("tokenizer", tiny_data, exp_dir, llama, "max_steps=1")
     proof = json.loads((exp_dir / "tokenizer" / "freeze.json").read_text())
     assert any(name.startswith("judge.layers") for name in proof["frozen"])
+
+
+def test_the_cores_are_shared_out_among_processes_that_are_still_to_start(monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    before, found = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    train.set_threads(None, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    train.set_threads(None, 4)
+    train.set_threads(3, 4)
+    assert found == [2, 4, 3] and torch.get_num_threads() == before

@@ -81,6 +81,12 @@ def test_shares_epochs_and_samples_of_documents(folder):
     assert "longer than a step, left out: none" in page
 
 
+def test_as_many_samples_are_shown_as_were_asked_for(folder):
+    """One of each kind first, then more of them: texts have one kind alone."""
+    source = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "texts.txt", 40)
+    assert told(source, max_steps=50, num_parts=1, show=2).count("[text]") == min(2, len(source.plan[0])) > 1
+
+
 def test_what_is_learned_is_green_on_the_page(folder):
     source = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "texts.txt", 40)
     page = as_html(preflight(source, max_steps=5))

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from omniaudio.data.shards import ShardWriter
 from omniaudio.dialogue import evaluation
 from omniaudio.dialogue.evaluation import Clip, choose_clips
 from omniaudio.errors import UserError
-from omniaudio.frontend.audio import encode_audio
+from omniaudio.frontend.audio import encode_audio, resample
 from omniaudio.lm.backbone import CausalBackbone
 from omniaudio.sequence.vocab import TokenSpace
 from tests.dialogue.tiny_experiment import speech
@@ -55,6 +56,15 @@ def test_mel_error_is_that_of_the_decoded_mel(model, clips):
     error = (decoded.refined_BMT - true_BMT[..., :num_frames])[..., :num_frames].abs().mean()
     assert scores.mae["refined"][1] == pytest.approx(float(error), rel=1e-5)
     assert [book.size for book in scores.books] == [16, 8, 8]
+
+
+def test_clips_of_another_rate_are_compared_at_the_tokenizers(model, clips):
+    """Shards may hold 24 kHz; the error is that of the same speech at 16 kHz, not of speech that is too slow."""
+    fast = dataclasses.replace(clips[0], wav_N=resample(clips[0].wav_N, 16000, 24000), sample_rate_hz=24000)
+    wanted, found = (
+        evaluation.score_tokenizer(model, [clip], quiet).mae["refined"] for clip in (clips[0], fast)
+    )
+    assert found == pytest.approx(wanted, rel=0.05)
 
 
 def test_all_variants_of_a_clip(model, clips):

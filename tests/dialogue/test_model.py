@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from omniaudio.data.prompts import prompt_for
-from omniaudio.dialogue.model import SpokenLanguageModel
+from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
 from omniaudio.errors import UserError
 from tests.dialogue.tiny_experiment import speech
 
@@ -46,6 +46,24 @@ def test_the_settings_choose_the_path(model):
     finally:
         model.settings = before
     np.testing.assert_array_equal(model.decode(codes), model.decode(codes, path="flow"))
+
+
+def test_speech_too_short_for_a_code_is_no_speech(model):
+    codes = model.encode(np.zeros(800, np.float32), 16000)
+    assert int(codes.num_frames_B) == 0
+    assert all(model.decode(codes, path=path).shape == (0,) for path in ("flow", "refined", "coarse"))
+
+
+@pytest.mark.parametrize("broken", [np.full(16000, np.nan, np.float32), np.zeros((16000, 2), np.float32)])
+def test_broken_speech_is_one_line_everywhere(model, broken):
+    for use in (model.encode, model.copy_synthesis):
+        with pytest.raises(UserError, match="expected one channel of finite samples"):
+            use(broken, 16000)
+
+
+def test_no_flow_step_is_refused():
+    with pytest.raises(UserError, match="dialogue.flow_steps 0: at least 1"):
+        DialogueSettings(flow_steps=0)
 
 
 def test_copy_synthesis_keeps_the_time(model):

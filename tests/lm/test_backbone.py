@@ -134,3 +134,9 @@ def test_the_class_for_another_kind_of_model_is_named(tmp_path):
 def test_tied_head_shares_its_weight():
     backbone = CausalBackbone(50, **SIZES, tie_embeddings=True)
     assert backbone.lm_head.weight is backbone.embed_tokens.weight
+
+
+def test_a_pretrained_model_is_not_fetched_for_its_shape(tmp_path):
+    with torch.device("meta"):
+        backbone = CausalBackbone(16, 8, 1, 2, 1, 16, pretrained=str(tmp_path / "nothing"))
+    assert backbone.lm_head.weight.is_meta

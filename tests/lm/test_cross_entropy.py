@@ -44,3 +44,34 @@ def test_no_label_at_all_is_zero_with_zero_gradient():
     assert loss.tolist() == [0, 0, 0]
     assert head.weight.grad is not None
     assert not head.weight.grad.any()
+
+
+def test_ranks_in_step_use_the_head_equally_often(monkeypatch):
+    """A rank with two chunks, beside one that needs five: the rest are empty, the loss and gradients are the same."""
+    monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 15)
+    torch.manual_seed(0)
+    layer, uses = nn.Linear(4, 5), []
+    hidden, label = torch.randn(6, 4, requires_grad=True), torch.tensor([0, 1, NO_LABEL, 2, 3, 4])
+
+    def head(rows):
+        uses.append(len(rows))
+        return layer(rows)
+
+    alone = chunked_cross_entropy(layer, hidden, label, 5)
+    wanted = torch.autograd.grad(alone.sum(), [hidden, *layer.parameters()])
+
+    class Peers:
+        ReduceOp = torch.distributed.ReduceOp
+        is_available = is_initialized = staticmethod(lambda: True)
+
+        @staticmethod
+        def all_reduce(most, operation):
+            assert operation == Peers.ReduceOp.MAX
+            most.clamp_(min=5)
+
+    monkeypatch.setattr(cross_entropy, "distributed", Peers)
+    loss = chunked_cross_entropy(head, hidden, label, 5, in_step=True)
+    assert uses == [3, 2, 0, 0, 0]
+    assert_close(loss, alone)
+    assert_close(torch.autograd.grad(loss.sum(), [hidden, *layer.parameters()]), wanted)
+    assert len(uses) == 10, "and in the backward pass"

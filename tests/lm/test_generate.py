@@ -120,6 +120,13 @@ def test_limits(lm):
     assert len(Generator(lm, GREEDY, max_text_tokens=3).reply(prompt(1), "text").text_ids) <= 3
 
 
+def test_a_text_that_was_cut_is_not_complete(lm):
+    generator = Generator(lm, max_text_tokens=3)
+    generator._allowed_V[SPACE.eos] = False  # it never ends by itself
+    reply = generator.reply(prompt(1), "text")
+    assert len(reply.text_ids) == 3 and not reply.complete
+
+
 def test_a_prompt_can_go_on_from_a_cache(lm):
     whole, cache = prompt(1, 2, 3), lm.backbone.new_cache()
     generator = Generator(lm, GREEDY, GREEDY, max_text_tokens=5, max_frames=5)

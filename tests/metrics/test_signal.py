@@ -14,7 +14,7 @@ from omniaudio.metrics.signal import estoi, mean_of, pesq
 
 
 @pytest.fixture(scope="module")
-def speech_N() -> np.ndarray:
+def speech() -> np.ndarray:
     engine = EspeakNg()
     return engine.speak(
         "Please hold the line while we connect your call.", engine.voices("en")[0], "en", 16_000
@@ -26,19 +26,19 @@ def noisy(wav_N: np.ndarray, db: float) -> np.ndarray:
     return wav_N + noise_N * wav_N.std() * 10 ** (-db / 20)
 
 
-def test_estoi_is_pystois_and_falls_with_noise(speech_N) -> None:
+def test_estoi_is_pystois_and_falls_with_noise(speech) -> None:
     from pystoi import stoi
 
-    values = [estoi(speech_N, noisy(speech_N, db), 16_000, 16_000) for db in (40, 10, 0, -10)]
+    values = [estoi(speech, noisy(speech, db), 16_000, 16_000) for db in (40, 10, 0, -10)]
     assert values == sorted(values, reverse=True) and values[0] > 0.9 > 0.3 > values[-1]
-    assert values[1] == pytest.approx(stoi(speech_N, noisy(speech_N, 10), 16_000, extended=True))
+    assert values[1] == pytest.approx(stoi(speech, noisy(speech, 10), 16_000, extended=True))
 
 
-def test_other_rates_and_lengths_are_made_alike(speech_N) -> None:
-    made_N = resample(speech_N, 16_000, 24_000)
-    found = estoi(speech_N, np.concatenate([made_N, np.zeros(2400, np.float32)]), 16_000, 24_000)
+def test_other_rates_and_lengths_are_made_alike(speech) -> None:
+    made_N = resample(speech, 16_000, 24_000)
+    found = estoi(speech, np.concatenate([made_N, np.zeros(2400, np.float32)]), 16_000, 24_000)
     assert found == pytest.approx(1.0, abs=0.01)
-    late = estoi(speech_N, np.roll(speech_N, 1600), 16_000, 16_000)
+    late = estoi(speech, np.roll(speech, 1600), 16_000, 16_000)
     assert late < 0.5, "a tenth of a second late is another signal"
 
 
@@ -50,19 +50,19 @@ def test_what_cannot_be_judged_has_no_number(num_samples) -> None:
     assert estoi(silence_N, silence_N, 16_000, 16_000) is None
 
 
-def test_pesq_is_the_packages_and_falls_with_noise(speech_N) -> None:
+def test_pesq_is_the_packages_and_falls_with_noise(speech) -> None:
     package = pytest.importorskip("pesq")
-    values = [pesq(speech_N, noisy(speech_N, db), 16_000, 16_000) for db in (30, 10, 0)]
+    values = [pesq(speech, noisy(speech, db), 16_000, 16_000) for db in (30, 10, 0)]
     assert values == sorted(values, reverse=True)
-    assert values[0] == pytest.approx(package.pesq(16_000, speech_N, noisy(speech_N, 30), "wb"))
-    assert pesq(speech_N[:3000], speech_N[:3000], 16_000, 16_000) is None
+    assert values[0] == pytest.approx(package.pesq(16_000, speech, noisy(speech, 30), "wb"))
+    assert pesq(speech[:3000], speech[:3000], 16_000, 16_000) is None
     assert pesq(np.zeros(16_000, np.float32), np.zeros(16_000, np.float32), 16_000, 16_000) is None
 
 
-def test_a_missing_package_is_one_line(speech_N, monkeypatch) -> None:
+def test_a_missing_package_is_one_line(speech, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pesq", None)
     with pytest.raises(UserError, match=r"pip install 'omniaudio\[metrics\]'"):
-        pesq(speech_N, speech_N, 16_000, 16_000)
+        pesq(speech, speech, 16_000, 16_000)
 
 
 def test_a_mean_leaves_out_what_is_not_there() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from omniaudio.cli.main import CONF_DIR, compose
 from omniaudio.config import build
 from omniaudio.training.artifacts import load_module
+from omniaudio.training.freeze import apply_trainable
 from tests.conftest import STAGES, run_stage
 
 EXPERIMENTS = sorted(
@@ -29,6 +31,36 @@ def test_every_experiment_composes_at_every_scale(experiment, scale):
     assert config["max_steps"] == config["schedule"][config["stage"]]["max_steps"]
     if scale == "tiny":
         assert config["max_steps"] <= 2, "scale=tiny must win over the experiment"
+
+
+@pytest.mark.parametrize(
+    ("vocoder", "parameters"),
+    [
+        ("hifigan_mini", 437_762), ("hifigan_v1", 13_811_202), ("hifigan_v2", 920_706), ("hifigan_v3", 1_603_586),
+        ("hift", 20_821_295), ("hift_mini", 1_416_047), ("istft", 13_919_618), ("istft_mini", 3_815_042),
+    ],
+)  # fmt: skip
+def test_every_vocoder_may_be_chosen_at_every_scale(vocoder, parameters):
+    for scale in ("mini", "full"):
+        config = compose(
+            "train", ["experiment=baichuan_audio/vocoder", f"scale={scale}", f"vocoder={vocoder}"]
+        )
+        with torch.device("meta"):
+            made = build(config["model"]["vocoder"], "model.vocoder")
+        assert sum(p.numel() for p in made.parameters()) == parameters
+
+
+@pytest.mark.parametrize("stage", ["pretrain_stage1", "pretrain_stage2", "sft"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_patterns_of_the_llm_stages_fit_their_models(scale, stage):
+    """Also where text embedding and LM head are one weight (whisper_base)."""
+    config = compose("train", [f"experiment=baichuan_audio/{stage}", f"scale={scale}"])
+    with torch.device("meta"):
+        model = nn.ModuleDict({"lm": build(config["model"]["lm"], "lm")})
+    apply_trainable(model, config["task"]["trainable"])
+    heads = [p for name, p in model.named_parameters(remove_duplicate=False) if "lm_head" in name]
+    assert heads and all(p.requires_grad == (stage == "sft") for p in heads)
+    assert any(p.requires_grad for p in model.parameters())
 
 
 def test_the_chain_holds_every_experiment():

@@ -202,6 +202,56 @@ def test_only_the_samples_at_fault_are_named() -> None:
     assert faulty_keys(batch) == ["b"]
 
 
+def test_all_samples_of_a_step_are_named_when_none_is_at_fault() -> None:
+    """A step of two batches; what is wrong came of neither batch's numbers."""
+    told: list[str] = []
+    task = make_task(4, accumulate=2)
+    task.tell = told.append
+    task.configure_model()
+    for step in range(4):
+        task.begin_step(PointSteps().batch(step, 0, 1))
+    task.drop_bad_step(task.make_optimizer(task), finite=False)
+    assert told[0].endswith("one of: point-2, point-3"), "and none of the step before"
+
+
+class Zero:
+    """Stands for a trainer under ZeRO: the hand of ``get_global_grad_norm``."""
+
+    def __init__(self, norm: float | None) -> None:
+        self.strategy = self.deepspeed_engine = self
+        self.world_size, self.global_rank, self.norm = 1, 0, norm
+
+    def get_global_grad_norm(self) -> float | None:
+        return self.norm
+
+
+def test_under_zero_a_non_finite_loss_ends_the_run_before_a_weight_moves() -> None:
+    task = make_task(4)
+    task.configure_model()
+    task._trainer = Zero(1.0)  # type: ignore[assignment]
+    task.log = task.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    assert torch.isfinite(task.training_step(PointSteps().batch(0, 0, 1), 0))
+    with pytest.raises(
+        UserError, match=r"step 2: the loss is not finite; one of: point-1.*no weight has moved"
+    ):
+        task.training_step(PointSteps(bad=1).batch(1, 0, 1), 1)
+
+
+def test_under_zero_a_non_finite_gradient_ends_the_run_before_a_checkpoint(monkeypatch) -> None:
+    task = make_task(4)
+    task.configure_model()
+    task.begin_step(PointSteps().batch(0, 0, 1))
+    monkeypatch.setattr("lightning.LightningModule.optimizer_step", lambda *_: None)
+    task._trainer = Zero(2.5)  # type: ignore[assignment]
+    task.optimizer_step()
+    assert task.stats["grad_norm"] == 2.5
+    task._trainer = Zero(float("inf"))  # type: ignore[assignment]
+    with pytest.raises(
+        UserError, match="step 1: non-finite gradient under ZeRO.*point-0; the same command goes on"
+    ):
+        task.optimizer_step()
+
+
 def test_too_many_bad_steps_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "MAX_BAD_STEPS", 1)
     with pytest.raises(UserError, match="bad steps in a row"):

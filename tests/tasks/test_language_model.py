@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,25 @@ def test_kinds_and_books_are_logged():
     alone = task.losses(pack(documents()[1:2]), "train")["ce/text"]
     task.losses(pack(documents()), "train")
     assert_close(task.logged["ce/text/asr"], alone.total.detach() / alone.count)
+
+
+def test_held_out_losses_by_kind_are_means_over_their_positions():
+    """One transcript of 2 and one of 10 pieces in two steps: the mean over 12, not the mean of two means."""
+    task, layouts = audio_task(), DocumentLayouts(SPACE)
+    sums: dict[str, list[float]] = {}
+
+    def log(values, sync, weight):
+        for name, value in values.items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0], total[1] = total[0] + float(value) * weight, total[1] + weight
+
+    task._log, task._trainer = log, SimpleNamespace(world_size=1)
+    codes = np.array([[1, 2, 0]])
+    steps = [pack([layouts.asr("a", [3], codes, [4] * count)]) for count in (1, 9)]
+    terms = [task.losses(batch, "val")["ce/text"] for batch in steps]
+    total, count = sums["val/ce/text/asr"]
+    assert count == sum(int(term.count) for term in terms) > 10
+    assert total / count == pytest.approx(float(sum(term.total.detach() for term in terms)) / count)
 
 
 @functools.cache

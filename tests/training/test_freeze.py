@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from omniaudio.errors import UserError
-from omniaudio.training.freeze import FreezeProof, apply_trainable, frozen_digests, set_training_mode
+from omniaudio.training.freeze import (
+    FreezeProof,
+    apply_trainable,
+    frozen_digests,
+    lr_factors,
+    set_training_mode,
+)
 
 
 def make() -> nn.ModuleDict:
@@ -58,3 +64,33 @@ def test_the_proof_holds_and_names_what_moved(tmp_path):
     proof.before(module, resumed=True)  # a resumed run keeps the first hashes
     with pytest.raises(RuntimeError, match="frozen tensors moved.*a.0.bias"):
         proof.after(module)
+
+
+def test_a_tied_weight_is_found_under_both_of_its_names():
+    module = nn.ModuleDict(
+        {"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False), "b": nn.Linear(2, 2)}
+    )
+    module["head"].weight = module["embed"].weight
+    apply_trainable(module, ["*", "!embed.*", "!head.*"])
+    assert trained(module) == {"b.weight", "b.bias"}
+    apply_trainable(module, ["head.*"])
+    assert trained(module) == {"embed.weight"}
+    assert lr_factors(module, {"head.*": 0.5})[module["embed"].weight] == 0.5
+
+
+def test_pieces_of_other_ranks_count(monkeypatch):
+    """ZeRO 3 leaves each rank a piece; the hash is one of all pieces, so that none can move unseen."""
+    module = nn.Linear(2, 2).requires_grad_(False)
+    module.weight.ds_tensor = module.weight.detach()
+    elsewhere = ["a"]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_gather_object",
+        lambda pieces, own: pieces.__setitem__(slice(None), [own, {"weight": elsewhere[0]}]),
+    )
+    first = frozen_digests(module)
+    assert frozen_digests(module) == first
+    elsewhere[0] = "b"
+    second = frozen_digests(module)
+    assert second["weight"] != first["weight"] and second["bias"] == first["bias"]

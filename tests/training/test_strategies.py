@@ -5,7 +5,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from omniaudio.errors import UserError
-from omniaudio.training.strategies import ZeroStrategy, gathered_state, load_without_code, make_strategy
+from omniaudio.training.strategies import (
+    ZeroStrategy,
+    check_processes,
+    gathered_state,
+    load_without_code,
+    make_strategy,
+)
 
 
 def test_names():
@@ -44,3 +50,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match=r"evil.pt: not a checkpoint of this training"):
         load_without_code(str(tmp_path / "evil.pt"))
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_zero_checkpoint_of_other_processes_is_one_line(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    for rank in range(2):
+        (tmp_path / f"checkpoint/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    check_processes(tmp_path, 2)
+    with pytest.raises(
+        UserError, match="written by 2 processes under ZeRO, which goes on with as many, not with 4"
+    ):
+        check_processes(tmp_path, 4)
