@@ -5,7 +5,7 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -22,7 +22,16 @@ from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.audio_lm import AudioLM
-from omniaudio.lm.generate import AUDIO_SAMPLING, GREEDY, TEXT_SAMPLING, Generator, Reply
+from omniaudio.lm.generate import (
+    AUDIO_SAMPLING,
+    GREEDY,
+    TEXT_SAMPLING,
+    Frame,
+    Generator,
+    Reply,
+    SpeechEnd,
+    TextToken,
+)
 from omniaudio.lm.sampling import SamplingSettings
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.chat import ChatLayout, Message
@@ -64,6 +73,18 @@ class SpokenReply(TypedDict):
         dict[str, Any]
     ]  # in order: {"text": ...} or {"speech_sec": ..., "frames": ..., "codes": [[...]]}
     complete: bool  # False when a limit of length cut the reply off
+
+
+class ReplyChunk(TypedDict, total=False):
+    """The next of a reply: a piece of text, or a stretch of speech with its codes."""
+
+    text: str
+    wav: np.ndarray  # (N,) float32 at the model's sample_rate_hz
+    codes_SK: Tensor
+
+
+UNFINISHED = "\ufffd"
+"""What bytes decode to that are not yet a letter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +232,33 @@ class SpokenLanguageModel(nn.Module):
 
     # -- dialogue
 
+    def stream(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> Iterator[ReplyChunk]:
+        """Answer a chat while it is being made: text when it is written, a stretch of speech when it ends.
+
+        All chunks together are ``reply`` with the same arguments. Closing the iterator ends the generation.
+        """
+        ids: list[int] = []
+        frames: list[Tensor] = []
+        told = ""
+        for event in self._generator().stream(
+            *self._asked(messages, speak), torch.Generator().manual_seed(seed)
+        ):
+            if isinstance(event, TextToken):
+                ids.append(event.token_id)
+                text = self.text_tokenizer.decode(ids)
+                if not text.endswith(UNFINISHED):  # the first bytes of a letter
+                    yield {"text": text[len(told) :]}
+                    told = text
+            elif isinstance(event, Frame):
+                frames.append(event.codes_K)
+            elif isinstance(event, SpeechEnd) and frames:
+                codes_SK = torch.stack(frames)
+                yield {"wav": self._said(codes_SK, seed), "codes_SK": codes_SK}
+                frames = []
+        rest = self.text_tokenizer.decode(ids)[len(told) :]
+        if rest:
+            yield {"text": rest}
+
     def reply(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> SpokenReply:
         """Answer a chat.
 
@@ -219,9 +267,7 @@ class SpokenLanguageModel(nn.Module):
             speak: ask for a spoken reply (text and speech in turn) rather than text.
             seed: the same seed gives the same reply.
         """
-        prompt = self.chat.prompt(list(messages), "speech" if speak else "text")
-        form: Literal["free", "text"] = "free" if speak else "text"
-        return self._told(self._generator().reply(prompt, form, seed), seed)
+        return self._told(self._generator().reply(*self._asked(messages, speak), seed), seed)
 
     def transcribe(self, wav_N: np.ndarray, sample_rate_hz: int, language: str = "en") -> str:
         """What is said in a recording: the model's own recognition, its likeliest words.
@@ -271,6 +317,17 @@ class SpokenLanguageModel(nn.Module):
         ids = self.text_tokenizer.encode(text)
         return DocumentBuilder(self.lm.token_space).text(ids, loss=False).build("prompt", "speak")
 
+    def _asked(self, messages: Sequence[Message], speak: bool) -> tuple[Document, Literal["free", "text"]]:
+        """What a chat is to the LLM, and the form of its reply."""
+        return self.chat.prompt(list(messages), "speech" if speak else "text"), "free" if speak else "text"
+
+    def _said(self, codes_SK: Tensor, seed: int) -> np.ndarray:
+        """A stretch of generated speech as a waveform."""
+        num_frames_B = torch.tensor([len(codes_SK)], device=self.device)
+        return self.decode(
+            Codes(codes_BSK=codes_SK[None].to(self.device), num_frames_B=num_frames_B), seed=seed
+        )
+
     def _generator(
         self, text: SamplingSettings | None = None, max_text_tokens: int | None = None
     ) -> Generator:
@@ -288,9 +345,7 @@ class SpokenLanguageModel(nn.Module):
         wavs: list[np.ndarray] = []
         for segment in reply.segments:
             if isinstance(segment, Tensor):
-                num_frames_B = torch.tensor([len(segment)], device=self.device)
-                codes = Codes(codes_BSK=segment[None].to(self.device), num_frames_B=num_frames_B)
-                wavs.append(self.decode(codes, seed=seed))
+                wavs.append(self._said(segment, seed))
                 seconds = round(len(wavs[-1]) / self.sample_rate_hz, 3)
                 events.append({"speech_sec": seconds, "frames": len(segment), "codes": segment.tolist()})
             else:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from omniaudio.data.prompts import prompt_for
 from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
 from omniaudio.errors import UserError
+from omniaudio.lm.generate import TextToken
 from tests.dialogue.tiny_experiment import speech
 
 
@@ -64,6 +66,53 @@ def test_broken_speech_is_one_line_everywhere(model, broken):
 def test_no_flow_step_is_refused():
     with pytest.raises(UserError, match="dialogue.flow_steps 0: at least 1"):
         DialogueSettings(flow_steps=0)
+
+
+@pytest.mark.parametrize("speak", [True, False])
+def test_a_streamed_reply_is_the_reply_in_pieces(model, speak):
+    spoken = 0
+    for seed in range(4):
+        messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
+        whole, chunks = model.reply(messages, speak, seed), list(model.stream(messages, speak, seed))
+        assert all(
+            len(chunk) and (chunk.keys() == {"text"} or chunk.keys() == {"wav", "codes_SK"})
+            for chunk in chunks
+        )
+        assert "".join(chunk.get("text", "") for chunk in chunks).strip() == whole["text"]
+        wavs = [chunk["wav"] for chunk in chunks if "wav" in chunk]
+        spoken += len(wavs)
+        assert bool(wavs) == (whole["wav"] is not None)
+        if wavs:
+            np.testing.assert_array_equal(np.concatenate(wavs), whole["wav"])
+        kinds = ["text" in chunk for chunk in chunks]  # in the order of the reply
+        assert [kind for kind, _ in itertools.groupby(kinds)] == [
+            "text" in event for event in whole["events"]
+        ]
+    assert bool(spoken) == speak
+
+
+def test_a_closed_stream_makes_nothing_more(model, monkeypatch):
+    steps = []
+    step = type(model.lm.backbone).step
+    monkeypatch.setattr(
+        type(model.lm.backbone), "step", lambda self, *arguments: steps.append(1) or step(self, *arguments)
+    )
+    messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
+    first = model.stream(messages, speak=False)
+    assert not steps, "nothing before somebody listens"
+    next(first)
+    made = len(steps)
+    first.close()
+    assert len(steps) == made == 2, "the prompt and the first word"
+
+
+def test_letters_of_several_bytes_come_whole(model, monkeypatch):
+    pieces = {1: "a", 2: "a\ufffd", 3: "aé", 4: "aé\ufffd"}
+    monkeypatch.setattr(model.text_tokenizer, "decode", lambda ids: pieces[len(ids)] if ids else "")
+    events = [TextToken(5), TextToken(6), TextToken(7), TextToken(8)]
+    monkeypatch.setattr("omniaudio.lm.generate.Generator.stream", lambda *_: iter(events))
+    chunks = [chunk["text"] for chunk in model.stream([{"role": "user", "content": "hello"}], speak=False)]
+    assert chunks == ["a", "é", "\ufffd"]
 
 
 def test_copy_synthesis_keeps_the_time(model):
