@@ -165,6 +165,9 @@ def measure(
     from omniaudio.metrics.asr_judge import load_judge
     from omniaudio.progress import track
 
+    steps = config["flow_steps"]
+    if not all(isinstance(num, int) and num > 0 for num in steps):
+        raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
     judge = load_judge(config["asr_judge"], config["device"], config["judge_dtype"])
     clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
     scores = score_tokenizer(model, clips, track)
@@ -202,17 +205,17 @@ def make_speech(
     folder: Path,
 ) -> tuple[dict[str, list[np.ndarray]], list[dict[str, Any]]]:
     """Every variant of the clips that someone will hear: the judge all of them, a person the samples."""
-    from omniaudio.dialogue.evaluation import VARIANTS, save_sample, synthesize
+    from omniaudio.dialogue.evaluation import save_sample, synthesize, variants
     from omniaudio.progress import track
 
     num = len(clips) if config["asr_judge"] else config["num_samples"]
-    wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in VARIANTS}
+    wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in variants(config["flow_steps"])}
     samples = []
     for i, clip in enumerate(track(clips[:num], "speech")):
-        made = synthesize(model, clip, scores.codes[i])
+        made = synthesize(model, clip, scores.codes[i], config["flow_steps"])
         if i < config["num_samples"]:
             samples.append(save_sample(folder, model, clip, made))
-        for variant in VARIANTS:
+        for variant in wavs:
             wavs[variant].append(made[0][variant])
     return wavs, samples
 
@@ -262,7 +265,7 @@ def signal_rows(clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: i
         rows.append(
             Row(
                 section="Intelligibility without a recogniser (ESTOI, 1 is the recording)",
-                name=f"ESTOI, {VARIANT_NAMES[variant]}",
+                name=f"ESTOI, {variant_name(variant)}",
                 value=value,
                 text="not measurable" if value is None else f"{value:.3f}",
                 note=f"mean of {count} clips",
@@ -274,26 +277,40 @@ def signal_rows(clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: i
 def judge_rows(
     judge: Any, clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int
 ) -> tuple[list[Row], dict[str, list[str]]]:
-    """Character error rates of the judge, and what it heard."""
+    """Error rates of the judge, and what it heard."""
     from omniaudio.dialogue.evaluation import judge_variants
     from omniaudio.metrics.asr_judge import NO_JUDGE
+    from omniaudio.metrics.cer import word_error_rate
     from omniaudio.metrics.records import Row
     from omniaudio.progress import track
 
-    section = "Intelligibility (character error rate of an independent recogniser)"
+    section = "Intelligibility (error rates of an independent recogniser)"
     if judge is None:
         note = "asr_judge=NAME gives one"
         return [
-            Row(section=section, name=f"CER, {VARIANT_NAMES[v]}", value=None, text=NO_JUDGE, note=note)
+            Row(section=section, name=f"{rate}, {variant_name(v)}", value=None, text=NO_JUDGE, note=note)
+            for rate in ("CER", "WER")
             for v in wavs
         ], {}
     heard = judge_variants(judge, clips, wavs, rate_hz, track)
     rows = []
     for variant, texts in heard.items():
         rate, note = judged(clips, texts, f"{judge.name} on {len(clips)} clips")
-        name = f"CER, {VARIANT_NAMES[variant]}"
+        name = f"CER, {variant_name(variant)}"
+        rows.append(Row(section=section, name=name, value=rate, text=f"{rate:.1%}", note=note))
+    for variant, texts in heard.items():
+        rate = word_error_rate([clip.text for clip in clips], texts, [clip.language for clip in clips]).rate
+        name, note = f"WER, {variant_name(variant)}", f"{judge.name} on {len(clips)} clips"
         rows.append(Row(section=section, name=name, value=rate, text=f"{rate:.1%}", note=note))
     return rows, heard
+
+
+def variant_name(variant: str) -> str:
+    """In words."""
+    if variant.startswith("flow_"):
+        num = int(variant.removeprefix("flow_"))
+        return f"codes → flow matching, {num} step{'s' if num > 1 else ''} → vocoder"
+    return VARIANT_NAMES[variant]
 
 
 def judged(clips: list[Clip], texts: list[str], note: str) -> tuple[float, str]:

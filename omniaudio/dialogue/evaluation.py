@@ -145,10 +145,15 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
 # -- speech
 
 
+def variants(flow_steps: Sequence[int] = ()) -> list[str]:
+    """Names of what is made of a clip; ``flow_4`` is "flow" with 4 steps."""
+    return [*VARIANTS, *(f"flow_{num}" for num in flow_steps)]
+
+
 def synthesize(
-    model: SpokenLanguageModel, clip: Clip, codes: Codes
+    model: SpokenLanguageModel, clip: Clip, codes: Codes, flow_steps: Sequence[int] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """All variants of a clip.
+    """All variants of a clip; "flow" has the model's own number of steps, others may be asked for besides.
 
     Returns:
         waveforms by variant, all at the model's rate but "original" at the clip's; and log-mels (M, T) of
@@ -163,6 +168,8 @@ def synthesize(
         mel_BMT, mel_len_B = model.mel(codes, path=path)  # type: ignore[arg-type]
         mels[path] = mel_BMT[0, :, : int(mel_len_B[0])].float().cpu().numpy()
         wavs[path] = model.vocode(mel_BMT, mel_len_B)[0]
+    for num in flow_steps:
+        wavs[f"flow_{num}"] = model.vocode(*model.mel(codes, path="flow", flow_steps=num))[0]
     mels["vocoded"] = model.true_mel(wavs["flow"], model.sample_rate_hz)[0][0].cpu().numpy()
     return wavs, mels
 

@@ -174,7 +174,12 @@ class SpokenLanguageModel(nn.Module):
 
     @torch.inference_mode()
     def mel(
-        self, codes: Codes, num_books: int | None = None, path: DecodePath | None = None, seed: int = 0
+        self,
+        codes: Codes,
+        num_books: int | None = None,
+        path: DecodePath | None = None,
+        seed: int = 0,
+        flow_steps: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Codes to the mel that the vocoder reads.
 
@@ -184,6 +189,7 @@ class SpokenLanguageModel(nn.Module):
             path: "flow" matches the hidden states of the decoder; "refined" and "coarse" are the tokenizer's
                 own mels, brought to the vocoder's by ``remel``; None is that of ``settings``.
             seed: of the flow's starting noise.
+            flow_steps: of flow matching; None are those of ``settings``.
 
         Returns:
             mel_BMT, mel_len_B.
@@ -196,7 +202,7 @@ class SpokenLanguageModel(nn.Module):
         return self.flow.decode(
             decoded.hidden_BTD,
             decoded.hidden_len_B,
-            num_steps=self.settings.flow_steps,
+            num_steps=self.settings.flow_steps if flow_steps is None else flow_steps,
             guidance=self.settings.flow_guidance,
             generator=torch.Generator().manual_seed(seed),
         )

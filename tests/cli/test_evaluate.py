@@ -5,8 +5,9 @@ import pytest
 
 from omniaudio.cli import evaluate
 from omniaudio.cli.main import compose
+from omniaudio.errors import UserError
 
-FEW = ["num_clips=4", "num_samples=2", "num_speed_clips=1"]
+FEW = ["num_clips=4", "num_samples=2", "num_speed_clips=1", "flow_steps=[1,3]"]
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +28,25 @@ def test_every_number_has_its_command(results):
 
 
 def test_without_a_judge_its_rows_have_no_number(results):
-    rows = [r for r in results["rows"] if r["section"].startswith("Intelligibility")]
-    assert len(rows) == 5
+    rows = [r for r in results["rows"] if r["section"].startswith("Intelligibility (")]
+    assert len(rows) == 2 * 7
     assert {(r["text"], r["value"]) for r in rows} == {("no judge", None)}
 
 
 def test_intelligibility_is_measured_without_a_judge_too(results):
     rows = [row for row in results["rows"] if row["name"].startswith("ESTOI")]
-    assert [row["name"].split(", ")[1][:4] for row in rows] == ["copy", "code", "code", "code"]
+    assert [row["name"].split(", ")[1][:4] for row in rows] == ["copy", *["code"] * 5]
     assert all(row["value"] is None or -1 < row["value"] < 1 for row in rows)
     assert all("mean of" in row["note"] for row in rows)
+    assert [row["name"] for row in rows[-2:]] == [
+        "ESTOI, codes → flow matching, 1 step → vocoder",
+        "ESTOI, codes → flow matching, 3 steps → vocoder",
+    ]
+
+
+def test_steps_of_flow_matching_are_numbers(exported, composed):
+    with pytest.raises(UserError, match=r"config flow_steps: \[0\] is not a list of numbers of steps"):
+        evaluate.main(composed("evaluate", *FEW[:-1], "flow_steps=[0]"))
 
 
 def test_mel_error_for_every_number_of_books(results):
@@ -60,7 +70,7 @@ def test_samples_are_there_to_hear_and_see(results, composed):
     folder = Path(composed("evaluate")["exp_dir"]) / "evaluate"
     assert len(results["samples"]) == 2
     for sample in results["samples"]:
-        assert set(sample["wavs"]) == {"original", "copy", "coarse", "refined", "flow"}
+        assert set(sample["wavs"]) == {"original", "copy", "coarse", "refined", "flow", "flow_1", "flow_3"}
         assert all((folder / path).stat().st_size > 44 for path in sample["wavs"].values())
         assert (folder / sample["mels"]).is_file()
 
