@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omniaudio.errors import UserError
+from omniaudio.errors import REQUEUE, PreemptedError, UserError
 
 CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 VERBS = {
@@ -58,12 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--print" in overrides:
             import yaml
 
-            print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            from omniaudio.stage import redacted
+
+            print(yaml.safe_dump(redacted(config), sort_keys=False, allow_unicode=True))
             return
         quiet_libraries()
         module.main(config)
     except UserError as error:
         fail(str(error), 2)
+    except PreemptedError as error:
+        fail(f"{error}; the same command goes on from here", REQUEUE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR):
             raise

@@ -48,6 +48,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.checkpoint import Checkpoints
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
+    from omniaudio.training.preemption import Preemption
     from omniaudio.training.strategies import check_processes
 
     set_threads(config["num_threads"], config["devices"])
@@ -73,7 +74,12 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     newest = checkpoints.newest(clean=is_main_process())
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
-    callbacks = [proof, checkpoints, ProgressBar(config["stage"], config["max_steps"])]
+    callbacks = [
+        proof,
+        Preemption(checkpoints),
+        checkpoints,
+        ProgressBar(config["stage"], config["max_steps"]),
+    ]
     loggers = [metrics, *make_trackers(config["tracker"], run.folder, config["tag"])]
     trainer = make_trainer(config, run, callbacks, loggers, task.automatic_optimization)
     if is_main_process():

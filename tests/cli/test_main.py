@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from omniaudio.cli import main as cli
-from omniaudio.errors import UserError
+from omniaudio.errors import REQUEUE, PreemptedError, UserError
 
 TEXT_LM = ["experiment=baichuan_audio/text_lm", "scale=tiny"]
 
@@ -53,6 +53,24 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, words, expected):
 def test_print_shows_the_resolved_config(capsys):
     code, out, _ = run(capsys, "train", *TEXT_LM, "--print")
     assert code == 0 and "tag: baichuan_audio_asterisk_tiny" in out and "${" not in out
+
+
+def test_print_shows_no_secret(capsys):
+    words = ["engine=http", "recogniser=r", "engine.url=http://localhost", "engine.names=[a]"]
+    words.append("+engine.headers.Authorization=Bearer abc123")
+    code, out, err = run(capsys, "build", *words, "--print")
+    assert code == 0, err
+    assert "Authorization: '***'" in out and "abc123" not in out
+
+
+def test_a_training_that_a_scheduler_stopped_may_be_requeued(capsys, monkeypatch):
+    def stopped(config):
+        raise PreemptedError("stopped after step 12 by SIGTERM")
+
+    monkeypatch.setattr("omniaudio.cli.train.main", stopped)
+    code, _, err = run(capsys, "train", *TEXT_LM)
+    assert code == REQUEUE == 75
+    assert err == "omniaudio: error: stopped after step 12 by SIGTERM; the same command goes on from here\n"
 
 
 def test_missing_permission_and_full_disk_are_one_line(capsys, monkeypatch):
