@@ -64,7 +64,36 @@ def test_the_patterns_of_the_llm_stages_fit_their_models(scale, stage):
 
 
 def test_the_chain_holds_every_experiment():
-    assert {e.split("/")[1] for e in EXPERIMENTS} == set(STAGES) - {"codes"}
+    assert {e.split("/")[1] for e in EXPERIMENTS} == set(STAGES) - {"codes"} | {"ablation_single_stage"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_single_stage_has_the_steps_of_both_and_trains_what_the_second_does(scale):
+    single, first, second = (
+        compose("train", [f"experiment=baichuan_audio/{stage}", f"scale={scale}"])
+        for stage in ("ablation_single_stage", "pretrain_stage1", "pretrain_stage2")
+    )
+    if scale != "tiny":
+        assert single["max_steps"] == first["max_steps"] + second["max_steps"]
+    assert single["task"]["trainable"] == second["task"]["trainable"]
+    assert (
+        single["init"] == first["init"]
+        and single["train_steps"]["mixture"] == second["train_steps"]["mixture"]
+    )
+    assert single["train_steps"]["tokens_per_step"] == second["train_steps"]["tokens_per_step"]
+    assert single["optim"]["lr"] == second["optim"]["lr"]
+
+
+def test_a_single_stage_takes_two_steps(tiny_chain: Path, tiny_data: Path, tmp_path: Path):
+    for name in ("text_lm", "tokenizer", "codes"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    run_stage("ablation_single_stage", tiny_data, tmp_path)
+    folder = tmp_path / "ablation_single_stage"
+    before = load_file(tiny_chain / "text_lm/final/backbone/model.safetensors")
+    after = load_file(folder / "final/lm/model.safetensors")
+    moved = {n for n, old in before.items() if not torch.equal(old, after[f"backbone.{n}"])}
+    assert moved and not any(name.startswith(("embed_tokens", "lm_head")) for name in moved)
+    assert (folder / "stamp.json").exists()
 
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if s != "codes"])
