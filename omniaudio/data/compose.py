@@ -7,7 +7,7 @@ decided here, so that a mixture changes without touching a shard.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -312,3 +312,16 @@ def read_texts(path: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the texts ({error})") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def cut_texts(texts: Iterable[str], most_bytes: int) -> Iterator[str]:
+    """Texts of at most so many bytes, hence of no more pieces: longer ones are cut at spaces, if they have any."""
+    for text in texts:
+        while len(text) > most_bytes or len(text.encode()) > most_bytes:
+            fits = text[:most_bytes].encode()[:most_bytes].decode("utf-8", "ignore")
+            end = (fits + text[len(fits)]).rfind(" ")
+            end = end if end > 0 else max(1, len(fits))
+            yield text[:end]
+            text = text[end:].lstrip(" ")
+        if text:
+            yield text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omniaudio.data.compose import DocumentComposer, read_texts
+from omniaudio.data.compose import DocumentComposer, cut_texts, read_texts
 from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
@@ -29,6 +29,7 @@ class DocumentSteps:
         split: train, dev or test.
         texts_path: documents of the kind ``text``, one a line.
         seed: of order and composition.
+        max_positions: longest document of the kind ``text``; a text that may be longer is cut.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class DocumentSteps:
         split: str,
         texts_path: str | Path | None = None,
         seed: int = 0,
+        max_positions: int | None = None,
     ) -> None:
         self.reader = ShardReader(codes_dir, split)
         self.check_layout(token_space.fingerprint())
-        texts = read_texts(texts_path) if texts_path is not None else []
+        longest = min(max_positions or tokens_per_step, tokens_per_step) - 1  # and eos
+        texts = list(cut_texts(read_texts(texts_path), longest)) if texts_path is not None else []
         tokenizer = checked_tokenizer(text_tokenizer, token_space)
         self.token_space, self.decode = token_space, tokenizer.decode
         self.composer = DocumentComposer(

@@ -22,6 +22,7 @@ from omniaudio.corpus.folder import AudioFolder
 from omniaudio.corpus.items import RawItem
 from omniaudio.corpus.prepare import Plan, prepare
 from omniaudio.corpus.texts import NoTexts, TextFile
+from omniaudio.data.compose import cut_texts
 from omniaudio.data.document_steps import TextSteps
 from omniaudio.data.mixture import MixturePlan, OneByOne
 from omniaudio.data.planning import PooledPlan
@@ -218,6 +219,15 @@ def test_a_line_of_a_megabyte_is_cut_and_nothing_of_it_lost(tmp_path):
         max(map(len, source.pieces)) == 511
         and source.decode(list(itertools.chain(*source.pieces))) == f"short{line}"
     )
+
+
+def test_long_texts_are_cut_at_spaces_and_nothing_of_them_lost():
+    texts = ["short", "one two three four", "x" * 25, "é" * 12, "", "ab " * 9]
+    pieces = list(cut_texts(texts, 10))
+    assert max(len(piece.encode()) for piece in pieces) <= 10
+    assert pieces[:3] == ["short", "one two", "three four"]
+    assert "".join(pieces).replace(" ", "") == "".join(texts).replace(" ", "")
+    assert list(cut_texts(["word " * 300_000], 4095))[-1].startswith("word")
 
 
 def test_control_characters_of_a_text_become_spaces(tmp_path):
