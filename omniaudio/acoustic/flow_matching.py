@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,7 @@ class FlowMatchingDecoder(nn.Module):
         mel_mean, mel_std: the mel is standardised by these inside (0 and 1: not at all).
         guess_std: error of the condition as a guess of the mel, in standardised units, if the estimator shall
             only learn what the best linear velocity misses; None, as published: all of it.
-        time_warp: of the steps of decoding, one of WARPS.
         train_warp: of the times of training, one of TRAIN_WARPS.
-        solver: of decoding, one of SOLVERS.
     """
 
     def __init__(
@@ -55,19 +54,10 @@ class FlowMatchingDecoder(nn.Module):
         mel_mean: float = 0.0,
         mel_std: float = 1.0,
         guess_std: float | None = None,
-        time_warp: str = "cosine",
         train_warp: str = "cosine",
-        solver: str = "euler",
     ) -> None:
         super().__init__()
-        choices = (
-            ("time_warp", time_warp, WARPS),
-            ("train_warp", train_warp, TRAIN_WARPS),
-            ("solver", solver, SOLVERS),
-        )
-        for name, value, allowed in choices:
-            if value not in allowed:
-                raise UserError(f"flow.{name} {value!r}: can be {', '.join(allowed)}")
+        check_choice("flow.train_warp", train_warp, TRAIN_WARPS)
         for name, part in (("prenet", prenet), ("estimator", estimator)):
             if part.num_mels != mel_spec.num_mels:
                 raise UserError(
@@ -82,7 +72,7 @@ class FlowMatchingDecoder(nn.Module):
         self.mel_mean = mel_mean
         self.mel_std = mel_std
         self.guess_std = guess_std
-        self.time_warp, self.train_warp, self.solver = time_warp, train_warp, solver
+        self.train_warp = train_warp
 
     def mel_length(self, hidden_len_B: Tensor) -> Tensor:
         """Mel frames for so many hidden states."""
@@ -169,6 +159,8 @@ class FlowMatchingDecoder(nn.Module):
         guidance: float = 0.7,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        solver: str = "euler",
+        time_warp: str = "cosine",
     ) -> tuple[Tensor, Tensor]:
         """Hidden states to log-mel, each item alike alone and in a batch.
 
@@ -177,13 +169,17 @@ class FlowMatchingDecoder(nn.Module):
             num_steps: steps of the solver.
             guidance: strength g of classifier-free guidance, (1 + g) v_conditioned - g v_free.
             noise: start (B, M, T); without it, one draw from ``generator`` that all items share.
+            solver: one of SOLVERS.
+            time_warp: of the steps, one of WARPS.
 
         Returns:
             mel_BMT (zero beyond the length), mel_len_B.
 
         Raises:
-            UserError: no step at all.
+            UserError: no step at all, an unknown solver or warp.
         """
+        check_choice("flow solver", solver, tuple(SOLVERS))
+        check_choice("flow warp", time_warp, WARPS)
         if num_steps < 1:
             raise UserError(f"flow: {num_steps} steps; at least 1")
         mel_len_B = self.mel_length(hidden_len_B)
@@ -191,7 +187,7 @@ class FlowMatchingDecoder(nn.Module):
         if noise is None:
             noise = self.draw_noise(mu.shape[2], generator, mu.device).expand_as(mu)
         valid_BT = valid_steps(mel_len_B, mu.shape[2])
-        mel = self.integrate(noise, mu, valid_BT, num_steps, guidance)
+        mel = self.integrate(noise, mu, valid_BT, num_steps, guidance, solver, time_warp)
         return (mel * self.mel_std + self.mel_mean) * valid_BT[:, None], mel_len_B
 
     def draw_noise(self, num_frames: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -204,12 +200,19 @@ class FlowMatchingDecoder(nn.Module):
         return torch.cat(pieces, dim=1)[None, :, :num_frames].to(device)
 
     def integrate(
-        self, noise: Tensor, mu: Tensor, valid_BT: Tensor, num_steps: int, guidance: float
+        self,
+        noise: Tensor,
+        mu: Tensor,
+        valid_BT: Tensor,
+        num_steps: int,
+        guidance: float,
+        solver: str = "euler",
+        time_warp: str = "cosine",
     ) -> Tensor:
         """From noise to standardised mel; with guidance, both branches in one batch."""
         from torchdiffeq import odeint
 
-        times = warped(torch.linspace(0, 1, num_steps + 1, device=mu.device), self.time_warp)
+        times = warped(torch.linspace(0, 1, num_steps + 1, device=mu.device), time_warp)
         branches = 2 if guidance else 1
         seen = torch.cat([mu, torch.zeros_like(mu)][:branches])
         valid = valid_BT.repeat(branches, 1)
@@ -222,8 +225,15 @@ class FlowMatchingDecoder(nn.Module):
             shown, free = out.chunk(2)
             return (1 + guidance) * shown - guidance * free
 
-        path: Tensor = odeint(velocity, noise, times, method=SOLVERS[self.solver])
+        path: Tensor = odeint(velocity, noise, times, method=SOLVERS[solver])
         return path[-1]
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> str:
+    """The value, if it is one of those allowed."""
+    if value not in allowed:
+        raise UserError(f"{name} {value!r}: can be {', '.join(allowed)}")
+    return value
 
 
 def warped(uniform: Tensor, warp: str) -> Tensor:

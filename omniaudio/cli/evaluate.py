@@ -166,7 +166,7 @@ def measure(
     from omniaudio.progress import track
 
     steps = config["flow_steps"]
-    if not all(isinstance(num, int) and num > 0 for num in steps):
+    if not isinstance(steps, list) or not all(isinstance(num, int) and num > 0 for num in steps):
         raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
     judge = load_judge(config["asr_judge"], config["device"], config["judge_dtype"])
     clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])

@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(str(error), 2)
     except PreemptedError as error:
+        from omniaudio.stage import is_main_process
+
+        if not is_main_process():  # Lightning kills the first process when another ends with an error
+            sys.exit(0)
         fail(f"{error}; the same command goes on from here", REQUEUE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR):

@@ -75,8 +75,8 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
     callbacks = [
-        proof,
         Preemption(checkpoints),
+        proof,
         checkpoints,
         ProgressBar(config["stage"], config["max_steps"]),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -61,4 +62,12 @@ class StepData(LightningDataModule):
         stream = StepStream(
             source, start, stop, self.trainer.global_rank, self.trainer.world_size, accumulate
         )
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(
+            stream, batch_size=None, num_workers=self.num_workers, worker_init_fn=leave_signals_to_the_trainer
+        )
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """A scheduler signals all processes of a job: those that read ahead go on until the step is saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder, check_choice
 from omniaudio.data.prompts import prompt_for
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
@@ -96,6 +96,7 @@ class DialogueSettings:
         max_text_tokens, max_frames: limits of a reply.
         flow_steps: steps of flow matching, at least 1.
         flow_guidance: strength of its guidance.
+        flow_solver, flow_warp: see FlowMatchingDecoder.decode.
         mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
             which are the clearer ones as long as flow matching has had little training.
     """
@@ -106,12 +107,16 @@ class DialogueSettings:
     max_frames: int = 200
     flow_steps: int = 10
     flow_guidance: float = 0.7
+    flow_solver: str = "euler"
+    flow_warp: str = "cosine"
     mel_path: DecodePath = "flow"
 
     def __post_init__(self) -> None:
         check_decode_path(self.mel_path)
         if self.flow_steps < 1:
             raise UserError(f"dialogue.flow_steps {self.flow_steps}: at least 1")
+        check_choice("dialogue.flow_solver", self.flow_solver, tuple(SOLVERS))
+        check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
 
 
 class SpokenLanguageModel(nn.Module):
@@ -204,6 +209,8 @@ class SpokenLanguageModel(nn.Module):
             decoded.hidden_len_B,
             num_steps=self.settings.flow_steps if flow_steps is None else flow_steps,
             guidance=self.settings.flow_guidance,
+            solver=self.settings.flow_solver,
+            time_warp=self.settings.flow_warp,
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -241,7 +248,7 @@ class SpokenLanguageModel(nn.Module):
     def stream(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> Iterator[ReplyChunk]:
         """Answer a chat while it is being made: text when it is written, a stretch of speech when it ends.
 
-        All chunks together are ``reply`` with the same arguments. Closing the iterator ends the generation.
+        All chunks together say what ``reply`` says with the same arguments. Closing the iterator ends the generation.
         """
         ids: list[int] = []
         frames: list[Tensor] = []
@@ -252,7 +259,7 @@ class SpokenLanguageModel(nn.Module):
             if isinstance(event, TextToken):
                 ids.append(event.token_id)
                 text = self.text_tokenizer.decode(ids)
-                if not text.endswith(UNFINISHED):  # the first bytes of a letter
+                if text != told and not text.endswith(UNFINISHED):  # the first bytes of a letter
                     yield {"text": text[len(told) :]}
                     told = text
             elif isinstance(event, Frame):

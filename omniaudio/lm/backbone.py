@@ -193,7 +193,7 @@ def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
     )
     if theirs.vocab_size < rows:
         print(f"backbone: vocabulary of {pretrained} extended from {theirs.vocab_size} to {rows} rows")
-        model.resize_token_embeddings(rows, mean_resizing=True)
+        model.resize_token_embeddings(rows, mean_resizing=False)  # else the new rows are one vector, nearly
     return model
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,10 +161,7 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.begin_step(batch)
-        loss = self.weigh(self.reduced(self.losses(batch, "train")), "train")
-        if self._zero_engine() is not None:
-            self._stop_before_a_bad_step(loss)
-        return loss
+        return self.weigh(self.reduced(self.losses(batch, "train")), "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._current = batch
@@ -234,7 +230,8 @@ class Task(LightningModule):
     def _measure(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
         assert self.balance is not None
         try:
-            norms = self.balance.measure(self, losses, weights)
+            present = {name: loss for name, loss in losses.items() if self.counts[name]}
+            norms = self.balance.measure(self, present, weights)
         except UserError as error:
             if self.balance.equalise:
                 raise
@@ -319,36 +316,13 @@ class Task(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        engine = self._zero_engine()
-        norm = engine.get_global_grad_norm() if engine is not None else None
+        engine = getattr(self.trainer.strategy, "deepspeed_engine", None)
+        if engine is None or self.batches_seen % self.accumulate:
+            return
+        norm = engine.get_global_grad_norm()  # DeepSpeed holds the gradients, and skips a step by itself
         if norm is not None:
             self.log_stats({"grad_norm": float(norm)})
-            if not math.isfinite(norm):
-                raise UserError(
-                    f"step {self.batches_seen // self.accumulate}: non-finite gradient under ZeRO, which does not skip "
-                    f"a step; {self._suspects()}; the same command goes on from the last checkpoint"
-                )
-
-    def _zero_engine(self) -> Any:
-        """DeepSpeed's engine, where it holds the gradients; None elsewhere."""
-        return getattr(self.trainer.strategy, "deepspeed_engine", None) if self._trainer is not None else None
-
-    def _stop_before_a_bad_step(self, loss: Tensor) -> None:
-        """Under ZeRO gradients cannot be looked at before they are used: a loss that is not finite ends the run.
-
-        Raises:
-            UserError: on all ranks, before any weight has moved, if one rank's loss is not finite.
-        """
-        finite = torch.isfinite(loss.detach()).float()
-        ours = bool(finite)
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-        if not finite:
-            where = self._suspects() if not ours else "on another rank"
-            raise UserError(
-                f"step {self.batches_seen // self.accumulate}: the loss is not finite; {where}. Under ZeRO a step "
-                "cannot be skipped: no weight has moved; leave these samples out, or use strategy=ddp, which skips"
-            )
+        self.drop_bad_step(engine.optimizer, finite=not getattr(engine.optimizer, "overflow", False))
 
     # -- checkpoints
 

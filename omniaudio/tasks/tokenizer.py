@@ -126,7 +126,7 @@ class TokenizerTask(Task):
         emb_BSD = tokenizer.bridge.up(quantized.quantized_BSD)
         judged = self.judged_share if trains else 1.0
         judged_B = choose_items("judged", len(num_frames_B), judged, num_frames_B.device, draws)
-        losses["ce/align"] = self._alignment(batch, emb_BSD, num_frames_B * judged_B)
+        losses["ce/align"] = self._alignment(batch, emb_BSD, num_frames_B, judged_B)
         stats = {f"vq/{name}": value for name, value in quantized.stats.items()}
         self.log_stats({**stats, "vq/replaced_share": replaced, "vq/commit_scale": scale}, split)
         if trains and self.batches_seen % (HEALTH_EVERY * self.accumulate) == 0:
@@ -153,6 +153,10 @@ class TokenizerTask(Task):
                 self.tell(f"step {self.batches_seen // self.accumulate}: {words}")
         self.ill = set(found)
 
+    @property
+    def _judge_is_sharded(self) -> bool:
+        return any(hasattr(parameter, "ds_id") for parameter in self.judge.parameters())
+
     def _reconstruction(self, batch: WaveBatch, decoded: MelDecoderOutput) -> dict[str, LossTerm]:
         target_BMT, target_len_B = self.tokenizer.decoder_mel(batch.wav_BN, batch.num_samples_B)
         length_B = torch.minimum(decoded.mel_len_B, target_len_B)
@@ -167,14 +171,21 @@ class TokenizerTask(Task):
             for scale in SCALES
         }
 
-    def _alignment(self, batch: WaveBatch, emb_BSD: Tensor, num_frames_B: Tensor) -> LossTerm:
+    def _alignment(
+        self, batch: WaveBatch, emb_BSD: Tensor, num_frames_B: Tensor, judged_B: Tensor
+    ) -> LossTerm:
         """Documents <prompt, embeddings of a clip, its answer, eos>; cross-entropy on answer and eos.
 
-        Clips of no frames are left out.
+        Clips that are not judged, and those without words or frames, do not count.
         """
         heard_BSD = self.align(emb_BSD)
-        spoken = [i for i, text in enumerate(batch.texts) if text.strip() and num_frames_B[i] > 0]
+        told = judged_B & (num_frames_B > 0)
+        spoken = [i for i, text in enumerate(batch.texts) if text.strip() and told[i]]
         if not spoken:
+            if self._judge_is_sharded:  # to use it is a collective: other ranks may have words
+                eos = [self.token_space.eos]
+                total, _ = transcript_loss(self.judge, [heard_BSD[0, :1]], [eos])
+                return LossTerm(total * 0.0, 0)
             return LossTerm(heard_BSD.sum() * 0.0, 0)
         heard = [heard_BSD[i, : int(num_frames_B[i])] for i in spoken]
         pieces = [[*self.text_tokenizer.encode(batch.texts[i]), self.token_space.eos] for i in spoken]

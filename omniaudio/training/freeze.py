@@ -144,7 +144,9 @@ def _size(parameter: nn.Parameter) -> int:
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
-    tensor = getattr(tensor, "ds_tensor", tensor)  # under ZeRO 3: this rank's piece
+    if hasattr(tensor, "ds_tensor"):  # under ZeRO 3: this rank's piece, which is padded at the end
+        piece, rank = tensor.ds_tensor, torch.distributed.get_rank()
+        tensor = piece.reshape(-1)[: max(0, int(getattr(tensor, "ds_numel")) - rank * piece.numel())]  # noqa: B009
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return _digest(raw.numpy().tobytes())
 

@@ -37,6 +37,11 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():  # Python knows handlers in no other
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if (
+            trainer.received_sigterm
+        ):  # Lightning has heard it while the run was set up, and would leave unsaved
+            self.asked = "SIGTERM"
+            trainer._signal_connector.received_sigterm = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = signal.Signals(number).name

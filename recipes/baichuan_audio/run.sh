@@ -86,7 +86,7 @@ verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 if stage -1 "Fetch $data"; then prepare fetch; fi
 if stage 0 "Check, split, and write shards of $data"; then prepare shards; fi
 if stage 1 "Train the text LLM and its tokenizer"; then train text_lm ${backbone:+"$backbone" schedule.text_lm.max_steps=0}; fi
-if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer ${encoder:+"$encoder"}; fi
+if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer ${encoder:+"$encoder"} ${backbone:+"$backbone"}; fi
 if stage 3 "Write the codes of all speech, once"; then verb extract ${device[@]+"${device[@]}"}; fi
 if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_stage1 ${backbone:+"$backbone"}; fi
 if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi

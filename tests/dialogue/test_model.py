@@ -74,6 +74,7 @@ def test_a_streamed_reply_is_the_reply_in_pieces(model, speak):
     for seed in range(4):
         messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
         whole, chunks = model.reply(messages, speak, seed), list(model.stream(messages, speak, seed))
+        assert all(chunk.get("text", "-") for chunk in chunks)
         assert all(
             len(chunk) and (chunk.keys() == {"text"} or chunk.keys() == {"wav", "codes_SK"})
             for chunk in chunks

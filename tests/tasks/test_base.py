@@ -215,41 +215,38 @@ def test_all_samples_of_a_step_are_named_when_none_is_at_fault() -> None:
 
 
 class Zero:
-    """Stands for a trainer under ZeRO: the hand of ``get_global_grad_norm``."""
+    """Stands for a trainer, its strategy, DeepSpeed's engine and its optimizer."""
 
-    def __init__(self, norm: float | None) -> None:
-        self.strategy = self.deepspeed_engine = self
-        self.world_size, self.global_rank, self.norm = 1, 0, norm
+    def __init__(self, norm: float, overflow: bool) -> None:
+        self.strategy = self.deepspeed_engine = self.optimizer = self
+        self.world_size, self.global_rank = 1, 0
+        self.norm, self.overflow = norm, overflow
 
-    def get_global_grad_norm(self) -> float | None:
+    def get_global_grad_norm(self) -> float:
         return self.norm
 
+    def zero_grad(self, set_to_none: bool) -> None:
+        pass
 
-def test_under_zero_a_non_finite_loss_ends_the_run_before_a_weight_moves() -> None:
+
+def test_under_zero_a_step_that_deepspeed_skipped_counts_as_bad(monkeypatch) -> None:
+    told: list[str] = []
     task = make_task(4)
+    task.tell = told.append
     task.configure_model()
-    task._trainer = Zero(1.0)  # type: ignore[assignment]
-    task.log = task.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    assert torch.isfinite(task.training_step(PointSteps().batch(0, 0, 1), 0))
-    with pytest.raises(
-        UserError, match=r"step 2: the loss is not finite; one of: point-1.*no weight has moved"
-    ):
-        task.training_step(PointSteps(bad=1).batch(1, 0, 1), 1)
-
-
-def test_under_zero_a_non_finite_gradient_ends_the_run_before_a_checkpoint(monkeypatch) -> None:
-    task = make_task(4)
-    task.configure_model()
-    task.begin_step(PointSteps().batch(0, 0, 1))
     monkeypatch.setattr("lightning.LightningModule.optimizer_step", lambda *_: None)
-    task._trainer = Zero(2.5)  # type: ignore[assignment]
-    task.optimizer_step()
-    assert task.stats["grad_norm"] == 2.5
-    task._trainer = Zero(float("inf"))  # type: ignore[assignment]
-    with pytest.raises(
-        UserError, match="step 1: non-finite gradient under ZeRO.*point-0; the same command goes on"
+    for step, (norm, overflow) in enumerate(
+        [(2.5, False), (float("inf"), True), (float("inf"), True), (1.0, False)]
     ):
+        task.begin_step(PointSteps().batch(step, 0, 1))
+        task._trainer = Zero(norm, overflow)  # type: ignore[assignment]
         task.optimizer_step()
+        assert task.stats["grad_norm"] == norm
+        assert task.bad_steps == (0, 1, 2, 0)[step]
+    assert [line.split(";")[0] for line in told] == [
+        f"step {n}: non-finite gradient, step skipped" for n in (2, 3)
+    ]
+    assert task.total_bad_steps == 2 and "point-1" in told[0]
 
 
 def test_too_many_bad_steps_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

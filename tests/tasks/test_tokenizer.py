@@ -133,7 +133,7 @@ def test_alignment_is_the_judges_cross_entropy_after_the_embeddings(prompts, ask
     task.configure_model()
     emb_BSD = torch.randn(2, 5, 8, requires_grad=True)
     batch = Waves(("hello world", "good bye"), ("s2tt", "asr")).batch(0, 0, 1)
-    term = task._alignment(batch, emb_BSD, torch.tensor([5, 3]))
+    term = task._alignment(batch, emb_BSD, torch.tensor([5, 3]), torch.tensor([True, True]))
     total, count = 0.0, 0
     for row, num_frames in enumerate([5, 3]):
         prompt = TEXTS.encode(asked[row]) if asked[row] else []
@@ -160,7 +160,9 @@ def test_the_judge_hears_a_share_of_the_clips_of_training_and_all_that_are_held_
     task.log_stats = lambda *_: None  # type: ignore[method-assign]
     alignment = task._alignment
     monkeypatch.setattr(
-        task, "_alignment", lambda b, e, n: heard.append((n > 0).tolist()) or alignment(b, e, n)
+        task,
+        "_alignment",
+        lambda b, e, n, judged_B: heard.append(judged_B.tolist()) or alignment(b, e, n, judged_B),
     )
     batch = Waves(("hello", "good bye")).batch(0, 0, 1)
     for task.batches_seen in range(20):
@@ -174,6 +176,25 @@ def test_the_judge_hears_a_share_of_the_clips_of_training_and_all_that_are_held_
     assert heard[-1] == [True, True]
     with pytest.raises(UserError, match=r"task.judged_share 0: above 0, at most 1"):
         make_task(judged_share=0)
+
+
+def test_a_sharded_judge_is_asked_by_every_rank(monkeypatch) -> None:
+    """Under ZeRO 3 a rank without words must use the judge as often as the others; it counts nothing."""
+    task = make_task()
+    task.configure_model()
+    asked: list[int] = []
+    forward = type(task.judge).forward
+    monkeypatch.setattr(
+        type(task.judge), "forward", lambda self, *arguments: asked.append(1) or forward(self, *arguments)
+    )
+    emb_BSD, silent = torch.randn(2, 5, 8, requires_grad=True), Waves(("", " ")).batch(0, 0, 1)
+    for sharded in (False, True):
+        if sharded:
+            next(task.judge.parameters()).ds_id = 0  # type: ignore[attr-defined]
+        term = task._alignment(silent, emb_BSD, torch.tensor([5, 3]), torch.tensor([True, True]))
+        assert float(term.total) == 0 and term.count == 0 and len(asked) == sharded
+    term.total.backward()
+    assert emb_BSD.grad is not None and not emb_BSD.grad.any()
 
 
 def test_ramps_by_hand() -> None:

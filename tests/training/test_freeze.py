@@ -81,7 +81,11 @@ def test_a_tied_weight_is_found_under_both_of_its_names():
 def test_pieces_of_other_ranks_count(monkeypatch):
     """ZeRO 3 leaves each rank a piece; the hash is one of all pieces, so that none can move unseen."""
     module = nn.Linear(2, 2).requires_grad_(False)
-    module.weight.ds_tensor = module.weight.detach()
+    module.weight.ds_numel, module.weight.ds_tensor = (
+        7,
+        torch.ones(4),
+    )  # of the second of two ranks: 3 and padding
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     elsewhere = ["a"]
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(
@@ -90,7 +94,11 @@ def test_pieces_of_other_ranks_count(monkeypatch):
         lambda pieces, own: pieces.__setitem__(slice(None), [own, {"weight": elsewhere[0]}]),
     )
     first = frozen_digests(module)
-    assert frozen_digests(module) == first
+    module.weight.ds_tensor[3] = 5.0
+    assert frozen_digests(module) == first, "padding does not count"
+    module.weight.ds_tensor[2] = 5.0
+    assert frozen_digests(module) != first
+    module.weight.ds_tensor[2] = 1.0
     elsewhere[0] = "b"
     second = frozen_digests(module)
     assert second["weight"] != first["weight"] and second["bias"] == first["bias"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,14 @@ class Scheduler(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def train(folder: Path, task: PointTask, *callbacks: Callback) -> list[str]:
+def train(folder: Path, task: PointTask, *callbacks: Callback, first: Sequence[Callback] = ()) -> list[str]:
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=100, val_every_steps=4)
     logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     newest = checkpoints.newest()
     logger.cut_after(int(newest.stem.split("-")[1]) if newest else 0)
     trainer = Trainer(
         accelerator="cpu", devices=1, max_epochs=1, logger=[logger], plugins=[SafeCheckpointIO()],
-        callbacks=[Preemption(checkpoints), checkpoints, *callbacks],
+        callbacks=[*first, Preemption(checkpoints), checkpoints, *callbacks],
         accumulate_grad_batches=task.accumulate, val_check_interval=4 * task.accumulate,
         check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
@@ -64,6 +65,16 @@ def test_the_step_is_saved_and_the_same_command_goes_on(tmp_path, number, accumu
     assert train(tmp_path / "broken", again_task) == whole
     for ours, theirs in zip(again_task.parameters(), whole_task.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_signal_while_the_run_is_set_up_counts(tmp_path) -> None:
+    class Early(Callback):
+        def on_train_start(self, trainer, task) -> None:
+            trainer._signal_connector.received_sigterm = True
+
+    with pytest.raises(PreemptedError, match="stopped after step 1 by SIGTERM"):
+        train(tmp_path, make_task(STEPS), first=[Early()])
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001.ckpt"]
 
 
 def test_a_signal_to_another_process_counts(tmp_path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""A frame of eight codes from the audio head with its cache, against the published loop, which begins anew each time."""
+"""Eight codes of a frame by the audio head with its cache, against the published loop, which starts anew each time."""
 
 from __future__ import annotations
 
