@@ -108,7 +108,9 @@ class Codebook(nn.Module):
         if not self.training or self.options.gumbel_temperature == 0:
             return self.nearest(x_FD)
         distance_FV = self.distances(x_FD)
-        near = torch.stack([distance_FV.min(-1).values.sum(), distance_FV.new_tensor(float(len(x_FD)))])
+        least_F = distance_FV.min(-1).values
+        finite_F = least_F.isfinite()  # one bad frame must not draw the codes of all others
+        near = torch.stack([least_F.where(finite_F, 0.0).sum(), finite_F.sum().to(least_F.dtype)])
         if _num_ranks() > 1:
             distributed.all_reduce(near)
         unit = near[0] / near[1].clamp(min=1) * self.options.gumbel_temperature

@@ -66,8 +66,8 @@ class ResidualVQ(nn.Module):
         Args:
             z_BSD: vectors; distances are taken in float32 whatever their type.
             valid_BS: True at frames, False at padding.
-            bypass_share: share of items whose ``quantized`` is ``z`` itself (instance-level replacement);
-                their codes, statistics and commitment loss are those of any other item.
+            bypass_share: share of items (of frames, if ``replacement`` is "token") whose ``quantized`` is ``z``
+                itself; their codes, what the books learn of them, and the commitment loss stay the same.
             draws: random numbers of the step; None draws them from torch's generator.
 
         Returns:
@@ -81,13 +81,14 @@ class ResidualVQ(nn.Module):
                 valid_BS, len(self.books), self.book_dropout if self.training else 0.0, draws
             )
             code_FK, total_FD, kept_FD, stats = self._quantize(x_FD, keep_FK, places(valid_BS), draws)
+            # One loss on the sum of all books, dropped ones too.
             commit_loss = _mean_square(z_BSD[valid_BS].float() - total_FD)
             quantized_BSD = scatter(kept_FD.to(z_BSD.dtype), valid_BS)
-        passes_BS1 = passing_frames(valid_BS, bypass_share, self.replacement, draws)[..., None]
-        quantized_BSD = z_BSD + (quantized_BSD - z_BSD).detach() * passes_BS1
+        replaced_BS1 = passing_frames(valid_BS, bypass_share, self.replacement, draws)[..., None]
+        quantized_BSD = z_BSD + (quantized_BSD - z_BSD).detach() * replaced_BS1
         codes_BSK = scatter(code_FK.masked_fill(~keep_FK, -1), valid_BS, fill=-1)
         return QuantizerOutput(
-            quantized_BSD=quantized_BSD * valid_BS[..., None],
+            quantized_BSD=quantized_BSD.masked_fill(~valid_BS[..., None], 0.0),
             codes_BSK=codes_BSK,
             commit_loss=commit_loss,
             stats=stats,
@@ -116,7 +117,8 @@ class ResidualVQ(nn.Module):
         residual_FD = x_FD
         total_FD, kept_FD = (torch.zeros_like(x_FD, dtype=torch.float32) for _ in range(2))
         power = _power(x_FD.float() - x_FD.float().mean(0)).clamp(min=1e-12)
-        # The step of a non-finite batch is skipped; the moving averages must not have it either.
+        # A step with a frame that is not finite is skipped; the averages have no such step to go back to, so that
+        # frame is kept from them.
         finite_F = x_FD.isfinite().all(-1)
         learned = slice(None) if bool(finite_F.all()) else finite_F
         codes, stats = [], {}
@@ -129,7 +131,9 @@ class ResidualVQ(nn.Module):
             entry_FD = book.entries(code_F)
             total_FD += entry_FD
             kept_FD.addcmul_(entry_FD, keep_FK[:, depth, None].to(entry_FD.dtype))
-            residual_FD = (target_FD - entry_FD).to(x_FD.dtype)
+            residual_FD = (target_FD - entry_FD).to(
+                x_FD.dtype
+            )  # of every book, dropped or not: all learn from all
             if self.training:
                 restarts = book.learn(target_FD[learned], code_F[learned], place_F[learned])
                 stats[f"restarts/book{depth}"] = restarts

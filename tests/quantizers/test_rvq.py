@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -152,6 +154,23 @@ def test_training_repeats_from_the_global_seed_and_the_state(z_BSD: Tensor) -> N
         torch.manual_seed(7)
         outputs.append([quantizer(z_BSD, VALID, bypass_share=0.5).quantized_BSD for _ in range(4)])
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("gumbel", [0.0, 0.5])
+def test_a_bad_frame_changes_nothing_of_the_others(z_BSD: Tensor, gumbel: float) -> None:
+    """Neither their codes nor what the books learn; to the books it is as if it were padding."""
+    ours = ResidualVQ(6, [16, 8, 4], gumbel_temperature=gumbel, book_dropout=0.0).train()
+    valid_BS = torch.ones(z_BSD.shape[:2], dtype=torch.bool)
+    ours(z_BSD, valid_BS, draws=Draws(1))
+    theirs = copy.deepcopy(ours)
+    broken_BSD, without_BS = z_BSD.clone(), valid_BS.clone()
+    broken_BSD[0, 2, 3], without_BS[0, 2] = float("nan"), False
+    found, wanted = ours(broken_BSD, valid_BS, draws=Draws(2)), theirs(broken_BSD, without_BS, draws=Draws(2))
+    assert torch.equal(found.codes_BSK[without_BS], wanted.codes_BSK[without_BS])
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    assert not found.commit_loss.isfinite() and wanted.commit_loss.isfinite()
+    assert not wanted.quantized_BSD[0, 2].any(), "padding is zero, whatever it held"
 
 
 def test_no_valid_frame_is_no_nan(quantizer: ResidualVQ, z_BSD: Tensor) -> None:
