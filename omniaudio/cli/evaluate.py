@@ -94,24 +94,32 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         if run.done:
             return
         from omniaudio.cli.train import set_threads
-        from omniaudio.dialogue.depths import streaming_table, table
+        from omniaudio.dialogue.depths import streaming_table, table, without_loops
         from omniaudio.files import write_whole
 
         set_threads(config["num_threads"])
-        rows, streamed = depth_rows(config, judges), streaming_rows(config)
+        (rows, clips), streamed = depth_rows(config, judges), streaming_rows(config)
+        rest, num_loops = without_loops(rows, clips)
         for row in rows:
             run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
         record = {
             "command": tokenizer_command(config, judges),
             "rows": [dataclasses.asdict(row) for row in rows],
+            "rows_without_loops": [dataclasses.asdict(row) for row in rest] if num_loops else [],
             "streaming": [dataclasses.asdict(row) for row in streamed],
         }
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
-        tables = [table(rows), *([streaming_table(streamed)] if streamed else [])]
+        tables = [
+            table(rows),
+            *([table(rest)] if num_loops else []),
+            *([streaming_table(streamed)] if streamed else []),
+        ]
         text = "\n\n".join(
             "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
             for lines in tables
         )
+        if num_loops:
+            text += f"\n\nThe second table leaves out {num_loops} clips on which a judge repeats itself at some depth."
         write_whole(run.folder / "table.md", f"{text}\n")
         run.log(f"{text}\n{run.folder / RESULTS}: {config['num_clips']} clips of {config['split']}")
 
@@ -132,8 +140,8 @@ def streaming_rows(config: dict[str, Any]) -> list[StreamingRow]:
     ]
 
 
-def depth_rows(config: dict[str, Any], judges: list[str]) -> list[DepthRow]:
-    """One row a depth, and the continuous model if there is one."""
+def depth_rows(config: dict[str, Any], judges: list[str]) -> tuple[list[DepthRow], list[Clip]]:
+    """One row a depth, and the continuous model if there is one; with the clips."""
     from omniaudio.dialogue.depths import Listeners, load_reader, score_depth
     from omniaudio.dialogue.evaluation import choose_clips
     from omniaudio.metrics.asr_judge import AsrJudge
@@ -153,7 +161,7 @@ def depth_rows(config: dict[str, Any], judges: list[str]) -> list[DepthRow]:
         listeners = Listeners(reader=reader, vocoder=vocoder, judges=ears)
         for depth in (depth for other, depth in wanted if other == folder):
             rows.append(score_depth(tokenizer, clips, depth, listeners, track))
-    return rows
+    return rows, clips
 
 
 def measure(

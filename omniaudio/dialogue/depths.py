@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor, nn
 
 from omniaudio.data.prompts import written_prompt
-from omniaudio.dialogue.evaluation import Clip, Track, cer_of, judge_variants
+from omniaudio.dialogue.evaluation import Clip, Track, cer_of, judge_variants, looped
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
@@ -266,6 +266,26 @@ def _add(row: DepthRow, name: str, clips: Sequence[Clip], heard: list[str]) -> N
     row.heard[name], row.cer[name] = heard, cer_of(clips, heard)
     texts, languages = [clip.text for clip in clips], [clip.language for clip in clips]
     row.wer[name] = word_error_rate(texts, heard, languages).rate
+
+
+def without_loops(rows: Sequence[DepthRow], clips: Sequence[Clip]) -> tuple[list[DepthRow], int]:
+    """The judges' error rates again, without the clips on which one of them repeats itself at some depth.
+
+    Returns:
+        rows with these rates alone (no LLM, no other measure than they have), and the number of clips left out.
+    """
+    looping = {
+        i for row in rows for name, heard in row.heard.items() if name != "LLM" for i in looped(clips, heard)
+    }
+    kept = [i for i in range(len(clips)) if i not in looping]
+    again = []
+    for row in rows:
+        rest = DepthRow(depth=row.depth, mae=row.mae, align_loss=row.align_loss, estoi=row.estoi)
+        for name, heard in row.heard.items():
+            if name != "LLM" and kept:
+                _add(rest, name, [clips[i] for i in kept], [heard[i] for i in kept])
+        again.append(rest)
+    return again, len(looping)
 
 
 def load_reader(tokenizer: Path, llm: str | Path, text_tokenizer: str | Path, device: str) -> Reader | None:

@@ -16,6 +16,7 @@ from omniaudio.dialogue.depths import (
     score_streaming,
     streaming_table,
     table,
+    without_loops,
 )
 from omniaudio.dialogue.evaluation import choose_clips
 from omniaudio.errors import UserError
@@ -131,6 +132,20 @@ def test_the_table_has_the_order_of_the_paper():
     rows[1].estoi = 0.5
     lines = table(rows)
     assert lines[0][-1] == "ESTOI" and [line[-1] for line in lines[1:]] == ["-", "-", "0.500", "-"]
+
+
+def test_clips_on_which_a_judge_loops_are_left_out_at_every_depth(tiny_data):
+    clips = choose_clips(tiny_data / "shards", "test", 3)
+    right = [clip.text for clip in clips]
+    rows = [DepthRow(depth=depth, mae=0.5) for depth in (1, 8)]
+    rows[0].heard = {"whisper": [right[0], "and so on " * 40, ""], "LLM": ["x " * 200] * 3}
+    rows[1].heard = {"whisper": right, "LLM": right}
+    rest, count = without_loops(rows, clips)
+    assert count == 1 and [set(row.cer) for row in rest] == [{"whisper"}] * 2
+    third = len(right[2].split()) / (len(right[0].split()) + len(right[2].split()))
+    assert rest[0].wer["whisper"] == pytest.approx(third) and rest[1].wer["whisper"] == 0
+    assert rest[0].heard["whisper"] == [right[0], ""]
+    assert without_loops(rows[1:], clips)[1] == 0
 
 
 def test_segments_against_the_whole(tiny_chain, tiny_data):
