@@ -47,6 +47,9 @@ def main(config: dict[str, Any]) -> None:
     """Measure everything, unless it is done."""
     if config["task"] not in TASKS:
         raise UserError(f"config task: {config['task']!r} is not one of {', '.join(TASKS)}")
+    steps = config["flow_steps"]
+    if not isinstance(steps, list) or not all(isinstance(num, int) and num > 0 for num in steps):
+        raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
         return
@@ -173,9 +176,6 @@ def measure(
     from omniaudio.metrics.asr_judge import load_judge
     from omniaudio.progress import track
 
-    steps = config["flow_steps"]
-    if not isinstance(steps, list) or not all(isinstance(num, int) and num > 0 for num in steps):
-        raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
     judge = load_judge(config["asr_judge"], config["device"], config["judge_dtype"])
     clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
     scores = score_tokenizer(model, clips, track)
