@@ -96,6 +96,22 @@ def test_a_single_stage_takes_two_steps(tiny_chain: Path, tiny_data: Path, tmp_p
     assert (folder / "stamp.json").exists()
 
 
+@pytest.mark.slow
+def test_one_weight_for_text_embedding_and_lm_head_goes_through_both_stages(tiny_chain, tiny_data, tmp_path):
+    for name in ("tokenizer", "codes"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    for stage in ("text_lm", "pretrain_stage1", "pretrain_stage2", "sft"):
+        run_stage(stage, tiny_data, tmp_path, "backbone.tie_embeddings=true")
+    text_lm = load_module(tmp_path / "text_lm/final/backbone")
+    second, sft = (load_module(tmp_path / f"{stage}/final/lm") for stage in ("pretrain_stage2", "sft"))
+    for lm in (second, sft):
+        assert lm.backbone.lm_head.weight is lm.backbone.embed_tokens.weight
+    assert torch.equal(second.backbone.embed_tokens.weight, text_lm.embed_tokens.weight), (
+        "frozen in both stages"
+    )
+    assert not torch.equal(sft.backbone.embed_tokens.weight, text_lm.embed_tokens.weight)
+
+
 @pytest.mark.parametrize("stage", [s for s in STAGES if s != "codes"])
 def test_every_experiment_takes_two_steps(tiny_chain: Path, stage: str):
     lines = [json.loads(line) for line in (tiny_chain / stage / "metrics.jsonl").read_text().splitlines()]
