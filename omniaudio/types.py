@@ -151,6 +151,11 @@ def valid_steps(length_B: Tensor, num_steps: int) -> Tensor:
     return torch.arange(num_steps, device=length_B.device)[None, :] < length_B[:, None]
 
 
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether ZeRO 3 holds pieces of a module's parameters: to use it is a collective."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
 def device_of(module: torch.nn.Module) -> torch.device:
     """Device of a module's first parameter or buffer (modules of one process live on one device)."""
     import itertools

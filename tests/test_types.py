@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from omniaudio.types import Codes, CodesWaveBatch, Utterance, device_of, valid_steps
+from omniaudio.types import Codes, CodesWaveBatch, Utterance, device_of, is_sharded, valid_steps
 
 
 def test_valid_steps():
@@ -18,6 +18,13 @@ def test_a_batch_moves_all_its_tensors():
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.wav_BN, moved.num_samples_B, moved.codes.codes_BSK)} == {"meta"}
     assert moved.keys == ["a"] and batch.wav_BN.device.type == "cpu"
+
+
+def test_a_module_with_a_piece_of_a_parameter_is_sharded():
+    module = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+    assert not is_sharded(module)
+    module[1].bias.ds_id = 3
+    assert is_sharded(module) and not is_sharded(module[0])
 
 
 def test_device_and_duration():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from omniaudio.acoustic.prenet import Prenet
 from omniaudio.acoustic.unet import ConditionalUNet
-from omniaudio.errors import UserError
+from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.mel import MelSpec
 from omniaudio.types import valid_steps
 
@@ -178,7 +177,7 @@ class FlowMatchingDecoder(nn.Module):
         Raises:
             UserError: no step at all, an unknown solver or warp.
         """
-        check_choice("flow solver", solver, tuple(SOLVERS))
+        check_choice("flow solver", solver, SOLVERS)
         check_choice("flow warp", time_warp, WARPS)
         if num_steps < 1:
             raise UserError(f"flow: {num_steps} steps; at least 1")
@@ -227,13 +226,6 @@ class FlowMatchingDecoder(nn.Module):
 
         path: Tensor = odeint(velocity, noise, times, method=SOLVERS[solver])
         return path[-1]
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> str:
-    """The value, if it is one of those allowed."""
-    if value not in allowed:
-        raise UserError(f"{name} {value!r}: can be {', '.join(allowed)}")
-    return value
 
 
 def warped(uniform: Tensor, warp: str) -> Tensor:

@@ -108,13 +108,14 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         record = {
             "command": tokenizer_command(config, judges),
             "rows": [dataclasses.asdict(row) for row in rows],
-            "rows_without_loops": [dataclasses.asdict(row) for row in rest] if num_loops else [],
+            "clips_with_loops": num_loops,
+            "rates_without_loops": [{"depth": row.depth, "wer": row.wer, "cer": row.cer} for row in rest],
             "streaming": [dataclasses.asdict(row) for row in streamed],
         }
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
         tables = [
             table(rows),
-            *([table(rest)] if num_loops else []),
+            *([table(rest, rates_only=True)] if num_loops else []),
             *([streaming_table(streamed)] if streamed else []),
         ]
         text = "\n\n".join(
@@ -268,7 +269,9 @@ def signal_rows(clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: i
             continue
         value, count = mean_of(
             estoi(clip.wav_N, wav_N, clip.sample_rate_hz, rate_hz)
-            for clip, wav_N in zip(clips, made, strict=False)  # without a judge only the first are spoken
+            for clip, wav_N in zip(
+                clips[: len(made)], made, strict=True
+            )  # without a judge only the first are spoken
         )
         rows.append(
             Row(

@@ -272,7 +272,7 @@ def without_loops(rows: Sequence[DepthRow], clips: Sequence[Clip]) -> tuple[list
     """The judges' error rates again, without the clips on which one of them repeats itself at some depth.
 
     Returns:
-        rows with these rates alone (no LLM, no other measure than they have), and the number of clips left out.
+        rows for ``table(..., rates_only=True)``, and the number of clips left out.
     """
     looping = {
         i for row in rows for name, heard in row.heard.items() if name != "LLM" for i in looped(clips, heard)
@@ -280,7 +280,7 @@ def without_loops(rows: Sequence[DepthRow], clips: Sequence[Clip]) -> tuple[list
     kept = [i for i in range(len(clips)) if i not in looping]
     again = []
     for row in rows:
-        rest = DepthRow(depth=row.depth, mae=row.mae, align_loss=row.align_loss, estoi=row.estoi)
+        rest = DepthRow(depth=row.depth, mae=row.mae)
         for name, heard in row.heard.items():
             if name != "LLM" and kept:
                 _add(rest, name, [clips[i] for i in kept], [heard[i] for i in kept])
@@ -312,17 +312,23 @@ def load_reader(tokenizer: Path, llm: str | Path, text_tokenizer: str | Path, de
     )
 
 
-def table(rows: Sequence[DepthRow]) -> list[list[str]]:
-    """Head and lines of the table, the most books first, as the paper has it."""
+def table(rows: Sequence[DepthRow], rates_only: bool = False) -> list[list[str]]:
+    """Head and lines of the table, the most books first, as the paper has it.
+
+    Args:
+        rates_only: leave out what is not an error rate.
+    """
     readers = list(dict.fromkeys(name for row in rows for name in row.cer))
-    head = ["speech tokenizer", "mel MAE", "alignment, nats"]
+    with_estoi = not rates_only and any(row.estoi is not None for row in rows)
+    head = ["speech tokenizer", *([] if rates_only else ["mel MAE", "alignment, nats"])]
     head += [f"{rate} by {name}" for name in readers for rate in ("WER", "CER")]
-    head += ["ESTOI"] * any(row.estoi is not None for row in rows)
+    head += ["ESTOI"] * with_estoi
     lines = []
     for row in sorted(rows, key=lambda row: row.depth or len(rows) * 100, reverse=True):
         rates = [rate.get(name) for name in readers for rate in (row.wer, row.cer)]
-        numbers = [f"{row.mae:.3f}", "-" if row.align_loss is None else f"{row.align_loss:.3f}"]
+        measures = [f"{row.mae:.3f}", "-" if row.align_loss is None else f"{row.align_loss:.3f}"]
+        numbers = [] if rates_only else measures
         numbers += ["-" if rate is None else f"{100 * rate:.1f} %" for rate in rates]
-        numbers += ["-" if row.estoi is None else f"{row.estoi:.3f}"] * ("ESTOI" in head)
+        numbers += ["-" if row.estoi is None else f"{row.estoi:.3f}"] * with_estoi
         lines.append([row.name, *numbers])
     return [head, *lines]

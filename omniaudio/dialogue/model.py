@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder, check_choice
+from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
 from omniaudio.data.prompts import prompt_for
 from omniaudio.dialogue.remel import remel
-from omniaudio.errors import UserError
+from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import TextTokenizer
@@ -115,7 +115,7 @@ class DialogueSettings:
         check_decode_path(self.mel_path)
         if self.flow_steps < 1:
             raise UserError(f"dialogue.flow_steps {self.flow_steps}: at least 1")
-        check_choice("dialogue.flow_solver", self.flow_solver, tuple(SOLVERS))
+        check_choice("dialogue.flow_solver", self.flow_solver, SOLVERS)
         check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
 
 
@@ -248,7 +248,8 @@ class SpokenLanguageModel(nn.Module):
     def stream(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> Iterator[ReplyChunk]:
         """Answer a chat while it is being made: text when it is written, a stretch of speech when it ends.
 
-        All chunks together say what ``reply`` says with the same arguments. Closing the iterator ends the generation.
+        All chunks together say what ``reply`` says with the same arguments; whether a limit cut the reply off, only
+        ``reply`` tells. Closing the iterator ends the generation.
         """
         ids: list[int] = []
         frames: list[Tensor] = []

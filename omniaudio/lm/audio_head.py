@@ -149,9 +149,7 @@ class AudioHead(nn.Module):
         """Cross-entropy (F, K) in nats of every depth given (see ``forward``), 0 where there is no label."""
         states_FKD = self.forward(hidden_FD, prefix_FKD)
         losses = [
-            chunked_cross_entropy(
-                head, states_FKD[:, book], label_FK[:, book], size + 1, in_step=hasattr(head.weight, "ds_id")
-            )
+            chunked_cross_entropy(head, states_FKD[:, book], label_FK[:, book], size + 1)
             for book, (head, size) in enumerate(zip(self.heads, self.codebook_sizes, strict=True))
             if book < states_FKD.shape[1]
         ]

@@ -71,9 +71,8 @@ class AudioLM(nn.Module):
         self.backbone = backbone
         self.audio_head = audio_head
         self.token_space = token_space
-        std = (
-            0.02 * token_space.num_books**-0.5
-        )  # a frame is a sum of K rows: give it the size of one text embedding
+        # A frame is a sum of K rows: give it the size of one text embedding.
+        std = 0.02 * token_space.num_books**-0.5
         self.audio_embed = nn.ModuleList(
             CodeTable(size, backbone.hidden_size, std) for size in token_space.audio_table_sizes
         )

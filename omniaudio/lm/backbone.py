@@ -141,8 +141,7 @@ class CausalBackbone(nn.Module):
 
     def text_loss(self, hidden_LD: Tensor, label_L: Tensor) -> Tensor:
         """Cross-entropy by position against ids; 0 where the label is NO_LABEL."""
-        sharded = hasattr(self.lm_head.weight, "ds_id")
-        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size, in_step=sharded)
+        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size)
 
     def _run(self, hidden_1LD: Tensor, position_1L: Tensor, **kwargs: Any) -> Tensor:
         rotary = self.rotary(hidden_1LD, position_1L)

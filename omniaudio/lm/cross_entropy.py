@@ -6,11 +6,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from omniaudio.types import NO_LABEL
+from omniaudio.types import NO_LABEL, is_sharded
 
 MAX_LOGITS = 2**24
 """Logits held at once, in elements."""
@@ -21,7 +21,6 @@ def chunked_cross_entropy(
     hidden_LD: Tensor,
     label_L: Tensor,
     num_classes: int,
-    in_step: bool = False,
 ) -> Tensor:
     """Cross-entropy by position; logits are made only where there is a label, some rows at a time.
 
@@ -33,7 +32,6 @@ def chunked_cross_entropy(
         hidden_LD: hidden states.
         label_L: class, or NO_LABEL.
         num_classes: to choose the chunk.
-        in_step: whether all ranks must use the head equally often.
 
     Returns:
         (L,) float32 in nats, 0 where there is no label.
@@ -42,7 +40,7 @@ def chunked_cross_entropy(
     hidden_ND, label_N = hidden_LD[rows_N], label_L[rows_N]
     chunk = max(1, MAX_LOGITS // num_classes)
     num_chunks = -(-len(rows_N) // chunk)
-    if in_step and distributed.is_available() and distributed.is_initialized():
+    if isinstance(head, nn.Module) and is_sharded(head):
         most = torch.tensor(num_chunks, device=label_L.device)
         distributed.all_reduce(most, distributed.ReduceOp.MAX)
         num_chunks = int(most)

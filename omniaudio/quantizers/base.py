@@ -84,13 +84,6 @@ def choose_passing(num_items: int, bypass_share: float, device: torch.device, dr
     return choose_items("pass", num_items, 1 - bypass_share, device, draws)
 
 
-def check_replacement(replacement: str) -> str:
-    """The kind of replacement, if it is one."""
-    if replacement not in ("instance", "token"):
-        raise UserError(f"quantizer.replacement {replacement!r}: can be instance, token")
-    return replacement
-
-
 def passing_frames(valid_BS: Tensor, bypass_share: float, replacement: str, draws: Draws) -> Tensor:
     """(B, S) True where a frame passes through the quantizer: frames of chosen items, or chosen frames."""
     if replacement == "instance":

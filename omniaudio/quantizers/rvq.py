@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from omniaudio.draws import Draws
+from omniaudio.errors import check_choice
 from omniaudio.quantizers.base import (
     check_codebook_sizes,
     check_num_books,
-    check_replacement,
     decode_books,
     kept_books,
     passing_frames,
@@ -54,7 +54,7 @@ class ResidualVQ(nn.Module):
         self.dim = dim
         self.codebook_sizes = tuple(codebook_sizes)
         self.book_dropout = book_dropout
-        self.replacement = check_replacement(replacement)
+        self.replacement = check_choice("quantizer.replacement", replacement, ("instance", "token"))
         options = CodebookTraining(decay, shrink, restart_after, gumbel_temperature, kmeans_steps)
         self.books = nn.ModuleList(Codebook(dim, size, options) for size in self.codebook_sizes)
 

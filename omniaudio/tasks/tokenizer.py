@@ -24,7 +24,7 @@ from omniaudio.metrics.codebooks import HealthLimits, book_numbers, complaints
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.tasks.base import LossTerm, Task, step_seed
-from omniaudio.types import MelDecoderOutput, WaveBatch
+from omniaudio.types import MelDecoderOutput, WaveBatch, is_sharded
 
 HEALTH_EVERY = 100
 """Steps between two looks at the books."""
@@ -153,10 +153,6 @@ class TokenizerTask(Task):
                 self.tell(f"step {self.batches_seen // self.accumulate}: {words}")
         self.ill = set(found)
 
-    @property
-    def _judge_is_sharded(self) -> bool:
-        return any(hasattr(parameter, "ds_id") for parameter in self.judge.parameters())
-
     def _reconstruction(self, batch: WaveBatch, decoded: MelDecoderOutput) -> dict[str, LossTerm]:
         target_BMT, target_len_B = self.tokenizer.decoder_mel(batch.wav_BN, batch.num_samples_B)
         length_B = torch.minimum(decoded.mel_len_B, target_len_B)
@@ -182,7 +178,7 @@ class TokenizerTask(Task):
         told = judged_B & (num_frames_B > 0)
         spoken = [i for i, text in enumerate(batch.texts) if text.strip() and told[i]]
         if not spoken:
-            if self._judge_is_sharded:  # to use it is a collective: other ranks may have words
+            if is_sharded(self.judge):  # other ranks may have words
                 eos = [self.token_space.eos]
                 total, _ = transcript_loss(self.judge, [heard_BSD[0, :1]], [eos])
                 return LossTerm(total * 0.0, 0)

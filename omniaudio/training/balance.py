@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from omniaudio.errors import UserError
+from omniaudio.types import is_sharded
 
 MIN_NORM = 1e-12
 
@@ -88,7 +89,7 @@ class GradientBalance:
         if not names:
             raise UserError(f"task.balance.parameters: {list(self.patterns)} match no trained parameter")
         parameters = [trained[name] for name in dict.fromkeys(names)]
-        if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        if is_sharded(module):
             raise UserError("task.balance: gradient norms need whole parameters; use zero1, zero2 or ddp")
         return parameters
 

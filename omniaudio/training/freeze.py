@@ -139,14 +139,14 @@ class FreezeProof:
         write_whole(self.path, json.dumps(record, indent=1))
 
 
-def _size(parameter: nn.Parameter) -> int:
+def _size(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
     if hasattr(tensor, "ds_tensor"):  # under ZeRO 3: this rank's piece, which is padded at the end
         piece, rank = tensor.ds_tensor, torch.distributed.get_rank()
-        tensor = piece.reshape(-1)[: max(0, int(getattr(tensor, "ds_numel")) - rank * piece.numel())]  # noqa: B009
+        tensor = piece.reshape(-1)[: max(0, _size(tensor) - rank * piece.numel())]
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return _digest(raw.numpy().tobytes())
 

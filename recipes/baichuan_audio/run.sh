@@ -13,8 +13,8 @@
 #   --trainer cpu        cpu | gpu                             (conf/trainer)
 #   --strategy single    single | ddp | zero1 | zero2 | zero3; --devices 1
 #   --tag NAME           results go to exp/NAME; default baichuan_audio_<data>_<scale>
-#   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch (whisper_base: its Whisper, from the hub)
-#   --backbone NAME      pretrained text LLM, used as it is: hub name or folder; default: small, from scratch
+#   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch (whisper_base: its own, from the hub)
+#   --backbone NAME      pretrained text LLM, used as it is: hub name or folder; default: as for --encoder
 #   --asr_judge NAME     recogniser that scores the speech: hub name or folder; default: no such rows
 #   --overrides "K=V .." more config words for the training stages (1, 2, 4 to 8)
 #   --prepare_overrides "K=V .."  more config words for stages -1 and 0 (corpus.language=de checks.resample=true ...)
@@ -67,7 +67,6 @@ parse_options "$@"
   tag=${tag:-baichuan_audio_${data}_$scale}
   where=("scale=$scale" "data=$data" "tag=$tag")
   how=("trainer=$trainer" "strategy=$strategy" "devices=$devices")
-  vocoder_how=("strategy=${strategy/zero?/ddp}")   # ZeRO takes one optimizer, a vocoder has two
   device=()
   [[ $trainer == cpu ]] || device=(device=cuda)
   read -r -a more <<< "$overrides"
@@ -92,7 +91,8 @@ if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_
 if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi
 if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
 if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
-if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder "${vocoder_how[@]}"; fi
+# ZeRO takes one optimizer, a vocoder has two.
+if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder "strategy=${strategy/zero?/ddp}"; fi
 if stage 9 "Export one folder that loads alone"; then verb export; fi
 if stage 10 "Let the export speak, listen, and answer"; then verb generate ${device[@]+"${device[@]}"}; fi
 if stage 11 "Measure on held-out speech"; then verb evaluate ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}; fi

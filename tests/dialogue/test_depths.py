@@ -146,6 +146,9 @@ def test_clips_on_which_a_judge_loops_are_left_out_at_every_depth(tiny_data):
     assert rest[0].wer["whisper"] == pytest.approx(third) and rest[1].wer["whisper"] == 0
     assert rest[0].heard["whisper"] == [right[0], ""]
     assert without_loops(rows[1:], clips)[1] == 0
+    lines = table(rest, rates_only=True)
+    assert lines[0] == ["speech tokenizer", "WER by whisper", "CER by whisper"], "the rest is of all clips"
+    assert lines[1] == ["8 books", "0.0 %", "0.0 %"] and len(lines) == 3
 
 
 def test_segments_against_the_whole(tiny_chain, tiny_data):

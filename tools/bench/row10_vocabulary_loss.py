@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import torch
@@ -47,7 +46,6 @@ def peak_mib(run: Callable[[], object]) -> float:
     run()
     done.set()
     watcher.join()
-    time.sleep(0.1)
     return (highest[0] - before) / 2**20
 
 

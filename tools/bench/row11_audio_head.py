@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from common import compare
-from torch import Tensor, nn
+from torch import nn
 
 from omniaudio.lm.audio_head import AudioHead, KeyValue
 
@@ -39,14 +41,11 @@ def peer() -> list[int]:
     return codes
 
 
-def times(run: object, count: int = 20) -> object:
-    def several() -> list[Tensor]:
-        return [run() for _ in range(count)]  # type: ignore[operator]
-
-    return several
+def frames(run: Callable[[], list[int]], count: int = 20) -> Callable[[], list[list[int]]]:
+    return lambda: [run() for _ in range(count)]
 
 
 compare(
-    "11 audio head, 20 frames of 8 codes", times(ours), times(peer),  # type: ignore[arg-type]
+    "11 audio head, 20 frames of 8 codes", frames(ours), frames(peer),
     lambda mine, other: "" if mine == other else "other codes", "all depths for every code", 6.5, "operations: 8",
 )  # fmt: skip
