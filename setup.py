@@ -60,8 +60,7 @@ setup(
         "wandb": ["wandb>=0.18"],
         # Only beside a CUDA build of torch: its extension does not load beside the CPU build.
         "torchaudio": ["torchaudio>=2.9,<2.15"],
-        "metrics": ["pesq>=0.0.4"],  # compiled when it is installed
-        "bench": ["torchmetrics>=1.4"],
+        "metrics": ["pesq>=0.0.4"],  # PESQ rows of omniaudio evaluate; compiled when it is installed
         # json of WenetSpeech and GigaSpeech; parquet files; the steps of omniaudio build
         "corpora": [
             "ijson>=3.2",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the Python environment .venv of this project, once; a second call finds it ready in well under a second.
 #
-#   bash tools/setup_env.sh [EXTRA...]     extras of setup.py: dev, wandb, torchaudio, bench
+#   bash tools/setup_env.sh [EXTRA...]     extras of setup.py: dev, wandb, torchaudio, metrics
 #
 # Prints the environment's python on standard output, everything else on standard error; the log of pip is
 # .venv/setup.log. Versions: tools/constraints.txt. Without an NVIDIA driver it takes the CPU build of torch

@@ -91,7 +91,7 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
             raise UserError(f"config streaming: {pair!r} is not [segment, context] in code frames")
     judges = [config["asr_judge"]] if isinstance(config["asr_judge"], str) else config["asr_judge"] or []
     parts = [Path(config[name]) for name in ("tokenizer", "continuous", "llm") if config[name]]
-    parts += [Path(config["vocoder"])] if judges else []
+    parts += [Path(config["vocoder"])] if speaks(config, judges) else []
     inputs = [*map(made_by, parts), config["shards_dir"], Path(config["text_tokenizer"])]
     with stage(Path(config["exp_dir"]) / "evaluate_tokenizer", config=config, inputs=inputs) as run:
         if run.done:
@@ -128,6 +128,11 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         run.log(f"{text}\n{run.folder / RESULTS}: {config['num_clips']} clips of {config['split']}")
 
 
+def speaks(config: dict[str, Any], judges: Sequence[str]) -> bool:
+    """Whether the mels are spoken: to judges, and to be compared with the recordings wherever there is a vocoder."""
+    return bool(judges) or Path(config["vocoder"]).is_dir()
+
+
 def streaming_rows(config: dict[str, Any]) -> list[StreamingRow]:
     """One row for each [segment, context] of the config."""
     from omniaudio.dialogue.depths import score_streaming
@@ -155,7 +160,7 @@ def depth_rows(config: dict[str, Any], judges: list[str]) -> tuple[list[DepthRow
     device = config["device"]
     clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
     ears = [AsrJudge(name, device, config["judge_dtype"]) for name in judges]
-    vocoder: Any = load_module(config["vocoder"], device) if ears else None
+    vocoder: Any = load_module(config["vocoder"], device) if speaks(config, judges) else None
     rows = []
     wanted = [(config["continuous"], 0)] if config["continuous"] else []
     wanted += [(config["tokenizer"], depth) for depth in config["depths"]]
@@ -259,29 +264,32 @@ def tokenizer_rows(model: SpokenLanguageModel, scores: TokenizerScores) -> list[
 
 
 def signal_rows(clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int) -> list[Row]:
-    """Intelligibility of what was made, by a measure that knows no words."""
+    """What is left of the recordings, by measures that know no words; PESQ where its package is installed."""
+    from importlib.util import find_spec
+
     from omniaudio.metrics.records import Row
-    from omniaudio.metrics.signal import estoi, mean_of
+    from omniaudio.metrics.signal import estoi, mean_of, pesq
 
     rows = []
-    for variant, made in wavs.items():
-        if variant == "original":
-            continue
-        value, count = mean_of(
-            estoi(clip.wav_N, wav_N, clip.sample_rate_hz, rate_hz)
-            for clip, wav_N in zip(
-                clips[: len(made)], made, strict=True
-            )  # without a judge only the first are spoken
-        )
-        rows.append(
-            Row(
-                section="Intelligibility without a recogniser (ESTOI, 1 is the recording)",
-                name=f"ESTOI, {variant_name(variant)}",
-                value=value,
-                text="not measurable" if value is None else f"{value:.3f}",
-                note=f"mean of {count} clips",
+    for name, measure in (("ESTOI", estoi), *([("PESQ", pesq)] if find_spec("pesq") else [])):
+        for variant, made in wavs.items():
+            if variant == "original":
+                continue
+            value, count = mean_of(
+                measure(clip.wav_N, wav_N, clip.sample_rate_hz, rate_hz)
+                for clip, wav_N in zip(
+                    clips[: len(made)], made, strict=True
+                )  # without a judge the first alone
             )
-        )
+            rows.append(
+                Row(
+                    section="The signal against the recording (ESTOI: 1 is equal; wide-band PESQ: 4.6)",
+                    name=f"{name}, {variant_name(variant)}",
+                    value=value,
+                    text="not measurable" if value is None else f"{value:.3f}",
+                    note=f"mean of {count} clips",
+                )
+            )
     return rows
 
 
@@ -452,7 +460,8 @@ def tokenizer_command(config: dict[str, Any], judges: Sequence[str]) -> str:
     """The command line that makes the table of one tokenizer again."""
     asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
     asked += [f"{key}={config[key]}".replace(" ", "") for key in ("depths", "streaming") if config[key]]
-    asked += [f"vocoder={config['vocoder']}", f"asr_judge=[{','.join(judges)}]"] if judges else []
+    asked += [f"vocoder={config['vocoder']}"] if speaks(config, judges) else []
+    asked += [f"asr_judge=[{','.join(judges)}]"] if judges else []
     return command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
 
 

@@ -121,7 +121,7 @@ class Listeners:
 
     Attributes:
         reader: the frozen LLM, on embeddings.
-        vocoder: speaks the refined mel to the judges.
+        vocoder: speaks the refined mel, to the judges and to be compared with the recording.
         judges: recognisers, each named by its source.
     """
 
@@ -166,13 +166,13 @@ def score_depth(
         if reader is not None:
             nats += reader.loss(emb_SD, clip.text, clip.language)
             read.append(reader.transcribe(emb_SD, clip.language))
-        if vocoder is not None and listeners.judges:
+        if vocoder is not None:
             wavs.append(_spoken(made, tokenizer.decoder_mel_spec, vocoder))
     row.mae = float(error[0] / error[1])
     if reader is not None:
         row.align_loss = float(nats[0] / nats[1])
         _add(row, "LLM", clips, read)
-    if vocoder is not None and wavs:
+    if vocoder is not None:
         row.estoi, _ = mean_of(
             estoi(clip.wav_N, wav_N, clip.sample_rate_hz, vocoder.mel_spec.sample_rate_hz)
             for clip, wav_N in zip(clips, wavs, strict=True)

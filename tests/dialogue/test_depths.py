@@ -118,6 +118,8 @@ def test_a_row_holds_every_measure(tiny_chain, tiny_data, reader):
     assert set(row.cer) == {"LLM", "parrot"} and set(judge.rates) == {24000}
     assert row.estoi is not None and -0.5 < row.estoi < 0.9, "two steps of training"
     assert score_depth(tokenizer, clips, 4, Listeners(), quiet).mae == row.mae
+    spoken = score_depth(tokenizer, clips, 4, Listeners(vocoder=vocoder), quiet)
+    assert spoken.estoi == pytest.approx(row.estoi, abs=1e-3) and not spoken.cer, "no judge is needed"
     with pytest.raises(UserError, match="depth 0: a tokenizer of 8 books"):
         score_depth(tokenizer, clips, 0, Listeners(), quiet)
 

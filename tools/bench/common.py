@@ -64,7 +64,7 @@ def need(package: str) -> None:
     try:
         __import__(package)
     except ModuleNotFoundError:
-        sys.exit(f"{package} is not installed: bash tools/setup_env.sh bench")
+        sys.exit(f"{package} is not installed: bash tools/bench/all.sh installs it")
 
 
 def close(ours: torch.Tensor, peer: torch.Tensor, tolerance: float) -> str:
