@@ -71,6 +71,10 @@ def test_a_training_that_a_scheduler_stopped_may_be_requeued(capsys, monkeypatch
     code, _, err = run(capsys, "train", *TEXT_LM)
     assert code == REQUEUE == 75
     assert err == "omniaudio: error: stopped after step 12 by SIGTERM; the same command goes on from here\n"
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "train", *TEXT_LM) == (0, "", ""), (
+        "an error there would kill the process that speaks for all"
+    )
 
 
 def test_missing_permission_and_full_disk_are_one_line(capsys, monkeypatch):

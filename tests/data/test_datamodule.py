@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -53,3 +55,21 @@ def test_a_memo_goes_from_the_batches_to_the_plan_that_goes_on(monkeypatch: pyte
     again = loaded(4, memo, **alone)
     assert [batch.place[0] for batch in again] == [4]
     assert planned[-1] == {"window": 1} and {"window": 0} not in planned[2:], "nothing before it was planned"
+
+
+class Signalled(Numbers):
+    """Its process is told to stop while it reads, as a scheduler tells all processes of a job."""
+
+    def batch(self, step: int, part: int, num_parts: int) -> Asked:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        return super().batch(step, part, num_parts)
+
+
+def test_readers_go_on_when_a_scheduler_signals_them() -> None:
+    data = StepData(Signalled, Numbers, max_steps=5, val_steps=2, num_workers=2)
+    task = SimpleNamespace(batches_seen=0, memo=None)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        lightning_module=task, accumulate_grad_batches=1, global_rank=0, world_size=1
+    )
+    assert [batch.place[0] for batch in data.train_dataloader()] == list(range(5))

@@ -8,7 +8,7 @@ import torch
 from omniaudio.data.prompts import prompt_for
 from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
 from omniaudio.errors import UserError
-from omniaudio.lm.generate import TextToken
+from omniaudio.lm.generate import Frame, SpeechEnd, TextToken
 from tests.dialogue.tiny_experiment import speech
 
 
@@ -105,6 +105,16 @@ def test_a_closed_stream_makes_nothing_more(model, monkeypatch):
     made = len(steps)
     first.close()
     assert len(steps) == made == 2, "the prompt and the first word"
+
+
+def test_stretches_of_speech_are_told_apart_and_no_piece_is_empty(model, monkeypatch):
+    monkeypatch.setattr(model.text_tokenizer, "decode", lambda ids: "".join({5: "", 6: "b"}[i] for i in ids))
+    frame = torch.zeros(model.lm.token_space.num_books, dtype=torch.long)
+    speech_of_two = [Frame(frame), Frame(frame), SpeechEnd(True)]
+    events = [TextToken(5), *speech_of_two, TextToken(6), TextToken(5), Frame(frame), SpeechEnd(True)]
+    monkeypatch.setattr("omniaudio.lm.generate.Generator.stream", lambda *_: iter(events))
+    chunks = list(model.stream([{"role": "user", "content": "hello"}]))
+    assert [chunk.get("text") or len(chunk["codes_SK"]) for chunk in chunks] == [2, "b", 1]
 
 
 def test_letters_of_several_bytes_come_whole(model, monkeypatch):

@@ -80,6 +80,8 @@ def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
     assert_close(ours.embed_tokens.weight[:40], model.model.embed_tokens.weight)
     assert_close(ours.lm_head.weight[:40], model.lm_head.weight)
     assert ours.lm_head.weight.shape == (50, 16)
+    new = ours.embed_tokens.weight[40:]
+    assert torch.pdist(new).min() > 0.1 * new.norm(dim=-1).mean(), "the new tokens can be told apart"
     with pytest.raises(UserError, match="vocab_size 40 there, 30 here"):
         CausalBackbone(30, **SIZES, pretrained=str(tmp_path))
     with pytest.raises(UserError, match="num_hidden_layers 2 there, 3 here"):

@@ -154,6 +154,12 @@ def test_a_non_finite_step_is_skipped(tmp_path: Path) -> None:
     assert task.total_bad_steps > 0
 
 
+def test_the_norm_that_is_logged_is_that_before_clipping(tmp_path: Path) -> None:
+    task = new_task(gradient_clip=1e-3)
+    run(tmp_path, task, stop=1)
+    assert task.stats["grad_norm"] > 0.01
+
+
 def test_discriminators_have_their_own_rate() -> None:
     task = new_task(discriminator_rate=0.5, scheduler=partial(warmup_cosine, warmup_share=0.0, min_share=0.1))
     task.configure_model()
