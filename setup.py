@@ -80,6 +80,7 @@ setup(
             "espeakng-loader>=0.2",
             "silero-vad>=6",
             "wetext>=0.1.2",
+            "ray[data]>=2.40; python_version < '3.14'",
             "ruff>=0.9",
             "mypy>=1.13",
             "pytest>=8",

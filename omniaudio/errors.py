@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class DamagedSampleError(UserError):
+    """A sample whose bytes are not those that were written: it can be left out, and must be counted."""
+
+
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
     """The value of an option, if it is one of those allowed."""
     if value not in (known := tuple(allowed)):

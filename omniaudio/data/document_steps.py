@@ -9,6 +9,7 @@ import numpy as np
 from omniaudio.data.compose import DocumentComposer, cut_texts, read_texts
 from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal
 from omniaudio.data.shards import ShardReader
+from omniaudio.data.steps import readable
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.text import TextTokenizer
@@ -68,8 +69,10 @@ class DocumentSteps:
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
         """One part of a step's documents in a single row."""
-        documents = deal(self.plan[step], part, num_parts)
-        return pack([self.document(document) for document in documents])
+        documents, damaged = readable(self.document, deal(self.plan[step], part, num_parts))
+        batch = pack(documents)
+        batch.damaged = damaged
+        return batch
 
     def document(self, planned: PlannedDocument) -> Document:
         """What the plan asks for, composed."""

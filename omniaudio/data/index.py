@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -48,7 +48,7 @@ class ShardFacts:
     index_bytes: int
 
 
-class Member(NamedTuple):
+class Member(msgspec.Struct, array_like=True, gc=False):
     """Place of a member's content in its tar, in bytes, and the crc32 that it must have."""
 
     offset: int
@@ -56,15 +56,16 @@ class Member(NamedTuple):
     crc32: int
 
 
-class Line(msgspec.Struct):
-    """A sample in the index of its shard."""
+class Entry(msgspec.Struct):
+    """A sample: a line in the index of its shard."""
 
     key: str
     facts: dict[str, Any]
     members: dict[str, Member]
+    shard: int = -1  # its number in the listing
 
 
-LINES = msgspec.json.Decoder(Line)
+ENTRIES = msgspec.json.Decoder(Entry)
 
 
 def index_path(tar_path: Path) -> Path:
@@ -146,7 +147,7 @@ def remove_listing(folder: Path, split: str) -> None:
     shutil.rmtree(columns_path(folder, split), ignore_errors=True)
 
 
-def read_index(path: Path) -> tuple[dict[str, Any], list[int], list[Line]]:
+def read_index(path: Path) -> tuple[dict[str, Any], list[int], list[Entry]]:
     """Head, places of the lines in bytes, and entries of a whole index."""
     if not path.is_file():
         raise UserError(f"{path.parent}: shard has no index (no {path.name}); make the shards again")
@@ -160,7 +161,7 @@ def read_index(path: Path) -> tuple[dict[str, Any], list[int], list[Line]]:
             f"{path}: should name {head['num_entries']} samples, names {len(texts) - 1}; make the shards again"
         )
     places = list(accumulate(map(len, texts)))[:-1]
-    return head, places, [_line(text, path) for text in texts[1:]]
+    return head, places, [_entry(text, path) for text in texts[1:]]
 
 
 def check_format(loaded: Any, path: Path) -> None:
@@ -182,9 +183,9 @@ def _head(text: bytes, path: Path) -> dict[str, Any]:
     return dict(head)
 
 
-def _line(text: bytes, path: Path) -> Line:
+def _entry(text: bytes, path: str | Path) -> Entry:
     try:
-        return LINES.decode(text)
+        return ENTRIES.decode(text)
     except msgspec.DecodeError as error:  # of its form, too
         raise UserError(f"{path}: broken index ({error}); make the shards again") from error
 
@@ -226,11 +227,12 @@ class Listing:
         if bad := [s.name for s in self.shards if not re.fullmatch(rf"{re.escape(split)}-\d{{6}}", s.name)]:
             raise UserError(f"{path}: shard {bad[0]!r} is refused: its name must be {split}-000000 and so on")
         self._columns: dict[str, np.ndarray] = {}
-        self._index_paths: dict[int, Path] = {}  # of shards whose head was checked
+        self._places: memoryview | None = None  # the column LINE
+        self._index_paths: dict[int, str] = {}  # of shards whose head was checked
         self.maps = Maps()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}, "maps": Maps()}  # opened again in a worker process
+        return {**self.__dict__, "_columns": {}, "_places": None, "maps": Maps()}  # opened again in a worker process
 
     def column(self, name: str) -> np.ndarray:
         """A fact of all samples in order, mapped: a number (0 where it is not given), or ``text_number`` of a text."""
@@ -270,29 +272,30 @@ class Listing:
             listed = list_path(self.folder, self.split).name
             raise UserError(f"{self.folder}: the indexes of {self.split!r} are not those of {listed}; make the shards again")
 
-    def shard_of(self, position: int) -> int:
-        """The shard of a sample."""
-        return bisect_right(self._ends, position)
-
-    def line(self, number: int, position: int) -> Line:
-        """The line of a sample in the index of its shard, ``shard_of(position)``."""
+    def entry(self, position: int) -> Entry:
+        """A sample, read from the index of its shard."""
+        number = bisect_right(self._ends, position)
         path = self._index_paths.get(number) or self._checked_index(number)
         text = self.maps[path]
-        place = self.column(LINE).item(position)
-        return _line(text[place : text.find(b"\n", place) + 1], path)
+        if self._places is None:
+            self._places = memoryview(np.ascontiguousarray(self.column(LINE)))
+        place = self._places[position]
+        entry = _entry(text[place : text.find(b"\n", place) + 1], path)
+        entry.shard = number
+        return entry
 
-    def _checked_index(self, number: int) -> Path:
+    def _checked_index(self, number: int) -> str:
         """The path of a shard's index, once it is known to be that of the listing."""
         shard = self.shards[number]
         path = index_path(self.folder / f"{shard.name}.tar")
         if not path.is_file() or path.stat().st_size != shard.index_bytes:
             read_index(path)  # says more, if it is broken
             raise UserError(f"{path}: changed since the split was made; make the shards again")
-        text = self.maps[path]
+        text = self.maps[str(path)]
         head = _head(text[: text.find(b"\n") + 1], path)
         check_fingerprints(self.fingerprint, head["fingerprint"], str(path))
-        self._index_paths[number] = path
-        return path
+        self._index_paths[number] = str(path)
+        return self._index_paths[number]
 
 
 class Maps:
@@ -300,13 +303,13 @@ class Maps:
 
     def __init__(self, max_open: int = MAX_OPEN) -> None:
         self.max_open = max_open
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._maps: dict[str, mmap.mmap] = {}
 
-    def __getitem__(self, path: Path) -> mmap.mmap:
+    def __getitem__(self, path: str) -> mmap.mmap:
         found = self._maps.get(path)
         if found is not None:
             return found
-        with user_os_errors(path), path.open("rb") as file:
+        with user_os_errors(Path(path)), open(path, "rb") as file:
             opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._maps) >= self.max_open:
             self._maps.pop(next(iter(self._maps))).close()

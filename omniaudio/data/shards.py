@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 from isal.isal_zlib import crc32
 
-from omniaudio.data.index import Listing, Member, index_path, read_index, remove_listing, write_index, write_listing
-from omniaudio.errors import UserError
+from omniaudio.data.index import Entry, Listing, Member, index_path, read_index, remove_listing, write_index, write_listing
+from omniaudio.errors import DamagedSampleError, UserError
 from omniaudio.files import PARTIAL_ENDING, partial_path, put_in_place, user_os_errors
 from omniaudio.fingerprint import Fingerprint
 
@@ -40,15 +40,6 @@ KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 MAX_NAME_BYTES = 100  # of a plain tar header
 BLOCK = tarfile.BLOCKSIZE
 MAX_CACHED_ENTRIES = 1 << 16
-
-
-class Entry(NamedTuple):
-    """One sample of the index."""
-
-    key: str
-    facts: dict[str, Any]
-    shard: int  # position in ShardReader.shards
-    members: dict[str, Member]
 
 
 def check_member_name(name: str, where: str) -> tuple[str, str]:
@@ -88,14 +79,15 @@ NPY = re.compile(
 
 
 @functools.lru_cache(maxsize=4096)
-def _npy_head(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int] | None:
-    """Type, shape and offset of a plain array by its first bytes; numpy's own reader is ten times slower."""
+def _npy_head(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int, int] | None:
+    """Type, shape, offset and end of a plain array by its first bytes; numpy's own reader is ten times slower."""
     head = NPY.match(start)
     if head is None or int.from_bytes(head[1], "little") != head.end() - 10:
         return None
     try:
         shape = tuple(int(size) for size in head[3].split(b",") if size.strip())
-        return np.dtype(head[2].decode()), shape, head.end()
+        dtype = np.dtype(head[2].decode())
+        return dtype, shape, head.end(), head.end() + math.prod(shape) * dtype.itemsize
     except (TypeError, ValueError):  # numpy's own reader says what is wrong with it
         return None
 
@@ -103,8 +95,8 @@ def _npy_head(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int] | None
 def load_npy(content: bytes) -> np.ndarray:
     """The array of a .npy file; one that holds objects (pickles) is refused."""
     head = _npy_head(content[:128])
-    if head is not None and len(content) == head[2] + math.prod(head[1]) * head[0].itemsize:
-        return np.frombuffer(content, head[0], offset=head[2]).reshape(head[1]).copy()
+    if head is not None and len(content) == head[3]:
+        return np.ndarray(head[1], head[0], bytearray(content), head[2])
     try:
         array: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     except ValueError as error:
@@ -224,6 +216,7 @@ class ShardReader:
         self.folder, self.split = Path(folder), split
         self.listing = Listing(self.folder, split)
         self.shards: list[Path] = [self.folder / f"{shard.name}.tar" for shard in self.listing.shards]
+        self._paths = [str(path) for path in self.shards]
         self.fingerprint: Fingerprint = self.listing.fingerprint
         for path, shard in zip(self.shards, self.listing.shards, strict=True):
             if not path.is_file():
@@ -240,7 +233,7 @@ class ShardReader:
         return self.listing.column(name)
 
     def read(self, position: int) -> dict[str, bytes]:
-        """The members of a sample by type, checked against size and crc32."""
+        """The members of a sample by type, checked against size and crc32: a DamagedSampleError if they differ."""
         entry = self.entries[position]
         return {kind: self._member(entry, kind, member) for kind, member in entry.members.items()}
 
@@ -268,13 +261,13 @@ class ShardReader:
                     )
                 ends[entry.shard] = member.offset + _padded(member.size)
         for number, end in enumerate(ends):
-            if any(self.listing.maps[self.shards[number]][end:]):
+            if any(self.listing.maps[str(self.shards[number])][end:]):
                 raise UserError(f"{self.shards[number]}: more members than its index names; make it again")
         return len(self)
 
     def _check_header(self, entry: Entry, kind: str, member: Member) -> None:
         path, name = self.shards[entry.shard], f"{entry.key}.{kind}"
-        block = self.listing.maps[path][member.offset - BLOCK : member.offset]
+        block = self.listing.maps[str(path)][member.offset - BLOCK : member.offset]
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
@@ -289,13 +282,13 @@ class ShardReader:
 
     def _member(self, entry: Entry, kind: str, member: Member) -> bytes:
         """What stands at the place that the index names; headers and links are never followed."""
-        path, (offset, size, crc) = self.shards[entry.shard], member
-        content = self.listing.maps[path][offset : offset + size]
+        path = self._paths[entry.shard]
+        content = self.listing.maps[path][member.offset : member.offset + member.size]
         found = crc32(content)
-        if len(content) != size or found != crc:
-            raise UserError(
-                f"{path}: member '{entry.key}.{kind}': expected {size} bytes with crc32 {crc:08x}, found "
-                f"{len(content)} with {found:08x}; make the shard again"
+        if found != member.crc32 or len(content) != member.size:
+            raise DamagedSampleError(
+                f"{path}: member '{entry.key}.{kind}': expected {member.size} bytes with crc32 {member.crc32:08x}, "
+                f"found {len(content)} with {found:08x}; make the shard again"
             )
         return content
 
@@ -317,20 +310,22 @@ class _Entries(Sequence[Entry]):
     def __getitem__(self, position: int | slice) -> Entry | list[Entry]:
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
-        known = self._cache.get(position)
-        if known is not None:
-            return known
-        if not -len(self) <= position < len(self):
+        entry = self._cache.get(position)
+        if entry is None:
+            entry = self._cache[position] = self._read(position)
+        return entry
+
+    def _read(self, position: int) -> Entry:
+        num_entries = self._listing.num_entries
+        if not -num_entries <= position < num_entries:
             raise IndexError(position)
-        position = int(position) % len(self)
-        number = self._listing.shard_of(position)
-        line = self._listing.line(number, position)
-        if not (KEY.fullmatch(line.key) and KNOWN_TYPES.issuperset(line.members)):
-            for kind in line.members:
-                check_member_name(f"{line.key}.{kind}", f"{self._listing.folder}/{self._listing.shards[number].name}.tar")
+        entry = self._listing.entry(int(position) % num_entries)
+        if not (KEY.fullmatch(entry.key) and KNOWN_TYPES.issuperset(entry.members)):
+            for kind in entry.members:
+                shard = self._listing.shards[entry.shard].name
+                check_member_name(f"{entry.key}.{kind}", f"{self._listing.folder}/{shard}.tar")
         if len(self._cache) >= MAX_CACHED_ENTRIES:
             self._cache.clear()
-        self._cache[position] = entry = Entry(line.key, line.facts, number, line.members)
         return entry
 
 

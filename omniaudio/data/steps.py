@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, share_of
 from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader, load_npy
-from omniaudio.errors import UserError
+from omniaudio.errors import DamagedSampleError, UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.audio import read_audio, resample
 from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MAX_CACHE_BYTES = 1 << 30
 """Memory of a process for decoded clips."""
@@ -128,8 +131,10 @@ class WaveSteps:
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]
         mine = share_of(items, part, num_parts)
-        crops = [self._crop(step, item) for item in mine]
-        return self._collate(crops, [self.kind_of(step, item) for item in mine])
+        crops, damaged = readable(lambda item: self._crop(step, item), mine)
+        batch = self._collate(crops, [self.kind_of(step, crop.item) for crop in crops])
+        batch.damaged = damaged
+        return batch
 
     def _draws(self, step: int, item: int, purpose: str) -> np.random.Generator:
         key = text_number(self.reader.entries[item].key)
@@ -214,6 +219,24 @@ class WaveSteps:
             return WaveBatch(**common)
         codes_BSK, num_frames_B = pad([crop.codes_SK for crop in crops if crop.codes_SK is not None], value=-1)
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
+
+
+def readable(read: Callable[[Item], Result], items: Sequence[Item]) -> tuple[list[Result], list[str]]:
+    """What is read of all items whose bytes are whole, and a line for each of the others.
+
+    Raises:
+        UserError: there is no whole one.
+    """
+    found: list[Result] = []
+    damaged: list[str] = []
+    for item in items:
+        try:
+            found.append(read(item))
+        except DamagedSampleError as error:
+            damaged.append(str(error))
+    if damaged and not found:
+        raise UserError(f"all {len(damaged)} samples of a batch are damaged, the first: {damaged[0]}")
+    return found, damaged
 
 
 class _Crop(NamedTuple):

@@ -27,6 +27,9 @@ from omniaudio.types import Batch
 MAX_BAD_STEPS = 10
 """Consecutive non-finite steps after which a run ends."""
 
+MAX_DAMAGED = 100
+"""Damaged samples after which a run ends."""
+
 
 @dataclass(frozen=True)
 class LossTerm:
@@ -91,6 +94,7 @@ class Task(LightningModule):
         self.batches_seen = 0
         self.bad_steps = 0
         self.total_bad_steps = 0
+        self.damaged: set[str] = set()  # what was said of the damaged samples that this rank has met
         self.memo: dict[str, Any] | None = None  # of the batch that was last seen
         self._current: Batch | None = None
         self._keys: list[str] = []  # of all batches of the step
@@ -165,15 +169,31 @@ class Task(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._current = batch
+        self._count_damaged(batch)
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank, "val"))
         self.weigh(self.reduced(self.losses(batch, "val")), "val")
 
     def begin_step(self, batch: Batch) -> None:
         """Seed the step, count it, remember its batch; tasks with manual optimization call it themselves."""
         self._current, self.stats, self.memo = batch, {}, batch.memo
+        self._count_damaged(batch)
         self._keys = [*(self._keys if self.batches_seen % self.accumulate else []), *batch.keys]
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
+
+    def _count_damaged(self, batch: Batch) -> None:
+        """Say once of each damaged sample that it was left out; end when there are too many."""
+        for line in batch.damaged:
+            if line not in self.damaged:
+                self.damaged.add(line)
+                self.tell(f"left out: {line}")
+        if self.damaged:
+            self.log_stats({"damaged_samples": len(self.damaged)})
+        if len(self.damaged) > MAX_DAMAGED:
+            raise UserError(
+                f"{len(self.damaged)} samples are damaged, the last: {batch.damaged[-1]}; "
+                "`omniaudio doctor shards=DIR` finds them all"
+            )
 
     def reduced(self, terms: Mapping[str, LossTerm]) -> dict[str, Tensor]:
         """Sums to means over the global count, so that the number of ranks changes nothing.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -39,3 +41,24 @@ def test_before_the_tokenizer_there_is_one_line(tiny_data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["extract", *words])
     assert "tokenizer is missing; run the stage that makes it first" in capsys.readouterr().err
+
+
+def test_a_damaged_clip_is_left_out_and_said(tiny_chain, tiny_data, tmp_path, capsys):
+    data, exp = tmp_path / "data", tmp_path / "exp"
+    shutil.copytree(tiny_data / "shards", data / "shards")
+    (exp / "tokenizer").mkdir(parents=True)
+    shutil.copytree(tiny_chain / "tokenizer", exp / "tokenizer", dirs_exist_ok=True)
+    reader = ShardReader(data / "shards", "dev")
+    entry = reader.entries[1]
+    tar = reader.shards[entry.shard]
+    content = bytearray(tar.read_bytes())
+    content[entry.members["flac"].offset + 99] ^= 1
+    tar.write_bytes(content)
+    main(["extract", "system=s", "scale=tiny", f"data_dir={data}", f"exp_dir={exp}", "splits=[dev]"])
+    keys = [e.key for e in ShardReader(exp / "codes", "dev").entries]
+    assert keys == [e.key for e in reader.entries if e.key != entry.key]
+    assert f"left out: {tar}: member '{entry.key}.flac'" in capsys.readouterr().out
+    whole = ShardReader(tiny_chain / "codes", "dev")
+    for i, key in enumerate(keys):
+        same = next(k for k, e in enumerate(whole.entries) if e.key == key)
+        assert (load_npy(whole.read(same)["codes.npy"]) == load_npy(ShardReader(exp / "codes", "dev").read(i)["codes.npy"])).all()

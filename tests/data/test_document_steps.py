@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.mixture import Mixture
-from omniaudio.data.shards import ShardWriter, dump_npy
+from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.data.steps import StepStream
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
@@ -68,6 +69,20 @@ def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
     ):
         with pytest.raises(UserError, match=expected):
             steps(folder, corpora=corpora)
+
+
+def test_documents_of_damaged_codes_are_left_out(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "codes")
+    whole = steps(folder, weights={"asr": 1}).batch(0, 0, 1)
+    entry = ShardReader(folder, "train").entries[4]
+    path = tmp_path / "codes" / "train-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[entry.members["codes.npy"].offset + 130] ^= 1
+    path.write_bytes(content)
+    batch = steps(tmp_path / "codes", weights={"asr": 1}).batch(0, 0, 1)
+    assert batch.keys == [key for key in whole.keys if key != "c-4"] and len(batch.keys) < len(whole.keys)
+    assert len(batch.damaged) == whole.keys.count("c-4") and "'c-4.codes.npy'" in batch.damaged[0]
+    assert batch.doc_len_G.sum() == len(batch.ids_L)
 
 
 @pytest.mark.parametrize("recalled", [True, False])

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from omniaudio.data.index import LINE, Line, Listing, Maps, text_number, write_index, write_listing
+from omniaudio.data.index import LINE, Entry, Listing, Maps, text_number, write_index, write_listing
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
 
@@ -47,10 +47,9 @@ def test_columns_hold_numbers_and_texts_of_all_shards(tmp_path):
 def test_lines_are_read_one_by_one_in_any_order(tmp_path):
     listing = split(tmp_path)
     for position in (7, 0, 3, 2, 7):
-        assert listing.line(position // 3, position) == Line(f"k{position}", FACTS[position], {})
-        assert listing.shard_of(position) == position // 3
+        assert listing.entry(position) == Entry(f"k{position}", FACTS[position], {}, position // 3)
     copied = copy.deepcopy(listing)
-    assert copied.line(1, 5).key == "k5" and copied.column("late")[5] == 7
+    assert copied.entry(5).key == "k5" and copied.column("late")[5] == 7
 
 
 def test_an_empty_split_is_one(tmp_path):

@@ -165,6 +165,32 @@ def test_a_column_that_only_other_shards_need_is_read_too(tmp_path):
         ShardReader(tmp_path, "train").verify()
 
 
+def flip_a_byte(folder, position):
+    """In the sound of a sample."""
+    entry = ShardReader(folder, "train").entries[position]
+    path = folder / f"train-{entry.shard:06d}.tar"
+    content = bytearray(path.read_bytes())
+    content[entry.members["flac"].offset + 200] ^= 1
+    path.write_bytes(content)
+    return entry.key
+
+
+def test_a_flipped_byte_leaves_its_sample_out_and_is_counted(tmp_path):
+    key = flip_a_byte(write_clips(tmp_path, [0.4] * 9), 5)
+    source = wave_steps(tmp_path)
+    whole = {f"c{i}" for i in range(9)}
+    batches = [source.batch(step, 0, 1) for step in range(3)]
+    assert {k for batch in batches for k in batch.keys} == whole - {key}
+    assert all(batch.wav_BN.shape[0] == len(batch.keys) == len(batch.texts) for batch in batches)
+    (line,) = {line for batch in batches for line in batch.damaged}
+    assert f"member '{key}.flac': expected" in line and "found" in line
+    alone = wave_steps(tmp_path, batch_sec=1.0)  # two clips a step
+    step = next(step for step in range(5) if any(source.reader.entries[i].key == key for i in alone.plan[step]))
+    part = next(part for part in (0, 1) if alone.reader.entries[alone.plan[step][part]].key == key)
+    with pytest.raises(UserError, match="all 1 samples of a batch are damaged, the first: .*flac"):
+        alone.batch(step, part, 2)
+
+
 def test_a_member_that_is_not_there_is_named(shards):
     with pytest.raises(UserError, match=r"sample 'c0' has no 'codes\.npy', only"):
         ShardReader(shards, "train").member(0, "codes.npy")

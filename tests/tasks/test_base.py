@@ -255,6 +255,29 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         run(tmp_path, make_task(3), stop=3, bad=1)
 
 
+def test_damaged_samples_are_told_once_and_counted_and_too_many_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = PointSteps.batch
+
+    def damaged(self: PointSteps, step: int, part: int, num_parts: int) -> Points:
+        points = batch(self, step, part, num_parts)
+        points.damaged = [f"clip {number} is damaged" for number in range(min(step, 2))]
+        return points
+
+    monkeypatch.setattr(PointSteps, "batch", damaged)
+    told: list[str] = []
+    task = make_task(4)
+    task.tell = told.append
+    lines = [json.loads(line) for line in run(tmp_path, task, stop=4)]
+    assert told == ["left out: clip 0 is damaged", "left out: clip 1 is damaged"]
+    counts = {line["step"]: line["train/damaged_samples"] for line in lines if "train/damaged_samples" in line}
+    assert counts == {2: 1, 3: 2, 4: 2}
+    monkeypatch.setattr(base, "MAX_DAMAGED", 1)
+    with pytest.raises(UserError, match="2 samples are damaged, the last: clip 1 is damaged"):
+        run(tmp_path / "again", make_task(4), stop=4)
+
+
 def test_learning_rates_by_pattern() -> None:
     """Matrices decay and vectors do not, whatever their rate; the schedule moves all of them alike."""
     task = make_task(10, lr_factors={"net.0.*": 0.5, "net.*.bias": 0.1}, weight_decay=0.3)

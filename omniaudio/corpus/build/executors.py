@@ -92,12 +92,13 @@ class RayCluster:
             done = ray.data.from_items(_as_rows(jobs), override_num_blocks=len(jobs)).map(
                 actor,
                 fn_constructor_args=(dict(node), str(folder)),
-                concurrency=min(self.num_workers, len(jobs)),
+                compute=ray.data.ActorPoolStrategy(size=min(self.num_workers, len(jobs))),
                 num_cpus=self.cpus,
                 num_gpus=self.gpus,
             )
-            for _ in track(_rows(done), "Jobs", len(jobs)):
-                pass
+            for row in track(_rows(done), "Jobs", len(jobs)):
+                if row["mistake"]:
+                    raise UserError(row["mistake"])
         finally:
             ray.shutdown()
 
@@ -107,7 +108,11 @@ class _RayWorker:
         self.worker = Worker(node, folder)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": self.worker(Job(int(row["number"]), tuple(json.loads(row["sources"]))))}
+        try:
+            self.worker(Job(int(row["number"]), tuple(json.loads(row["sources"]))))
+        except UserError as error:  # Ray would hand on its text among its own
+            return {"number": row["number"], "mistake": str(error)}
+        return {"number": row["number"], "mistake": ""}
 
 
 def _as_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,50 +77,27 @@ class Pipeline:
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
         report = Report(self.steps)
-        good: list[Segment] = []
-        refused: list[Segment] = []
-        for source in job.sources:
-            kept, left_out = self.process(source, report)
-            good += kept
-            refused += left_out
-        good, refused = _in_chats(good, refused)
-        passages: dict[str, list[Segment]] = {}
-        for segment in good:
-            passages.setdefault(segment.passage, []).append(segment)
         texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-        chosen: dict[str, list[Segment]] = {split: [] for split in SPLITS}
-        for segments in passages.values():
-            language = segments[0].language
-            text = ("" if language in UNSPACED_LANGUAGES else " ").join(segment.text for segment in segments)
-            split = split_of(text, language, self.fractions)
-            chosen[split] += segments
-            texts[split].append(text)
-        for split, segments in chosen.items():
-            self._write(home, split, segments, report)
-        for name in REFUSED:
-            self._write(home, name, [s for s in refused if s.goes_to == name and s.wav_N is not None], report)
-        unspoken = [s for s in refused if s.goes_to == "tts" and s.wav_N is None]
-        report.refuse(refused)
-        lost = {s.passage for s in refused if s.role} - passages.keys()
-        report.chats.update({"without a whole reply": len(lost)} if lost else {})
-        report.chats.update(
-            count_chats(
-                {
-                    **_chat_facts(s),
-                    "passage": s.passage,
-                    "place": s.place,
-                    "text": s.text,
-                    "language": s.language,
-                }
-                for s in good
-                if s.role
-            )
-        )
-        told = {
-            **report.told(),
-            "texts": texts,
-            "unspoken": [[s.key, s.language, s.text, s.fault] for s in unspoken],
-        }
+        unspoken: list[list[str]] = []
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(ShardWriter(home, name)) for name in (*SPLITS, *REFUSED)}
+            for source in job.sources:  # one at a time: a recording may be long
+                good, refused = _in_chats(*self.process(source, report))
+                report.refuse(refused)
+                report.chats.update(_count_chats(good, refused))
+                for segments in _passages(good):
+                    language = segments[0].language
+                    text = ("" if language in UNSPACED_LANGUAGES else " ").join(segment.text for segment in segments)
+                    split = split_of(text, language, self.fractions)
+                    texts[split].append(text)
+                    self._write(writers[split], segments, report)
+                for name in REFUSED:
+                    self._write(
+                        writers[name], [s for s in refused if s.goes_to == name and s.wav_N is not None], report
+                    )
+                silent = [s for s in refused if s.goes_to == "tts" and s.wav_N is None]
+                unspoken += [[s.key, s.language, s.text, s.fault] for s in silent]
+        told = {**report.told(), "texts": texts, "unspoken": unspoken}
         write_whole(home / DONE, json.dumps(told, ensure_ascii=False, sort_keys=True))
 
     def process(self, source: Mapping[str, Any], report: Report) -> tuple[list[Segment], list[Segment]]:
@@ -137,32 +115,47 @@ class Pipeline:
             report.passed(name, len(produced), len(good))
         return good, refused
 
-    def _write(self, home: Path, split: str, segments: Sequence[Segment], report: Report) -> None:
-        with ShardWriter(home, split) as writer:
-            for segment in segments:
-                assert segment.wav_N is not None
-                facts: dict[str, Any] = {
-                    "sample_rate_hz": segment.rate_hz,
-                    "num_samples": len(segment.wav_N),
-                    "text": segment.text,
-                    "language": segment.language,
-                    "speaker": segment.speaker or segment.passage,
-                    "corpus": self.corpus,
-                    "passage": segment.passage,
-                    "place": segment.place,
-                    "start_sec": round(segment.start_sec, 4),
-                    **{name: round(v, 4) for name, v in sorted(segment.scores.items()) if math.isfinite(v)},
-                    **segment.facts,
-                }
-                facts |= _chat_facts(segment)
-                if segment.band_hz:
-                    facts["band_hz"] = segment.band_hz
-                if segment.spoken and segment.spoken != segment.text:
-                    facts["spoken"] = segment.spoken
-                if segment.fault:
-                    facts |= {"fault": segment.fault, "heard": segment.heard}
-                report.wrote(split, segment)
-                writer.write(segment.key, {"flac": encode_audio(segment.wav_N, segment.rate_hz)}, facts)
+    def _write(self, writer: ShardWriter, segments: Sequence[Segment], report: Report) -> None:
+        for segment in segments:
+            assert segment.wav_N is not None
+            facts: dict[str, Any] = {
+                "sample_rate_hz": segment.rate_hz,
+                "num_samples": len(segment.wav_N),
+                "text": segment.text,
+                "language": segment.language,
+                "speaker": segment.speaker or segment.passage,
+                "corpus": self.corpus,
+                "passage": segment.passage,
+                "place": segment.place,
+                "start_sec": round(segment.start_sec, 4),
+                **{name: round(v, 4) for name, v in sorted(segment.scores.items()) if math.isfinite(v)},
+                **segment.facts,
+            }
+            facts |= _chat_facts(segment)
+            if segment.band_hz:
+                facts["band_hz"] = segment.band_hz
+            if segment.spoken and segment.spoken != segment.text:
+                facts["spoken"] = segment.spoken
+            if segment.fault:
+                facts |= {"fault": segment.fault, "heard": segment.heard}
+            report.wrote(writer.split, segment)
+            writer.write(segment.key, {"flac": encode_audio(segment.wav_N, segment.rate_hz)}, facts)
+
+
+def _passages(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Segments by passage."""
+    passages: dict[str, list[Segment]] = {}
+    for segment in segments:
+        passages.setdefault(segment.passage, []).append(segment)
+    return list(passages.values())
+
+
+def _count_chats(good: Sequence[Segment], refused: Sequence[Segment]) -> Counter[str]:
+    """Chats by what became of them."""
+    told = ("passage", "place", "text", "language")
+    facts = [{**_chat_facts(s), **{name: getattr(s, name) for name in told}} for s in good if s.role]
+    lost = {s.passage for s in refused if s.role} - {s.passage for s in good}
+    return Counter(count_chats(facts)) + Counter({"without a whole reply": len(lost)})
 
 
 def _in_chats(good: list[Segment], refused: list[Segment]) -> tuple[list[Segment], list[Segment]]:

@@ -115,3 +115,17 @@ def test_ray_does_the_jobs_of_a_killed_actor_again(tmp_path, whole):
     found = done_by(RayCluster(num_workers=2, cpus=0.5), folder)
     thread.join(1)
     assert killed and found == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_mistake_is_one_line_from_any_worker(tmp_path, executor):
+    if executor == "ray":
+        pytest.importorskip("ray")
+    gate = {"_target_": f"{BUILD}.segment.Gate", "score": "nothing", "least": 0.5}
+    node = {**NODE, "steps": {**NODE["steps"], "gate": gate}}
+    with pytest.raises(UserError) as error:
+        (LocalProcesses(2) if executor == "local" else RayCluster(num_workers=1, cpus=0.5)).run(
+            node, tmp_path, make_jobs(make_sources(4), 2)
+        )
+    assert str(error.value) == "gate of 'nothing': no step before it gives this score (there are: none)"
