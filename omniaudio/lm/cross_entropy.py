@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,8 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from omniaudio.types import NO_LABEL, is_sharded
 
-MAX_LOGITS = 2**24
+MAX_LOGITS = 2**26
 """Logits held at once, in elements."""
+
+FEW_LOGITS = 2**24
+"""So many need no chunks."""
 
 
 def chunked_cross_entropy(
@@ -24,8 +28,9 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Cross-entropy by position; logits are made only where there is a label, some rows at a time.
 
-    With more than one chunk the logits are made again in the backward pass instead of kept. Where ZeRO 3 has sharded
-    the head, every use of it is a collective: all ranks then make as many chunks, some of them empty.
+    Gradients of a linear head are taken in the forward pass, chunk by chunk (arXiv:2410.10989), so that logits are
+    made once. Any other head makes those of a chunk again in the backward pass. Where ZeRO 3 has sharded the head,
+    every use of it is a collective: all ranks then make as many chunks, some of them empty.
 
     Args:
         head: hidden states (N, D) -> logits (N, num_classes).
@@ -38,20 +43,116 @@ def chunked_cross_entropy(
     """
     rows_N = (label_L != NO_LABEL).nonzero()[:, 0]
     hidden_ND, label_N = hidden_LD[rows_N], label_L[rows_N]
-    chunk = max(1, MAX_LOGITS // num_classes)
-    num_chunks = -(-len(rows_N) // chunk)
-    if isinstance(head, nn.Module) and is_sharded(head):
-        most = torch.tensor(num_chunks, device=label_L.device)
+    sharded = isinstance(head, nn.Module) and is_sharded(head)
+    if not sharded and len(rows_N) * num_classes <= FEW_LOGITS:
+        loss_N = _cross_entropy(head, hidden_ND, label_N)
+    elif not sharded and type(head) is nn.Linear and head.bias is None:
+        chunk = max(1, MAX_LOGITS // num_classes)
+        loss_N = _LinearCrossEntropy.apply(hidden_ND, head.weight, label_N, chunk)  # type: ignore[no-untyped-call]
+    else:
+        loss_N = _again_in_backward(head, hidden_ND, label_N, max(1, FEW_LOGITS // num_classes), sharded)
+    return torch.zeros(len(label_L), dtype=loss_N.dtype, device=loss_N.device).index_put((rows_N,), loss_N)
+
+
+def _again_in_backward(
+    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor, chunk: int, sharded: bool
+) -> Tensor:
+    num_chunks = -(-len(label_N) // chunk)
+    if sharded:
+        most = torch.tensor(num_chunks, device=label_N.device)
         distributed.all_reduce(most, distributed.ReduceOp.MAX)
         num_chunks = int(most)
     if num_chunks <= 1:
-        loss_N = _cross_entropy(head, hidden_ND, label_N)
+        return _cross_entropy(head, hidden_ND, label_N)
+    bounds = [min(i * chunk, len(label_N)) for i in range(num_chunks + 1)]
+    pairs = [(hidden_ND[start:end], label_N[start:end]) for start, end in pairwise(bounds)]
+    return torch.cat([checkpoint(_cross_entropy, head, h, label, use_reentrant=False) for h, label in pairs])
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy (N,) of ``hidden @ weight.T``, whose gradients are ready when the forward pass is over.
+
+    That of the weight is a sum over rows, each times what the backward pass brings for it. It is ready if that is the
+    same for all rows, as it is for a mean; otherwise, or when it is asked for twice, logits are made again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, chunk: int) -> Tensor:
+        device = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden_ND, weight_VD, label_N)
+        ctx.chunk, ctx.dtype, ctx.grad_VD = chunk, dtype, None
+        ctx.grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        if ctx.needs_input_grad[1]:
+            ctx.grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        loss_N = torch.empty(len(label_N), dtype=torch.float32, device=hidden_ND.device)
+        with torch.autocast(device, enabled=False):
+            weight = weight_VD.to(dtype)
+            for here in _chunks(len(label_N), chunk):
+                hidden, label = hidden_ND[here].to(dtype), label_N[here]
+                loss_N[here], error_nV = _loss_and_error(hidden, weight, label)
+                if ctx.grad_ND is not None:
+                    ctx.grad_ND[here] = error_nV @ weight
+                if ctx.grad_VD is not None:
+                    _add_product(ctx.grad_VD, error_nV, hidden)
+        return loss_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        (grad_N,) = grads
+        if grad_N is None:
+            return None, None, None, None
+        hidden_ND, weight_VD, label_N = ctx.saved_tensors
+        grad_ND = grad_VD = None
+        if ctx.grad_ND is not None:
+            grad_ND = ctx.grad_ND * grad_N[:, None].to(ctx.grad_ND.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_VD, ctx.grad_VD = ctx.grad_VD, None  # given away: it becomes the parameter's gradient
+            even = len(grad_N) == 0 or bool((grad_N == grad_N[0]).all())
+            if grad_VD is not None and even:
+                grad_VD *= grad_N[0] if len(grad_N) else 1.0
+            else:
+                grad_VD = _weight_gradient(hidden_ND, weight_VD, label_N, grad_N, ctx.chunk, ctx.dtype)
+            grad_VD = grad_VD.to(weight_VD.dtype)
+        return grad_ND, grad_VD, None, None
+
+
+def _loss_and_error(hidden_nD: Tensor, weight_VD: Tensor, label_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy by row, and its gradient by the logits in the type of the weight, in the memory of the logits."""
+    error_nV = functional.linear(hidden_nD, weight_VD).float()
+    error_nV -= error_nV.amax(dim=-1, keepdim=True)
+    chosen_n1 = error_nV.gather(1, label_n[:, None])
+    total_n1 = error_nV.exp_().sum(dim=-1, keepdim=True)
+    error_nV /= total_n1
+    error_nV.scatter_add_(1, label_n[:, None], error_nV.new_full((len(label_n), 1), -1.0))
+    return (total_n1.log() - chosen_n1)[:, 0], error_nV.to(weight_VD.dtype)
+
+
+def _weight_gradient(
+    hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, grad_N: Tensor, chunk: int, dtype: torch.dtype
+) -> Tensor:
+    """Every row times its own factor: the logits are made again."""
+    grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+    weight = weight_VD.to(dtype)
+    with torch.autocast(weight.device.type, enabled=False):
+        for here in _chunks(len(label_N), chunk):
+            hidden = hidden_ND[here].to(dtype)
+            _, error_nV = _loss_and_error(hidden, weight, label_N[here])
+            error_nV *= grad_N[here, None].to(dtype)
+            _add_product(grad_VD, error_nV, hidden)
+    return grad_VD
+
+
+def _add_product(sum_VD: Tensor, error_nV: Tensor, hidden_nD: Tensor) -> None:
+    if error_nV.dtype == sum_VD.dtype:
+        sum_VD.addmm_(error_nV.T, hidden_nD)
     else:
-        bounds = [min(i * chunk, len(rows_N)) for i in range(num_chunks + 1)]
-        pairs = [(hidden_ND[start:end], label_N[start:end]) for start, end in pairwise(bounds)]
-        losses = [checkpoint(_cross_entropy, head, h, label, use_reentrant=False) for h, label in pairs]
-        loss_N = torch.cat(losses)
-    return torch.zeros(len(label_L), dtype=loss_N.dtype, device=loss_N.device).index_put((rows_N,), loss_N)
+        sum_VD += error_nV.T @ hidden_nD
+
+
+def _chunks(num_rows: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, num_rows)) for start in range(0, num_rows, chunk)]
 
 
 def _cross_entropy(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor) -> Tensor:
