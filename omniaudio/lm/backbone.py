@@ -1,4 +1,4 @@
-"""The causal language model under the audio LLM: transformers' Qwen2 layers over packed documents."""
+"""The causal language model under the audio LLM: transformers' layers over packed documents."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ class CausalBackbone(nn.Module):
         recompute: trade time for memory: keep only the layers' inputs for the backward pass.
         pretrained: name on a model hub, or a local folder, to start from; the sizes above must be its
             sizes. A smaller vocabulary is extended (text ids never move).
+        entries: further entries of the transformers config of this kind of model (``head_dim``, ``attention_bias``,
+            ``rope_parameters``, ...).
     """
 
     model_type: ClassVar[str] = "qwen2"
@@ -76,26 +78,31 @@ class CausalBackbone(nn.Module):
         max_positions: int = 32768,
         recompute: bool = False,
         pretrained: str | None = None,
+        **entries: Any,
     ) -> None:
         super().__init__()
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.recompute = recompute
-        config = AutoConfig.for_model(
-            self.model_type,
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            num_key_value_heads=num_kv_heads,
-            intermediate_size=ffn_size,
-            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-            rms_norm_eps=rms_norm_eps,
-            tie_word_embeddings=tie_embeddings,
-            max_position_embeddings=max_positions,
-            pad_token_id=None,
-        )
+        if unknown := sorted(set(entries) - AutoConfig.for_model(self.model_type).to_dict().keys()):
+            raise UserError(
+                f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
+            )
+        sizes = {
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_kv_heads,
+            "intermediate_size": ffn_size,
+            "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+            "rms_norm_eps": rms_norm_eps,
+            "tie_word_embeddings": tie_embeddings,
+            "max_position_embeddings": max_positions,
+            "pad_token_id": None,
+        }
+        config = AutoConfig.for_model(self.model_type, **{**sizes, **entries})
         model: Any
         if pretrained is None or torch.get_default_device().type == "meta":  # a shape needs no weights
             model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
@@ -160,6 +167,21 @@ class LlamaBackbone(CausalBackbone):
     model_type = "llama"
 
 
+class Qwen3Backbone(CausalBackbone):
+    """The same around Qwen3's layers, which normalise queries and keys (arXiv:2505.09388); see ``head_dim``."""
+
+    model_type = "qwen3"
+
+
+class GemmaBackbone(CausalBackbone):
+    """The same around the layers of the first Gemma (arXiv:2403.08295); see ``head_dim``, and ``tie_embeddings``."""
+
+    model_type = "gemma"
+
+
+KINDS: tuple[type[CausalBackbone], ...] = (CausalBackbone, LlamaBackbone, Qwen3Backbone, GemmaBackbone)
+
+
 def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
     """A pretrained model that computes what ``ours`` says, its vocabulary extended to that of ``ours``."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -170,7 +192,7 @@ def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"backbone.pretrained: cannot read {pretrained!r} ({reason})") from error
     if theirs.model_type != ours.model_type:
-        known = {kind.model_type: kind.__name__ for kind in (CausalBackbone, LlamaBackbone)}
+        known = {kind.model_type: kind.__name__ for kind in KINDS}
         advice = f"set backbone._target_ to omniaudio.lm.backbone.{known.get(theirs.model_type)}"
         raise UserError(
             f"backbone.pretrained: {pretrained} is a {theirs.model_type!r}, the config says {ours.model_type!r}; "

@@ -61,4 +61,7 @@ def test_a_damaged_clip_is_left_out_and_said(tiny_chain, tiny_data, tmp_path, ca
     whole = ShardReader(tiny_chain / "codes", "dev")
     for i, key in enumerate(keys):
         same = next(k for k, e in enumerate(whole.entries) if e.key == key)
-        assert (load_npy(whole.read(same)["codes.npy"]) == load_npy(ShardReader(exp / "codes", "dev").read(i)["codes.npy"])).all()
+        assert (
+            load_npy(whole.read(same)["codes.npy"])
+            == load_npy(ShardReader(exp / "codes", "dev").read(i)["codes.npy"])
+        ).all()

@@ -185,7 +185,9 @@ def test_a_flipped_byte_leaves_its_sample_out_and_is_counted(tmp_path):
     (line,) = {line for batch in batches for line in batch.damaged}
     assert f"member '{key}.flac': expected" in line and "found" in line
     alone = wave_steps(tmp_path, batch_sec=1.0)  # two clips a step
-    step = next(step for step in range(5) if any(source.reader.entries[i].key == key for i in alone.plan[step]))
+    step = next(
+        step for step in range(5) if any(source.reader.entries[i].key == key for i in alone.plan[step])
+    )
     part = next(part for part in (0, 1) if alone.reader.entries[alone.plan[step][part]].key == key)
     with pytest.raises(UserError, match="all 1 samples of a batch are damaged, the first: .*flac"):
         alone.batch(step, part, 2)

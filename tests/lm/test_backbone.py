@@ -1,10 +1,17 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from omniaudio.errors import UserError
-from omniaudio.lm.backbone import CausalBackbone, LlamaBackbone
+from omniaudio.lm.backbone import KINDS, CausalBackbone, LlamaBackbone, Qwen3Backbone
 from omniaudio.types import NO_LABEL
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24}
@@ -90,18 +97,40 @@ def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
         CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "nothing"))
 
 
-def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path):
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.model_type)
+def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind):
     """Later stages read the weights from a folder of ours, where nothing names the published model."""
-    llama = LlamaConfig(**THEIR_SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-    model = LlamaForCausalLM(llama).eval()
+    entries = {"head_dim": 6} if kind.model_type in ("qwen3", "gemma") else {}
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    tied = kind.model_type == "gemma"
+    theirs = {
+        **THEIR_SIZES,
+        **entries,
+        "rope_parameters": rope,
+        "tie_word_embeddings": tied,
+        "pad_token_id": None,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.model_type, **theirs)).eval()
     model.save_pretrained(tmp_path)
-    ours = LlamaBackbone(50, **SIZES, pretrained=str(tmp_path))
-    again = LlamaBackbone(50, **SIZES).eval()
+    sizes = {**SIZES, **entries, "tie_embeddings": tied}
+    ours = kind(50, **sizes, pretrained=str(tmp_path))
+    again = kind(50, **sizes).eval()
     again.load_state_dict(ours.state_dict())
-    ids = torch.randint(40, (7,))
+    ids = torch.randint(40, (9,))
     with torch.no_grad():
-        hidden_LD = again(again.embed_text(ids), [7])
-        assert_close(again.lm_head(hidden_LD)[:, :40], model(ids[None]).logits[0])
+        hidden_LD = again(again.embed_text(ids), [4, 5])
+        expected = torch.cat([model(part[None]).logits[0] for part in ids.split([4, 5])])
+        assert_close(again.lm_head(hidden_LD)[:, :40], expected)
+        cache = again.new_cache()
+        steps = [again.step(part, cache) for part in again.embed_text(ids[4:]).split([3, 1, 1])]
+        assert_close(torch.cat(steps), hidden_LD[4:])
+
+
+def test_an_entry_that_the_kind_does_not_know_is_refused():
+    with pytest.raises(
+        UserError, match="backbone.hiden_size: neither Qwen3Backbone nor a 'qwen3' knows this"
+    ):
+        Qwen3Backbone(50, **SIZES, hiden_size=3)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +158,7 @@ def test_the_class_for_another_kind_of_model_is_named(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(
         tmp_path / "gpt2"
     )
-    with pytest.raises(UserError, match="is a 'gpt2'.* can be qwen2, llama"):
+    with pytest.raises(UserError, match="is a 'gpt2'.* can be qwen2, llama, qwen3, gemma"):
         CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "gpt2"))
 
 

@@ -51,14 +51,19 @@ def test_a_second_backward_pass_has_the_same_gradients(monkeypatch):
     (second,) = torch.autograd.grad(3 * loss, [head.weight], retain_graph=True)
     assert_close(first, kept)
     assert_close(second, 3 * kept)
-    assert_close(torch.autograd.grad(loss, [hidden])[0], torch.autograd.grad(full_logits(head, hidden, label).sum(), [hidden])[0])
+    assert_close(
+        torch.autograd.grad(loss, [hidden])[0],
+        torch.autograd.grad(full_logits(head, hidden, label).sum(), [hidden])[0],
+    )
 
 
 def test_logits_of_a_linear_head_are_made_once_and_a_frozen_one_gets_no_gradient(monkeypatch):
     in_chunks_of_three_rows(monkeypatch)
     made = []
     original = cross_entropy._loss_and_error
-    monkeypatch.setattr(cross_entropy, "_loss_and_error", lambda *words: made.append(len(words[0])) or original(*words))
+    monkeypatch.setattr(
+        cross_entropy, "_loss_and_error", lambda *words: made.append(len(words[0])) or original(*words)
+    )
     head, hidden, label = setting(bias=False)
     scale = torch.rand(10)
     wanted = torch.autograd.grad((full_logits(head, hidden, label) * scale).sum(), [hidden])

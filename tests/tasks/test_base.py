@@ -271,7 +271,9 @@ def test_damaged_samples_are_told_once_and_counted_and_too_many_end_the_run(
     task.tell = told.append
     lines = [json.loads(line) for line in run(tmp_path, task, stop=4)]
     assert told == ["left out: clip 0 is damaged", "left out: clip 1 is damaged"]
-    counts = {line["step"]: line["train/damaged_samples"] for line in lines if "train/damaged_samples" in line}
+    counts = {
+        line["step"]: line["train/damaged_samples"] for line in lines if "train/damaged_samples" in line
+    }
     assert counts == {2: 1, 3: 2, 4: 2}
     monkeypatch.setattr(base, "MAX_DAMAGED", 1)
     with pytest.raises(UserError, match="2 samples are damaged, the last: clip 1 is damaged"):

@@ -87,13 +87,17 @@ class Pipeline:
                 report.chats.update(_count_chats(good, refused))
                 for segments in _passages(good):
                     language = segments[0].language
-                    text = ("" if language in UNSPACED_LANGUAGES else " ").join(segment.text for segment in segments)
+                    text = ("" if language in UNSPACED_LANGUAGES else " ").join(
+                        segment.text for segment in segments
+                    )
                     split = split_of(text, language, self.fractions)
                     texts[split].append(text)
                     self._write(writers[split], segments, report)
                 for name in REFUSED:
                     self._write(
-                        writers[name], [s for s in refused if s.goes_to == name and s.wav_N is not None], report
+                        writers[name],
+                        [s for s in refused if s.goes_to == name and s.wav_N is not None],
+                        report,
                     )
                 silent = [s for s in refused if s.goes_to == "tts" and s.wav_N is None]
                 unspoken += [[s.key, s.language, s.text, s.fault] for s in silent]
