@@ -25,6 +25,7 @@ CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
 VERBS = {
     "prepare": "fetch recordings, check them, split them, write audio shards",
     "build": "texts or recordings to segments with text and sound, by a pipeline of steps",
+    "join": "several prepared or built folders as one, to train on together",
     "manifest": "the lists of a prepared corpus for Kaldi, Lhotse or NeMo",
     "plan": "what a training will need: parameters, memory on each device, days",
     "train": "train one stage: experiment=<system>/<stage>",

@@ -225,9 +225,11 @@ class DocumentComposer:
     # -- grouping
 
     def _fits(self, kind: str, corpus: str, items: np.ndarray) -> np.ndarray:
-        """Which clips have what a kind needs, and are of a corpus if one is named."""
+        """Which clips have what a kind needs, are not for another kind only, and are of a corpus if one is named."""
         needed = "num_frames" if kind == "audio" else "role" if kind in CHATS else ANSWERS.get(kind, "text")
         fits = np.asarray(self.reader.column(needed)[items]) != 0
+        only = np.asarray(self.reader.column("only")[items])
+        fits &= (only == 0) | (only == text_number(kind))
         if corpus:
             fits &= np.asarray(self.reader.column("corpus")[items]) == text_number(corpus)
         return fits
@@ -240,9 +242,9 @@ class DocumentComposer:
 
     def _chat(self, first: int) -> Group:
         """The clips of a chat, from its first on."""
-        passage, role = self.reader.column("passage"), self.reader.column("role")
+        passage, role, only = (self.reader.column(name) for name in ("passage", "role", "only"))
         last = first + 1
-        while last < len(self.reader) and passage[last] == passage[first] and role[last]:
+        while last < len(self.reader) and passage[last] == passage[first] and role[last] and not only[last]:
             last += 1
         return tuple(range(first, last))
 

@@ -250,7 +250,8 @@ class _Crop(NamedTuple):
 
 
 class ClipSeconds:
-    """Seconds that clips take in a batch, from the columns of their shards; NaN for one whose band is too narrow.
+    """Seconds that clips take in a batch, from the columns of their shards; NaN for one whose band is too narrow, and
+    for one that only a language model is to learn from.
 
     Args:
         reader: audio shards.
@@ -274,11 +275,12 @@ class ClipSeconds:
         return len(self.reader)
 
     def __getitem__(self, items: np.ndarray) -> np.ndarray:
-        num_samples, rate_hz, band = (
-            np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz", "band_hz")
+        num_samples, rate_hz, band, only = (
+            np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz", "band_hz", "only")
         )
         seconds = np.clip(num_samples / rate_hz * self.longest, self.min_sec, self.crop_sec)
-        return np.where(np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz, seconds, np.nan)
+        fits = (np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz) & (only == 0)
+        return np.where(fits, seconds, np.nan)
 
 
 def band_hz(facts: Mapping[str, Any]) -> float:

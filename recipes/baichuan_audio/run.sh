@@ -7,7 +7,7 @@
 #         6 SFT   7 flow matching   8 vocoder   9 export   10 generate   11 evaluate   12 report
 # What is done is skipped, what was stopped goes on: run the same command again.
 #
-#   --data asterisk      asterisk | fotaq | asterisk_fotaq     (conf/corpus)
+#   --data asterisk      asterisk | fotaq | asterisk_fotaq     (conf/corpus); or data/NAME, made by omniaudio build or join
 #   --audio_dir DIR      your own folder of wav files with transcripts, instead of --data
 #   --scale mini         tiny | mini | mini_long | whisper_base | full   (conf/scale)
 #   --trainer cpu        cpu | gpu                             (conf/trainer)
@@ -40,16 +40,22 @@ option prepare_overrides ""
 stages -1 12
 
 # shellcheck disable=SC2154  # option() sets them
+is_built() {
+  [[ ! -e $root/conf/corpus/$data.yaml && ( -e $root/data/$data/build.json || -e $root/data/$data/joined.json ) ]]
+}
+
+# shellcheck disable=SC2154
 check_options() {
   local slot choices
   for slot in data scale trainer; do
+    [[ $slot != data ]] || ! is_built || continue
     choices=("$root/conf/${slot/data/corpus}"/*.yaml)
     choices=("${choices[@]##*/}")
     [[ " ${choices[*]} " == *" ${!slot}.yaml "* ]] || usage_error "--$slot ${!slot}: can be ${choices[*]%.yaml}"
   done
   if [[ -n $audio_dir ]]; then
     [[ -d $audio_dir ]] || usage_error "--audio_dir $audio_dir: there is no such folder"
-  elif [[ $data != folder && $stage -le -1 && ! -d $root/data/$data/raw && $prepare_overrides != *corpus.* ]]; then
+  elif ! is_built && [[ $data != folder && $stage -le -1 && ! -d $root/data/$data/raw && $prepare_overrides != *corpus.* ]]; then
     command -v apt-get > /dev/null ||
       usage_error "the recordings of $data are Debian packages, and this system has no apt; give your own: --audio_dir FOLDER"
   fi
@@ -78,7 +84,13 @@ parse_options "$@"
 find_omniaudio
 cd "$root"
 
-prepare() { run omniaudio prepare "${corpus[@]}" "step=$1" "record_dir=exp/$tag/$1" ${prepare_more[@]+"${prepare_more[@]}"}; }
+prepare() {
+  if [[ -z $audio_dir ]] && is_built; then
+    [[ $dry_run == true ]] || log "data/$data is there already"
+    return
+  fi
+  run omniaudio prepare "${corpus[@]}" "step=$1" "record_dir=exp/$tag/$1" ${prepare_more[@]+"${prepare_more[@]}"}
+}
 train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
 verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 

@@ -37,7 +37,7 @@ def test_each_verb_has_help_with_its_keys(capsys, verb):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("fly",), "unknown verb 'fly'; verbs are prepare, build, manifest, plan, train"),
+        (("fly",), "unknown verb 'fly'; verbs are prepare, build, join, manifest, plan, train"),
         (("train", *TEXT_LM, "encodre.width=3"), "encodre"),
         (("train", "experiment=baichuan_audio/nothing", "scale=tiny"), "experiment/baichuan_audio/nothing"),
         (("train", *TEXT_LM, "scale=giant"), "giant"),

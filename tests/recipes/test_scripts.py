@@ -201,6 +201,31 @@ def test_local_folders_become_absolute(tmp_path: Path) -> None:
     assert f"backbone.pretrained={tmp_path}/llm" in line
 
 
+def test_a_folder_that_was_built_or_joined_is_trained_on_as_it_is(tmp_path: Path) -> None:
+    for part in ("recipes", "tools", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "omniaudio").write_text('#!/bin/sh\necho "omniaudio $*"\n')
+    (tmp_path / "bin" / "omniaudio").chmod(0o755)
+    script = tmp_path / "recipes" / "baichuan_audio" / "run.sh"
+    words = ["bash", str(script), "--data", "spoken", "--stop_stage", "1"]
+    where = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+
+    def recipe() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, env=where, capture_output=True, text=True, timeout=60, check=False)
+
+    assert recipe().returncode == 2
+    for stamp in ("build.json", "joined.json"):
+        (tmp_path / "data" / "spoken").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "spoken" / stamp).touch()
+        done = recipe()
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("omniaudio")]
+        assert line.startswith("omniaudio train experiment=baichuan_audio/text_lm") and "data=spoken" in line
+        assert done.stdout.count("data/spoken is there already") == 2
+        (tmp_path / "data" / "spoken" / stamp).unlink()
+
+
 def test_a_failing_command_ends_the_recipe(tmp_path: Path) -> None:
     helpers = ROOT / "tools" / "recipe.sh"
     script = tmp_path / "run.sh"

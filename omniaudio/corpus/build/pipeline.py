@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from omniaudio.data.chats import OPTIONAL, count_chats
 from omniaudio.data.index import index_path, write_listing
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
-from omniaudio.files import user_os_errors, write_whole
+from omniaudio.files import link, user_os_errors, write_whole
 from omniaudio.frontend.audio import encode_audio
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
 
@@ -268,7 +267,7 @@ def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline, key: str = "") -
                 for tar in sorted((folder / "jobs" / job.name).glob(f"{split}-*.tar")):
                     name = f"{split}-{len(names):06d}"
                     for source, target in ((tar, f"{name}.tar"), (index_path(tar), f"{name}.index.jsonl")):
-                        _link(source, shards / target)
+                        link(source, shards / target)
                     names.append(name)
             write_listing(shards, split, names)
     for split in ("train", "dev"):
@@ -292,13 +291,6 @@ def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline, key: str = "") -
     )
     write_whole(folder / "build.json", json.dumps(whole, ensure_ascii=False, indent=1))
     return whole
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def is_whole(folder: Path, key: str) -> bool:

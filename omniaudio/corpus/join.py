@@ -1,0 +1,175 @@
+"""Several folders of shards as one: what was prepared and what was built, trained on together.
+
+Tars are linked, not copied, so a joined folder takes no space of its own on the same file system. Segments that a
+build refused join the training split with the fact ``only``: the one kind of document that they may become.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omniaudio.corpus.build.pipeline import REFUSED
+from omniaudio.corpus.split import SPLITS
+from omniaudio.data.index import (
+    Listing,
+    index_path,
+    list_path,
+    listed_splits,
+    read_index,
+    text_number,
+    write_index,
+    write_listing,
+)
+from omniaudio.errors import UserError
+from omniaudio.files import link, user_os_errors, write_whole
+from omniaudio.fingerprint import digest
+
+STAMP = "joined.json"
+
+
+def shards_of(folder: Path) -> Path:
+    """The shards of a data folder, or a folder of shards itself (codes)."""
+    for place in (folder / "shards", folder):
+        if place.is_dir() and listed_splits(place):
+            return place
+    raise UserError(f"{folder}: holds no finished shards; prepare, build or extract them first")
+
+
+def join(folders: Sequence[Path], out: Path, refused: bool = True) -> dict[str, Any]:
+    """Make ``out`` the folder of all ``folders``' samples; done before, it stays.
+
+    Args:
+        folders: data folders (of prepare, build or join), or folders of code shards; all of one sort.
+        out: for data folders shards, texts and ATTRIBUTION; for code shards the shards alone.
+        refused: also take what builds refused (splits asr and tts), each for its own kind.
+
+    Returns:
+        samples by folder and split.
+
+    Raises:
+        UserError: a folder without shards, both sorts, a key in two folders, ``out`` holds something else.
+    """
+    if len(folders) < 2:
+        raise UserError(f"folders: {len(folders)} given; name at least two, folders=[data/one,data/other]")
+    places = [shards_of(folder) for folder in folders]
+    whole = [place != folder for place, folder in zip(places, folders, strict=True)]
+    if len(set(whole)) > 1:
+        names = ", ".join(
+            str(folder) for folder, is_whole in zip(folders, whole, strict=True) if not is_whole
+        )
+        raise UserError(f"folders: {names} holds code shards, the others hold audio: join one sort at a time")
+    target = out / "shards" if whole[0] else out
+    key = digest([[_content(place) for place in places], refused])
+    if (known := _stamp(out)) and known["key"] == key:
+        return dict(known["samples"])
+    if out.exists() and not known and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty and no joined folder; give another data_dir")
+    with user_os_errors(out):
+        shutil.rmtree(out, ignore_errors=True)
+        write_whole(out / STAMP, json.dumps({"key": None}))  # whatever follows in it is ours
+        target.mkdir(exist_ok=True)
+    samples: dict[str, dict[str, int]] = {str(folder): {} for folder in folders}
+    keys = _Keys()
+    for split in SPLITS:
+        names: list[str] = []
+        for folder, place in zip(folders, places, strict=True):
+            for source in (split, *(REFUSED if refused and split == "train" else ())):
+                count = _add_split(place, source, target, split, names, keys)
+                if count:
+                    samples[str(folder)][source] = count
+        write_listing(target, split, names)
+    keys.check()
+    if whole[0]:
+        _join_texts(folders, out)
+    write_whole(out / STAMP, json.dumps({"key": key, "samples": samples}, ensure_ascii=False, indent=1))
+    return samples
+
+
+def _content(place: Path) -> list[str]:
+    return [list_path(place, split).read_text("utf-8") for split in listed_splits(place)]
+
+
+def _stamp(out: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((out / STAMP).read_text("utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _add_split(place: Path, source: str, target: Path, split: str, names: list[str], keys: _Keys) -> int:
+    """Link the shards of one split as further shards of another; returns their samples."""
+    if not list_path(place, source).is_file():
+        return 0
+    count = 0
+    for shard in Listing(place, source).shards:
+        tar = place / f"{shard.name}.tar"
+        names.append(f"{split}-{len(names):06d}")
+        copy = target / f"{names[-1]}.tar"
+        head, _, entries = read_index(index_path(tar))
+        keys.add([entry.key for entry in entries], place)
+        link(tar, copy)
+        if source == split:
+            link(index_path(tar), index_path(copy))
+        else:
+            lines = [
+                {
+                    "key": entry.key,
+                    "facts": {**entry.facts, "only": source},
+                    "members": {kind: [m.offset, m.size, m.crc32] for kind, m in entry.members.items()},
+                }
+                for entry in entries
+            ]
+            write_index(copy, head["num_bytes"], head["fingerprint"], lines)
+        count += len(entries)
+    return count
+
+
+class _Keys:
+    """Keys of all samples, eight bytes each: they must differ."""
+
+    def __init__(self) -> None:
+        self._hashes: list[np.ndarray] = []
+        self._places: list[Path] = []
+
+    def add(self, keys: list[str], place: Path) -> None:
+        self._hashes.append(np.array([text_number(key) for key in keys], np.uint64))
+        self._places.append(place)
+
+    def check(self) -> None:
+        """Raise a UserError if a key stands twice."""
+        if not self._hashes:
+            return
+        every, counts = np.unique(np.concatenate(self._hashes), return_counts=True)
+        twice = every[counts > 1]
+        if len(twice):
+            places = [
+                str(p)
+                for hashes, p in zip(self._hashes, self._places, strict=True)
+                if np.isin(hashes, twice).any()
+            ]
+            raise UserError(
+                f"folders: {len(twice)} samples have the same key in {' and in '.join(dict.fromkeys(places))}; "
+                "prepare them in one command (corpus=several), which keeps their keys apart"
+            )
+
+
+def _join_texts(folders: Sequence[Path], out: Path) -> None:
+    """Each text once, in the order of the folders; attributions one after the other."""
+    for split in ("train", "dev"):
+        lines: dict[str, None] = {}
+        for folder in folders:
+            path = folder / "texts" / f"{split}.txt"
+            if path.is_file():
+                lines.update(dict.fromkeys(path.read_text("utf-8").split("\n")))
+        lines.pop("", None)
+        write_whole(out / "texts" / f"{split}.txt", "".join(f"{line}\n" for line in lines))
+    attributions = [
+        path.read_text("utf-8").strip() for folder in folders if (path := folder / "ATTRIBUTION").is_file()
+    ]
+    write_whole(out / "ATTRIBUTION", "\n\n".join(dict.fromkeys(attributions)) + "\n")

@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pytest
+
+from omniaudio.corpus.build.pipeline import join as join_jobs
+from omniaudio.corpus.build.pipeline import make_jobs
+from omniaudio.corpus.join import join
+from omniaudio.data.compose import DocumentComposer
+from omniaudio.data.document_steps import DocumentSteps
+from omniaudio.data.mixture import Mixture
+from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
+from omniaudio.data.steps import WaveSteps
+from omniaudio.errors import UserError
+from omniaudio.frontend.audio import encode_audio
+from omniaudio.frontend.text import TextTokenizer
+from omniaudio.sequence.vocab import TokenSpace
+from tests.corpus.build.test_pipeline import make, sources
+from tests.corpus.make_audio import tone
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A build of twelve passages: some of its segments are refused, and may teach recognition."""
+    folder = tmp_path_factory.mktemp("built")
+    jobs, pipeline = make_jobs(sources(), 5), make()
+    for job in jobs:
+        pipeline.run(job, folder)
+    join_jobs(folder, jobs, pipeline)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    for split, number in (("train", 5), ("dev", 2), ("test", 1)):
+        with ShardWriter(folder / "shards", split, max_bytes=30_000) as writer:
+            for i in range(number):
+                facts = {
+                    "sample_rate_hz": RATE,
+                    "num_samples": RATE // 2,
+                    "text": f"clip {i}",
+                    "language": "en",
+                }
+                facts |= {"speaker": "s", "corpus": "own"}
+                writer.write(f"{split}-{i}", {"flac": encode_audio(tone(0.5, 0.3), RATE)}, facts)
+    (folder / "texts").mkdir()
+    (folder / "texts" / "train.txt").write_text("clip 0\ntwo of p01\n")
+    (folder / "ATTRIBUTION").write_text("Own recordings.\n")
+    return folder
+
+
+def entries(folder, split):
+    return list(ShardReader(folder, split).entries)
+
+
+def test_all_samples_of_all_folders_are_there_and_whole(built, prepared, tmp_path):
+    out = tmp_path / "both"
+    samples = join([prepared, built], out)
+    refused = entries(built / "shards", "asr")
+    assert refused and samples[str(built)]["asr"] == len(refused)
+    for split in ("train", "dev", "test"):
+        reader = ShardReader(out / "shards", split)
+        reader.verify()
+        parts = [entries(place / "shards", split) for place in (prepared, built)]
+        expected = [e.key for part in parts for e in part] + [e.key for e in refused if split == "train"]
+        assert [e.key for e in reader.entries] == expected
+    train = ShardReader(out / "shards", "train")
+    for position, entry in enumerate(train.entries):
+        place, split = (
+            (prepared, "train")
+            if entry.key.startswith("train")
+            else (built, entry.facts.get("only", "train"))
+        )
+        there = ShardReader(place / "shards", split)
+        same = next(i for i, e in enumerate(there.entries) if e.key == entry.key)
+        assert train.member(position, "flac") == there.member(same, "flac")
+        assert {**entry.facts, "only": 0} == {**there.entries[same].facts, "only": 0}
+    texts = (out / "texts" / "train.txt").read_text().splitlines()
+    assert texts[:2] == ["clip 0", "two of p01"] and len(texts) == len(set(texts)) > 2
+    assert (out / "ATTRIBUTION").read_text().startswith("Own recordings.\n\n")
+
+
+def test_what_was_refused_teaches_its_own_kind_alone(built, prepared, tmp_path):
+    join([prepared, built], tmp_path / "both")
+    shards, codes = tmp_path / "both" / "shards", tmp_path / "codes"
+    reader = ShardReader(shards, "train")
+    with ShardWriter(codes, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
+        for entry in reader.entries:
+            writer.write(
+                entry.key,
+                {"codes.npy": dump_npy(np.ones((4, 2), np.uint16))},
+                {**entry.facts, "num_frames": 4},
+            )
+    composer = DocumentComposer(
+        ShardReader(codes, "train"), lambda text: list(text.encode()), TokenSpace(256, [8, 4])
+    )
+    refused = {i for i, entry in enumerate(reader.entries) if "only" in entry.facts}
+    every = set(range(len(reader)))
+    found = {
+        kind: {i for group in composer.groups(kind, 0, 0) for i in group} for kind in ("asr", "tts", "audio")
+    }
+    assert found == {"asr": every, "tts": every - refused, "audio": every - refused}
+    assert not refused & {i for group in composer.groups("itts", 0, 0) for i in group}
+    waves = WaveSteps(shards, "train", RATE, batch_sec=50.0, crop_sec=5.0)
+    assert set(waves.plan.epoch(0)[0]) == every - refused
+
+
+def test_code_shards_are_joined_and_trained_on(tmp_path):
+    for name, corpus in (("one", "a"), ("other", "b")):
+        with ShardWriter(tmp_path / name, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
+            for i in range(4):
+                facts = {
+                    "text": "one two",
+                    "language": "en",
+                    "speaker": "s",
+                    "corpus": corpus,
+                    "num_frames": 3,
+                }
+                writer.write(f"{name}-{i}", {"codes.npy": dump_npy(np.ones((3, 2), np.uint16))}, facts)
+    TextTokenizer.train(["one two"], 265, tmp_path / "tokenizer.json")
+    join([tmp_path / "one", tmp_path / "other"], tmp_path / "codes")
+    mixture = Mixture(weights={"asr": 1}, corpora={"a": 1, "b": 3})
+    steps = DocumentSteps(
+        TokenSpace(265, [8, 4]),
+        tmp_path / "tokenizer.json",
+        mixture,
+        400,
+        codes_dir=tmp_path / "codes",
+        split="train",
+    )
+    assert steps.plan.shares(40) == pytest.approx({"asr@a": 0.25, "asr@b": 0.75}, abs=0.03)
+    assert len(ShardReader(tmp_path / "codes", "dev")) == 0
+    with ShardWriter(tmp_path / "wide", "train", fingerprint={"codebook_sizes": [16, 4]}) as writer:
+        writer.write("w", {"codes.npy": dump_npy(np.ones((3, 2), np.uint16))}, {"num_frames": 3})
+    with pytest.raises(UserError, match="codebook_sizes"):
+        join([tmp_path / "one", tmp_path / "wide"], tmp_path / "no")
+    with pytest.raises(UserError, match="holds code shards, the others hold audio"):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "one").rename(tmp_path / "data" / "shards")
+        join([tmp_path / "data", tmp_path / "other"], tmp_path / "mixed")
+
+
+def test_done_it_stays_and_a_broken_off_one_is_made_anew(built, prepared, tmp_path):
+    out = tmp_path / "both"
+    join([prepared, built], out)
+    tar = out / "shards" / "train-000000.tar"
+    place = tar.stat().st_ino
+    assert place == (prepared / "shards" / "train-000000.tar").stat().st_ino, "a link takes no space"
+    stamp = (out / "joined.json").stat().st_mtime_ns
+    assert join([prepared, built], out)[str(prepared)] == {"train": 5, "dev": 2, "test": 1}
+    assert (out / "joined.json").stat().st_mtime_ns == stamp
+    (out / "joined.json").write_text(json.dumps({"key": None}))
+    (out / "shards" / "train.shards.json").unlink()
+    join([prepared, built], out)
+    assert len(ShardReader(out / "shards", "train")) > 5
+    assert "asr" not in join([prepared, built], out, refused=False)[str(built)]
+    assert all("only" not in entry.facts for entry in entries(out / "shards", "train"))
+
+
+def test_mistakes_are_one_line(built, prepared, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    for folders, out, words in (
+        ([prepared], "x", "1 given; name at least two"),
+        ([prepared, tmp_path / "nothing"], "x", "nothing: holds no finished shards; prepare, build"),
+        ([prepared, built], "full", "full: is not empty and no joined folder"),
+        ([prepared, prepared], "twice", r"8 samples have the same key in .*prepared.*corpus=several"),
+    ):
+        with pytest.raises(UserError, match=words):
+            join(folders, tmp_path / out)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
