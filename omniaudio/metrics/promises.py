@@ -21,7 +21,7 @@ def fall(curve: Curve, ends: float = 0.1) -> float:
 
     Args:
         curve: (step, value) pairs.
-        ends: share of the points that make up either end; single steps are too noisy to compare.
+        ends: share of the points that make up either end; single steps are too noisy to compare. 0: one point.
     """
     values = [value for _, value in curve if value != 0]  # 0: no position of the step had this loss
     if not values:
@@ -31,16 +31,17 @@ def fall(curve: Curve, ends: float = 0.1) -> float:
 
 
 def loss_rows(exp_dir: Path, falls: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """One row a training loss: stage -> loss -> least share by which it should fall."""
+    """One row a loss: stage -> loss -> least share by which it should fall; ``val/...`` is a held-out one."""
     rows = []
     for stage, losses in falls.items():
         curves = read_stage(exp_dir / stage).curves
-        for loss, least in losses.items():
-            curve = curves.get(f"train/{loss}", [])
-            value = fall(curve) if curve else None
-            rows.append(
-                _row(f"{stage}: {loss} falls by {100 * least:g}% or more", value, least, at_least=True)
-            )
+        for name, least in losses.items():
+            loss = name.removeprefix("val/")
+            held_out = loss != name
+            curve = curves.get(name if held_out else f"train/{name}", [])
+            value = fall(curve, ends=0.0 if held_out else 0.1) if len(curve) > held_out else None
+            what = f"{stage}: {'held-out ' * held_out}{loss} falls by {100 * least:g}% or more"
+            rows.append(_row(what, value, least, at_least=True))
     return rows
 
 
