@@ -145,11 +145,11 @@ class AudioHead(nn.Module):
         states_FKD = self.forward(hidden_FD, prefix_FKD)
         return [head(states_FKD[:, book]) for book, head in enumerate(self.heads)]
 
-    def loss(self, hidden_FD: Tensor, prefix_FKD: Tensor, label_FK: Tensor) -> Tensor:
+    def loss(self, hidden_FD: Tensor, prefix_FKD: Tensor, label_FK: Tensor, z_weight: float = 0.0) -> Tensor:
         """Cross-entropy (F, K) in nats of every depth given (see ``forward``), 0 where there is no label."""
         states_FKD = self.forward(hidden_FD, prefix_FKD)
         losses = [
-            chunked_cross_entropy(head, states_FKD[:, book], label_FK[:, book], size + 1)
+            chunked_cross_entropy(head, states_FKD[:, book], label_FK[:, book], size + 1, z_weight)
             for book, (head, size) in enumerate(zip(self.heads, self.codebook_sizes, strict=True))
             if book < states_FKD.shape[1]
         ]

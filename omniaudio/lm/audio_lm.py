@@ -40,6 +40,7 @@ class AudioLM(nn.Module):
         deep_frame_share: share of the frames, chosen anew each training step, on which the books after the
             first are trained; their loss is scaled up so that its expectation stays. 1 trains
             all.
+        z_weight: of the z-loss in training (see chunked_cross_entropy), which both losses then contain.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class AudioLM(nn.Module):
         audio_head: AudioHead,
         token_space: TokenSpace,
         deep_frame_share: float = 1.0,
+        z_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if token_space.vocab_size > backbone.vocab_size:
@@ -67,7 +69,9 @@ class AudioLM(nn.Module):
             )
         if not 0 < deep_frame_share <= 1:
             raise UserError(f"lm.deep_frame_share: {deep_frame_share} is not in (0, 1]")
-        self.deep_frame_share = deep_frame_share
+        if z_weight < 0:
+            raise UserError(f"lm.z_weight: {z_weight} must be >= 0; 0 is no z-loss")
+        self.deep_frame_share, self.z_weight = deep_frame_share, z_weight
         self.backbone = backbone
         self.audio_head = audio_head
         self.token_space = token_space
@@ -108,9 +112,13 @@ class AudioLM(nn.Module):
         hidden_LD = self.backbone(embeds_LD, batch.doc_len_G)
         return LMOutput(
             hidden_LD=hidden_LD,
-            text_loss_L=self.backbone.text_loss(hidden_LD, batch.text_label_L),
+            text_loss_L=self.backbone.text_loss(hidden_LD, batch.text_label_L, self._z_weight),
             audio_loss_LK=self.audio_loss(hidden_LD, batch.audio_label_LK),
         )
+
+    @property
+    def _z_weight(self) -> float:
+        return self.z_weight if self.training else 0.0
 
     def audio_loss(self, hidden_LD: Tensor, label_LK: Tensor) -> Tensor:
         """Cross-entropy (L, K) of every book, 0 where there is no frame to predict."""
@@ -120,10 +128,10 @@ class AudioLM(nn.Module):
             chosen_F = torch.rand(len(rows_F), device=rows_F.device) < self.deep_frame_share
             shallow_F, rows_F = rows_F[~chosen_F], rows_F[chosen_F]
             no_prefix = hidden_LD.new_zeros(len(shallow_F), 0, hidden_LD.shape[1])
-            loss_F1 = self.audio_head.loss(hidden_LD[shallow_F], no_prefix, label_LK[shallow_F])
+            loss_F1 = self.audio_head.loss(hidden_LD[shallow_F], no_prefix, label_LK[shallow_F], self._z_weight)
             loss_LK = loss_LK.index_put((shallow_F, torch.zeros_like(shallow_F)), loss_F1[:, 0])
         label_FK = label_LK[rows_F]
-        loss_FK = self.audio_head.loss(hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK)
+        loss_FK = self.audio_head.loss(hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK, self._z_weight)
         if self.training and self.deep_frame_share < 1:
             loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / self.deep_frame_share], dim=1)
         return loss_LK.index_copy(0, rows_F, loss_FK)

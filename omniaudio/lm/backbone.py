@@ -146,9 +146,9 @@ class CausalBackbone(nn.Module):
         position_L = torch.arange(past, past + len(embeds_LD), device=embeds_LD.device)
         return self._run(embeds_LD[None], position_L[None], past_key_values=cache)[0]
 
-    def text_loss(self, hidden_LD: Tensor, label_L: Tensor) -> Tensor:
+    def text_loss(self, hidden_LD: Tensor, label_L: Tensor, z_weight: float = 0.0) -> Tensor:
         """Cross-entropy by position against ids; 0 where the label is NO_LABEL."""
-        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size)
+        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size, z_weight)
 
     def _run(self, hidden_1LD: Tensor, position_1L: Tensor, **kwargs: Any) -> Tensor:
         rotary = self.rotary(hidden_1LD, position_1L)

@@ -25,6 +25,7 @@ def chunked_cross_entropy(
     hidden_LD: Tensor,
     label_L: Tensor,
     num_classes: int,
+    z_weight: float = 0.0,
 ) -> Tensor:
     """Cross-entropy by position; logits are made only where there is a label, some rows at a time.
 
@@ -37,6 +38,8 @@ def chunked_cross_entropy(
         hidden_LD: hidden states.
         label_L: class, or NO_LABEL.
         num_classes: to choose the chunk.
+        z_weight: of the squared logarithm of the softmax's denominator, which keeps logits from drifting away
+            (z-loss, arXiv:2204.02311, section 5).
 
     Returns:
         (L,) float32 in nats, 0 where there is no label.
@@ -45,17 +48,18 @@ def chunked_cross_entropy(
     hidden_ND, label_N = hidden_LD[rows_N], label_L[rows_N]
     sharded = isinstance(head, nn.Module) and is_sharded(head)
     if not sharded and len(rows_N) * num_classes <= FEW_LOGITS:
-        loss_N = _cross_entropy(head, hidden_ND, label_N)
+        loss_N = _cross_entropy(head, hidden_ND, label_N, z_weight)
     elif not sharded and type(head) is nn.Linear and head.bias is None:
         chunk = max(1, MAX_LOGITS // num_classes)
-        loss_N = _LinearCrossEntropy.apply(hidden_ND, head.weight, label_N, chunk)  # type: ignore[no-untyped-call]
+        loss_N = _LinearCrossEntropy.apply(hidden_ND, head.weight, label_N, chunk, z_weight)  # type: ignore[no-untyped-call]
     else:
-        loss_N = _again_in_backward(head, hidden_ND, label_N, max(1, FEW_LOGITS // num_classes), sharded)
+        chunk = max(1, FEW_LOGITS // num_classes)
+        loss_N = _again_in_backward(head, hidden_ND, label_N, chunk, sharded, z_weight)
     return torch.zeros(len(label_L), dtype=loss_N.dtype, device=loss_N.device).index_put((rows_N,), loss_N)
 
 
 def _again_in_backward(
-    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor, chunk: int, sharded: bool
+    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor, chunk: int, sharded: bool, z_weight: float
 ) -> Tensor:
     num_chunks = -(-len(label_N) // chunk)
     if sharded:
@@ -63,10 +67,11 @@ def _again_in_backward(
         distributed.all_reduce(most, distributed.ReduceOp.MAX)
         num_chunks = int(most)
     if num_chunks <= 1:
-        return _cross_entropy(head, hidden_ND, label_N)
+        return _cross_entropy(head, hidden_ND, label_N, z_weight)
     bounds = [min(i * chunk, len(label_N)) for i in range(num_chunks + 1)]
     pairs = [(hidden_ND[start:end], label_N[start:end]) for start, end in pairwise(bounds)]
-    return torch.cat([checkpoint(_cross_entropy, head, h, label, use_reentrant=False) for h, label in pairs])
+    losses = [checkpoint(_cross_entropy, head, h, label, z_weight, use_reentrant=False) for h, label in pairs]
+    return torch.cat(losses)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -77,12 +82,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, chunk: int, z_weight: float
+    ) -> Tensor:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, weight_VD, label_N)
-        ctx.chunk, ctx.dtype, ctx.grad_VD = chunk, dtype, None
+        ctx.chunk, ctx.dtype, ctx.z_weight, ctx.grad_VD = chunk, dtype, z_weight, None
         ctx.grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         if ctx.needs_input_grad[1]:
             ctx.grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -91,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = weight_VD.to(dtype)
             for here in _chunks(len(label_N), chunk):
                 hidden, label = hidden_ND[here].to(dtype), label_N[here]
-                loss_N[here], error_nV = _loss_and_error(hidden, weight, label)
+                loss_N[here], error_nV = _loss_and_error(hidden, weight, label, z_weight)
                 if ctx.grad_ND is not None:
                     ctx.grad_ND[here] = error_nV @ weight
                 if ctx.grad_VD is not None:
@@ -102,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         (grad_N,) = grads
         if grad_N is None:
-            return None, None, None, None
+            return None, None, None, None, None
         hidden_ND, weight_VD, label_N = ctx.saved_tensors
         grad_ND = grad_VD = None
         if ctx.grad_ND is not None:
@@ -113,33 +120,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_VD is not None and even:
                 grad_VD *= grad_N[0] if len(grad_N) else 1.0
             else:
-                grad_VD = _weight_gradient(hidden_ND, weight_VD, label_N, grad_N, ctx.chunk, ctx.dtype)
+                grad_VD = _weight_gradient(ctx, hidden_ND, weight_VD, label_N, grad_N)
             grad_VD = grad_VD.to(weight_VD.dtype)
-        return grad_ND, grad_VD, None, None
+        return grad_ND, grad_VD, None, None, None
 
 
-def _loss_and_error(hidden_nD: Tensor, weight_VD: Tensor, label_n: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy by row, and its gradient by the logits in the type of the weight, in the memory of the logits."""
+def _loss_and_error(
+    hidden_nD: Tensor, weight_VD: Tensor, label_n: Tensor, z_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Loss by row, and its gradient by the logits in the type of the weight, in the memory of the logits."""
     error_nV = functional.linear(hidden_nD, weight_VD).float()
-    error_nV -= error_nV.amax(dim=-1, keepdim=True)
+    most_n1 = error_nV.amax(dim=-1, keepdim=True)
+    error_nV -= most_n1
     chosen_n1 = error_nV.gather(1, label_n[:, None])
     total_n1 = error_nV.exp_().sum(dim=-1, keepdim=True)
-    error_nV /= total_n1
+    log_total_n1 = total_n1.log()
+    z_n1 = log_total_n1 + most_n1
+    error_nV *= (1 + 2 * z_weight * z_n1) / total_n1
     error_nV.scatter_add_(1, label_n[:, None], error_nV.new_full((len(label_n), 1), -1.0))
-    return (total_n1.log() - chosen_n1)[:, 0], error_nV.to(weight_VD.dtype)
+    return (log_total_n1 - chosen_n1 + z_weight * z_n1**2)[:, 0], error_nV.to(weight_VD.dtype)
 
 
-def _weight_gradient(
-    hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, grad_N: Tensor, chunk: int, dtype: torch.dtype
-) -> Tensor:
+def _weight_gradient(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, grad_N: Tensor) -> Tensor:
     """Every row times its own factor: the logits are made again."""
     grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-    weight = weight_VD.to(dtype)
+    weight = weight_VD.to(ctx.dtype)
     with torch.autocast(weight.device.type, enabled=False):
-        for here in _chunks(len(label_N), chunk):
-            hidden = hidden_ND[here].to(dtype)
-            _, error_nV = _loss_and_error(hidden, weight, label_N[here])
-            error_nV *= grad_N[here, None].to(dtype)
+        for here in _chunks(len(label_N), ctx.chunk):
+            hidden = hidden_ND[here].to(ctx.dtype)
+            _, error_nV = _loss_and_error(hidden, weight, label_N[here], ctx.z_weight)
+            error_nV *= grad_N[here, None].to(ctx.dtype)
             _add_product(grad_VD, error_nV, hidden)
     return grad_VD
 
@@ -155,5 +165,9 @@ def _chunks(num_rows: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, num_rows)) for start in range(0, num_rows, chunk)]
 
 
-def _cross_entropy(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor) -> Tensor:
-    return functional.cross_entropy(head(hidden_ND).float(), label_N, reduction="none")
+def _cross_entropy(
+    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor, z_weight: float
+) -> Tensor:
+    logits_NV = head(hidden_ND).float()
+    loss_N = functional.cross_entropy(logits_NV, label_N, reduction="none")
+    return loss_N + z_weight * logits_NV.logsumexp(dim=-1) ** 2 if z_weight else loss_N

@@ -309,8 +309,16 @@ class Task(LightningModule):
         if not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.log_stats({"grad_norm": norm})
+        self.log_stats({"grad_norm": norm, **self._norms_of_parts()})
         self.drop_bad_step(optimizer, bool(torch.isfinite(norm)))
+
+    def _norms_of_parts(self) -> dict[str, Tensor]:
+        """Norm of the gradients of each part: the children of the task's modules, ``lm.backbone`` and so on."""
+        parts: dict[str, list[Tensor]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
+        return {f"grad_norm/part/{name}": torch.nn.utils.get_total_norm(grads) for name, grads in parts.items()}
 
     def drop_bad_step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
         """Forget the gradients of a non-finite step, say which samples were in it, end after too many."""

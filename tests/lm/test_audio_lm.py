@@ -95,3 +95,19 @@ def test_parts_that_do_not_fit_are_refused_with_both_numbers():
         AudioLM(backbone, AudioHead(24, SIZES, head_dim=8), SPACE)
     with pytest.raises(UserError, match=r"vocab_size 64 .* 128"):
         AudioLM(backbone, AudioHead(16, SIZES, head_dim=8), TokenSpace(100, SIZES))
+
+
+def test_z_loss_is_in_both_losses_of_training_alone():
+    data = batch()
+    plain, with_z = make(), make(z_weight=0.5)
+    rows = (data.audio_label_LK[:, 0] != NO_LABEL).nonzero()[:, 0]
+    output, more = plain(data), with_z(data)
+    z_L = plain.backbone.lm_head(output.hidden_LD).logsumexp(-1) ** 2 * (data.text_label_L != NO_LABEL)
+    assert_close(more.text_loss_L, output.text_loss_L + 0.5 * z_L)
+    label_FK = data.audio_label_LK[rows]
+    logits = plain.audio_head.logits(output.hidden_LD[rows], plain.embed_prefix(label_FK))
+    z_FK = torch.stack([logits_FV.logsumexp(-1) ** 2 for logits_FV in logits], dim=1)
+    assert_close(more.audio_loss_LK[rows], output.audio_loss_LK[rows] + 0.5 * z_FK)
+    assert_close(with_z.eval()(data).text_loss_L, plain.eval()(data).text_loss_L)
+    with pytest.raises(UserError, match=r"lm\.z_weight: -1 must be >= 0"):
+        make(z_weight=-1)

@@ -18,8 +18,10 @@ def setting(bias: bool):
     return head, hidden, label
 
 
-def full_logits(head, hidden, label):
-    return functional.cross_entropy(head(hidden), label, reduction="none", ignore_index=NO_LABEL)
+def full_logits(head, hidden, label, z_weight=0.0):
+    logits = head(hidden)
+    loss = functional.cross_entropy(logits, label, reduction="none", ignore_index=NO_LABEL)
+    return loss + z_weight * logits.logsumexp(-1) ** 2 * (label != NO_LABEL)
 
 
 def in_chunks_of_three_rows(monkeypatch):
@@ -30,14 +32,15 @@ def in_chunks_of_three_rows(monkeypatch):
 @pytest.mark.parametrize("chunks", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("even", [True, False])
-def test_equals_full_logits_with_gradients(monkeypatch, chunks, bias, even):
+@pytest.mark.parametrize("z_weight", [0.0, 0.3])
+def test_equals_full_logits_with_gradients(monkeypatch, chunks, bias, even, z_weight):
     if chunks:
         in_chunks_of_three_rows(monkeypatch)
     head, hidden, label = setting(bias)
     scale = torch.full((10,), 0.3) if even else torch.rand(10)
-    wanted = full_logits(head, hidden, label)
+    wanted = full_logits(head, hidden, label, z_weight)
     wanted_grads = torch.autograd.grad((wanted * scale).sum(), [hidden, *head.parameters()])
-    loss = chunked_cross_entropy(head, hidden, label, 11)
+    loss = chunked_cross_entropy(head, hidden, label, 11, z_weight)
     assert_close(loss, wanted)
     assert_close(torch.autograd.grad((loss * scale).sum(), [hidden, *head.parameters()]), wanted_grads)
 

@@ -280,6 +280,14 @@ def test_damaged_samples_are_told_once_and_counted_and_too_many_end_the_run(
         run(tmp_path / "again", make_task(4), stop=4)
 
 
+def test_gradient_norms_are_logged_by_part(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run(tmp_path, make_task(2), stop=2)]
+    logged = {name: value for line in lines if line["step"] == 1 for name, value in line.items() if "grad_norm" in name}
+    parts = {name: value for name, value in logged.items() if "part/" in name}
+    assert parts.keys() == {"train/grad_norm/part/net.0", "train/grad_norm/part/net.2"}, "and none of what is frozen"
+    assert sum(value**2 for value in parts.values()) == pytest.approx(logged["train/grad_norm"] ** 2, rel=1e-4)
+
+
 def test_learning_rates_by_pattern() -> None:
     """Matrices decay and vectors do not, whatever their rate; the schedule moves all of them alike."""
     task = make_task(10, lr_factors={"net.0.*": 0.5, "net.*.bias": 0.1}, weight_decay=0.3)
