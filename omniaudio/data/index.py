@@ -278,7 +278,7 @@ class Listing:
         path = self._index_paths.get(number) or self._checked_index(number)
         text = self.maps[path]
         if self._places is None:
-            self._places = memoryview(np.ascontiguousarray(self.column(LINE)))
+            self._places = np.ascontiguousarray(self.column(LINE)).data
         place = self._places[position]
         entry = _entry(text[place : text.find(b"\n", place) + 1], path)
         entry.shard = number

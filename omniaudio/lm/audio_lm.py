@@ -128,10 +128,14 @@ class AudioLM(nn.Module):
             chosen_F = torch.rand(len(rows_F), device=rows_F.device) < self.deep_frame_share
             shallow_F, rows_F = rows_F[~chosen_F], rows_F[chosen_F]
             no_prefix = hidden_LD.new_zeros(len(shallow_F), 0, hidden_LD.shape[1])
-            loss_F1 = self.audio_head.loss(hidden_LD[shallow_F], no_prefix, label_LK[shallow_F], self._z_weight)
+            loss_F1 = self.audio_head.loss(
+                hidden_LD[shallow_F], no_prefix, label_LK[shallow_F], self._z_weight
+            )
             loss_LK = loss_LK.index_put((shallow_F, torch.zeros_like(shallow_F)), loss_F1[:, 0])
         label_FK = label_LK[rows_F]
-        loss_FK = self.audio_head.loss(hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK, self._z_weight)
+        loss_FK = self.audio_head.loss(
+            hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK, self._z_weight
+        )
         if self.training and self.deep_frame_share < 1:
             loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / self.deep_frame_share], dim=1)
         return loss_LK.index_copy(0, rows_F, loss_FK)

@@ -59,7 +59,12 @@ def chunked_cross_entropy(
 
 
 def _again_in_backward(
-    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor, chunk: int, sharded: bool, z_weight: float
+    head: Callable[[Tensor], Tensor],
+    hidden_ND: Tensor,
+    label_N: Tensor,
+    chunk: int,
+    sharded: bool,
+    z_weight: float,
 ) -> Tensor:
     num_chunks = -(-len(label_N) // chunk)
     if sharded:
@@ -141,7 +146,9 @@ def _loss_and_error(
     return (log_total_n1 - chosen_n1 + z_weight * z_n1**2)[:, 0], error_nV.to(weight_VD.dtype)
 
 
-def _weight_gradient(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, grad_N: Tensor) -> Tensor:
+def _weight_gradient(
+    ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, grad_N: Tensor
+) -> Tensor:
     """Every row times its own factor: the logits are made again."""
     grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
     weight = weight_VD.to(ctx.dtype)

@@ -318,7 +318,9 @@ class Task(LightningModule):
         for name, parameter in self.named_parameters():
             if parameter.grad is not None:
                 parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
-        return {f"grad_norm/part/{name}": torch.nn.utils.get_total_norm(grads) for name, grads in parts.items()}
+        return {
+            f"grad_norm/part/{name}": torch.nn.utils.get_total_norm(grads) for name, grads in parts.items()
+        }
 
     def drop_bad_step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
         """Forget the gradients of a non-finite step, say which samples were in it, end after too many."""

@@ -26,7 +26,9 @@ def test_losses_are_held_against_their_share(tmp_path):
 
 def test_held_out_losses_compare_the_first_validation_with_the_last(tmp_path):
     (tmp_path / "lm").mkdir()
-    lines = [{"step": step, "train/a": 1.0, "val/a": value} for step, value in ((10, 8.0), (20, 9.0), (30, 6.0))]
+    lines = [
+        {"step": step, "train/a": 1.0, "val/a": value} for step, value in ((10, 8.0), (20, 9.0), (30, 6.0))
+    ]
     lines.append({"step": 30, "val/b": 3.0})
     (tmp_path / "lm" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = loss_rows(tmp_path, {"lm": {"val/a": 0.2, "val/b": 0.1}})

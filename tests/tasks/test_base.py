@@ -282,10 +282,20 @@ def test_damaged_samples_are_told_once_and_counted_and_too_many_end_the_run(
 
 def test_gradient_norms_are_logged_by_part(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run(tmp_path, make_task(2), stop=2)]
-    logged = {name: value for line in lines if line["step"] == 1 for name, value in line.items() if "grad_norm" in name}
+    logged = {
+        name: value
+        for line in lines
+        if line["step"] == 1
+        for name, value in line.items()
+        if "grad_norm" in name
+    }
     parts = {name: value for name, value in logged.items() if "part/" in name}
-    assert parts.keys() == {"train/grad_norm/part/net.0", "train/grad_norm/part/net.2"}, "and none of what is frozen"
-    assert sum(value**2 for value in parts.values()) == pytest.approx(logged["train/grad_norm"] ** 2, rel=1e-4)
+    assert parts.keys() == {"train/grad_norm/part/net.0", "train/grad_norm/part/net.2"}, (
+        "and none of what is frozen"
+    )
+    assert sum(value**2 for value in parts.values()) == pytest.approx(
+        logged["train/grad_norm"] ** 2, rel=1e-4
+    )
 
 
 def test_learning_rates_by_pattern() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from common import compare, speech_like
 
-from omniaudio.cli.extract import extract_split
+from omniaudio.cli.extract import extract
 from omniaudio.cli.main import compose
 from omniaudio.config import build
 from omniaudio.data.shards import ShardReader, ShardWriter, load_npy
@@ -27,7 +27,8 @@ with ShardWriter(folder / "shards", "train") as writer:
         writer.write(f"clip-{i}", {"flac": encode_audio(wave.numpy(), 16000)}, facts)
 config = {
     "num_threads": 1, "tokenizer": str(folder / "tokenizer"), "device": "cpu",
-    "shards_dir": str(folder / "shards"), "batch_size": 8,
+    "shards_dir": str(folder / "shards"), "batch_size": 8, "splits": ["train"],
+    "executor": {"_target_": "omniaudio.corpus.build.executors.LocalProcesses"},
 }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def codes_of(name: str) -> list[torch.Tensor]:
 
 
 def ours() -> list[torch.Tensor]:
-    extract_split(config, "train", folder / "ours")
+    extract(config, folder / "ours")
     return codes_of("ours")
 
 

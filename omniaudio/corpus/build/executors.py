@@ -1,4 +1,4 @@
-"""Who does the jobs: processes of this machine, or a Ray cluster. Both do the same to the same files."""
+"""Who does jobs (of a build, of an extraction): processes of this machine, or a Ray cluster. Both do the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omniaudio.config import build
-from omniaudio.corpus.build.pipeline import Job, Pipeline
+from omniaudio.corpus.build.pipeline import Job
 from omniaudio.corpus.workers import Workers
 from omniaudio.errors import UserError
 from omniaudio.progress import track
@@ -21,7 +21,7 @@ class Executor(Protocol):
         """Do all of ``jobs``.
 
         Args:
-            node: config of the Pipeline; every worker builds its own, with its models, once.
+            node: config of what has a method ``run(job, folder)``, as a Pipeline has; every worker builds its own, with its models, once.
             folder: of the build; all workers reach it under this path.
         """
         ...
@@ -30,17 +30,17 @@ class Executor(Protocol):
 class Worker:
     """A pipeline built when the first job comes; what a process keeps from job to job."""
 
-    def __init__(self, node: Mapping[str, Any], folder: str, threads: int = 1) -> None:
+    def __init__(self, node: Mapping[str, Any], folder: str, threads: int | None = 1) -> None:
         self.node, self.folder, self.threads = dict(node), Path(folder), threads
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Any = None
 
     def __call__(self, job: Job) -> int:
         if self._pipeline is None:
             import torch
 
-            torch.set_num_threads(self.threads)  # sums in another order are other sums
+            if self.threads:
+                torch.set_num_threads(self.threads)  # sums in another order are other sums
             self._pipeline = build(self.node, "pipeline")
-        assert self._pipeline is not None
         self._pipeline.run(job, self.folder)
         return job.number
 
@@ -50,10 +50,10 @@ class LocalProcesses:
 
     Args:
         num_workers: processes; 0 does the jobs in this one.
-        threads: of torch in each.
+        threads: of torch in each; null leaves torch its choice.
     """
 
-    def __init__(self, num_workers: int = 0, threads: int = 1) -> None:
+    def __init__(self, num_workers: int = 0, threads: int | None = 1) -> None:
         self.num_workers, self.threads = num_workers, threads
 
     def run(self, node: Mapping[str, Any], folder: Path, jobs: Sequence[Job]) -> None:
