@@ -60,10 +60,10 @@ def join(folders: Sequence[Path], out: Path, refused: bool = True) -> dict[str, 
     places = [shards_of(folder) for folder in folders]
     whole = [place != folder for place, folder in zip(places, folders, strict=True)]
     if len(set(whole)) > 1:
-        names = ", ".join(
+        named = ", ".join(
             str(folder) for folder, is_whole in zip(folders, whole, strict=True) if not is_whole
         )
-        raise UserError(f"folders: {names} holds code shards, the others hold audio: join one sort at a time")
+        raise UserError(f"folders: {named} holds code shards, the others hold audio: join one sort at a time")
     target = out / "shards" if whole[0] else out
     key = digest([[_content(place) for place in places], refused])
     if (known := _stamp(out)) and known["key"] == key:

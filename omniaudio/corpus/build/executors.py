@@ -21,7 +21,8 @@ class Executor(Protocol):
         """Do all of ``jobs``.
 
         Args:
-            node: config of what has a method ``run(job, folder)``, as a Pipeline has; every worker builds its own, with its models, once.
+            node: config of what has a method ``run(job, folder)``, as a Pipeline has; every worker builds
+                its own, with its models, once.
             folder: of the build; all workers reach it under this path.
         """
         ...
