@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(yaml.safe_dump(redacted(config), sort_keys=False, allow_unicode=True))
             return
         quiet_libraries()
+        if launcher := config.get("trainer", {}).get("launcher") if verb == "train" else None:
+            from omniaudio.config import build
+
+            print(build(launcher, "trainer.launcher").submit(overrides, config))
+            return
         module.main(config)
     except UserError as error:
         fail(str(error), 2)

@@ -120,10 +120,12 @@ def make_trainer(
     """Lightning's trainer: one pass over the planned batches; stages, checkpoints and order are ours."""
     import torch
     from lightning import Trainer
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     from omniaudio.training.checkpoint import SafeCheckpointIO
     from omniaudio.training.strategies import make_strategy
 
+    slurm = SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None  # Preemption saves
     settings, zero = config["trainer"], config["strategy"].startswith("zero")
     on_gpu = settings["accelerator"] == "gpu"
     if zero and not automatic:
@@ -139,7 +141,7 @@ def make_trainer(
         strategy=make_strategy(config["strategy"], config["offload"]),
         # DeepSpeed has no autocast of its own choosing: its bf16 would round the weights themselves.
         precision=settings["precision"] if on_gpu or not zero else "32-true",
-        plugins=None if zero else [SafeCheckpointIO()],
+        plugins=[*([] if zero else [SafeCheckpointIO()]), *([slurm] if slurm else [])],
         accumulate_grad_batches=config["accumulate"],
         gradient_clip_val=config["gradient_clip"] if automatic else None,
         max_epochs=1,

@@ -51,6 +51,7 @@ check_options() {
     [[ $slot != data ]] || ! is_built || continue
     choices=("$root/conf/${slot/data/corpus}"/*.yaml)
     choices=("${choices[@]##*/}")
+    [[ $slot != trainer ]] || choices=(cpu.yaml gpu.yaml) # trainer=slurm submits one training and does not wait for it
     [[ " ${choices[*]} " == *" ${!slot}.yaml "* ]] || usage_error "--$slot ${!slot}: can be ${choices[*]%.yaml}"
   done
   if [[ -n $audio_dir ]]; then
