@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.build.text_steps import Normalise
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import normalise_text
 from omniaudio.metrics.asr_judge import AsrJudge
@@ -44,17 +45,31 @@ class Recognise:
 
 
 class CompareHeard:
-    """Scores ``cer``: edits between what should be said and what was heard, over the characters of the former."""
+    """Scores ``cer``: the fewest edits between what should be said and what was heard, each as written and as read
+    aloud, over the characters of the former. A recogniser is free to write "1984" or "nineteen eighty-four"."""
+
+    def __init__(self) -> None:
+        self._normalise = Normalise()
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
+        return [segment.scored(cer=self.cer(segment)) for segment in segments]
+
+    def cer(self, segment: Segment) -> float:
+        """Share of wrong characters; 1 where nothing should be said."""
         import jiwer
 
-        compared = []
-        for segment in segments:
-            expected = normalise_text(segment.spoken or segment.text, segment.language)
-            heard = normalise_text(segment.heard, segment.language)
-            compared.append(segment.scored(cer=float(jiwer.cer(expected, heard)) if expected else 1.0))
-        return compared
+        language = segment.language
+        spoken = segment.spoken or self._normalise.spoken(segment.text, language)
+        read = self._normalise.spoken(segment.heard, language)
+        pairs = [(text, heard) for text in (segment.text, spoken) for heard in (segment.heard, read)]
+        # 1984 and 7984 are a letter apart as written, and words apart when read: these count, where there are words
+        alike = [(text, heard) for text, heard in pairs if _numbers(text) == _numbers(heard)] or pairs
+        plain = [(normalise_text(text, language), normalise_text(heard, language)) for text, heard in alike]
+        return min((float(jiwer.cer(text, heard)) for text, heard in plain if text), default=1.0)
+
+
+def _numbers(text: str) -> str:
+    return "".join(char for char in text if char.isdecimal())
 
 
 class Transcribe:

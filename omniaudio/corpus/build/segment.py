@@ -23,6 +23,7 @@ class Segment:
     place: int = 0
     language: str = ""  # ISO 639-1
     text: str = ""  # as written
+    laid_out: str = ""  # the same with its line ends and tabs
     spoken: str = ""  # as it is to be read aloud: numbers and signs as words
     heard: str = ""  # what a recogniser wrote
     speaker: str = ""

@@ -20,6 +20,8 @@ CLOSING = "\"'”’)]）」』"
 class SplitText:
     """Natural segmentation: at the ends of sentences; a long one at its clauses, then at a space; short ones joined.
 
+    Line ends and tabs become spaces in ``text``; ``laid_out`` keeps them for who judges by them.
+
     Args:
         min_chars: shorter segments join the next.
         max_chars: none is longer.
@@ -36,14 +38,17 @@ class SplitText:
             texts = self.split(segment.text, segment.language)
             for i, text in enumerate(texts):
                 place = len(found)
-                part = replace(segment, key=f"{segment.passage}/{place:04d}", place=place, text=text)
+                part = replace(
+                    segment, key=f"{segment.passage}/{place:04d}", place=place,
+                    text=" ".join(text.split()), laid_out=text,
+                )  # fmt: skip
                 before, after = segment.before if i == 0 else (), segment.after if i == len(texts) - 1 else ()
                 found.append(replace(part, before=before, after=after))
         return found
 
     def split(self, text: str, language: str) -> list[str]:
-        """The parts of a text, in order; joined with spaces they are the text."""
-        text = " ".join(text.split())
+        """The parts of a text, in order, with its line ends and tabs; joined with spaces they are the text."""
+        text = re.sub(r"\s+", _folded, text.strip())
         space = "" if language in UNSPACED_LANGUAGES else " "
         joined: list[str] = []
         for sentence in _cut(text, SENTENCE_ENDS):
@@ -62,7 +67,7 @@ class SplitText:
         parts: list[str] = []
         for clause in _cut(sentence, CLAUSE_ENDS):
             while len(clause) > self.max_chars:
-                at = clause.rfind(" ", 1, self.max_chars + 1)
+                at = max(clause.rfind(space, 1, self.max_chars + 1) for space in " \n\t")
                 at = at if at > 0 else self.max_chars
                 parts.append(clause[:at].strip())
                 clause = clause[at:].strip()
@@ -71,6 +76,11 @@ class SplitText:
             else:
                 parts.append(clause)
         return [part for part in parts if part]
+
+
+def _folded(spaces: re.Match[str]) -> str:
+    """A run of spaces as one: a line end if there is one in it, else a tab, else a space."""
+    return next((char for char in "\n\t" if char in spaces[0]), " ")
 
 
 def _cut(text: str, ends: str) -> list[str]:
@@ -90,14 +100,20 @@ def _cut(text: str, ends: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
+CODE = (
+    r"[{}`]|::|=>|->|==|\w\(\)",
+    r"\w\([^()]*\)\s*;\s*$|=[^=;]*;\s*$|^\s*(return|let|const|var|int)\b[^;]*;\s*$",
+    r"^\s*def\s+\w+\s*\(|^\s*class\s+\w+\s*(\(\w*[,)]|:\s*$)|^\s*#include\s*[<\"]|^\s*SELECT\b.*\bFROM\b",
+    r"^\s*(from\s+[\w.]+\s+)?import\s+\w+(\.\w+)*(\s+as\s+\w+)?;?\s*$",
+)
 UNSPEAKABLE = (
     ("a link", re.compile(r"https?://|www\.|\S+@\S+\.\w+|\b\w+\.(com|org|net|io|html?)\b", re.IGNORECASE)),
-    (
-        "code",
-        re.compile(r"[{}`]|::|=>|->|==|\w\(\)|;\s*$|^\s*(def|class|import|#include|SELECT)\b", re.MULTILINE),
-    ),
+    ("code", re.compile("|".join(CODE), re.MULTILINE)),
     ("a table", re.compile(r"\|.*\||\t|[-=_]{4,}|\+-+\+")),
-    ("a formula", re.compile(r"\$[^$]+\$|\\[a-zA-Z]+|[∑∫√∂∞≤≥≠±×÷∈∀∃]|\w\^\w|\b\w\s*=\s*\S")),
+    (
+        "a formula",
+        re.compile(r"\$[^$]*[\\^_={}][^$]*\$|\$[a-zA-Z]\$|\\[a-zA-Z]+|[∑∫√∂∞≤≥≠±×÷∈∀∃]|\w\^\w|\b\w\s*=\s*\S"),
+    ),
 )
 
 
@@ -112,9 +128,8 @@ class Speakable:
         self.min_letters = min_letters
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
-        return [
-            segment.refused(fault) if (fault := self.fault(segment.text)) else segment for segment in segments
-        ]
+        faults = [self.fault(segment.laid_out or segment.text) for segment in segments]
+        return [s.refused(fault) if fault else s for s, fault in zip(segments, faults, strict=True)]
 
     def fault(self, text: str) -> str:
         """Why a text cannot be spoken; empty if it can."""

@@ -47,6 +47,22 @@ def test_edits_over_the_characters_that_should_be_said():
     assert [s.scores["cer"] for s in CompareHeard()(segments)] == pytest.approx([0, 4 / 3, 1, 1])
 
 
+def test_numbers_may_be_heard_as_digits_or_as_words():
+    def cer(text, heard, language="en", spoken=""):
+        (found,) = CompareHeard()([segment(1, text=text, heard=heard, language=language, spoken=spoken)])
+        return found.scores["cer"]
+
+    for spoken in ("", "It is nineteen eighty four."):
+        assert cer("It is 1984.", "It is 1984.", spoken=spoken) == 0
+        assert cer("It is 1984.", "It is nineteen eighty-four", spoken=spoken) == 0
+        assert cer("It is 1984.", "It is 7984.", spoken=spoken) > 0.3, "one digit, but other words"
+        assert cer("It is 1984.", "It is twenty-thirteen.", spoken=spoken) > 0.3
+    assert cer("It is nineteen eighty-four.", "It is 1984.") == 0
+    assert cer("气温25度", "气温二十五度", "zh") == cer("气温二十五度", "气温25度", "zh") == 0
+    assert cer("Costa 12 euro", "Costa 12 euro", "it") == 0
+    assert cer("Costa 12 euro", "Costa dodici euro", "it") == pytest.approx(6 / 13)
+
+
 def test_a_transcript_with_times_becomes_the_text(monkeypatch):
     monkeypatch.setattr(recognition, "AsrJudge", Parrot)
     told = {1.0: ([(" hi", 0.0, 0.5), (" you", 0.5, 1.0)], 0.75), 2.0: ([], 0.5)}

@@ -66,6 +66,21 @@ def test_segments_are_numbered_in_their_passage():
         ("E = mc2 holds", "text: a formula"),
         ("?!...", "text: no words"),
         ("a *** >>> ### @@@ b", "text: few letters"),
+        ("so $x$ is", "text: a formula"),
+        ("as $a_1$ is", "text: a formula"),
+        ("It costs $5 today, not $6.", ""),
+        ("def f(x):", "text: code"),
+        ("class Reader(Base):", "text: code"),
+        ("from os import path", "text: code"),
+        ("import os.path", "text: code"),
+        ("SELECT name FROM people", "text: code"),
+        ("Then:\nreturn x;\nand so on", "text: code"),
+        ("print(x);", "text: code"),
+        ("class is over.", ""),
+        ("def jam is a band,", ""),
+        ("import duties rise as trade grows.", ""),
+        ("SELECT what you like.", ""),
+        ("The moon is low;\nthe night is long;", ""),
         ("It costs 12 dollars and 50 cents, doesn't it?", ""),
         ("Contraseña incorrecta.", ""),
         ("今天天气不错。", ""),
@@ -76,6 +91,22 @@ def test_what_nobody_reads_aloud(text, fault):
     assert Speakable().fault(text) == fault
     (judged,) = Speakable()([Segment(key="a", passage="p", text=text)])
     assert judged.fault == fault
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("This is what you write:\n\n    import numpy as np\n\nNow it is there.", {"text: code"}),
+        ("The names are these.\nann\tbob\n", {"text: a table", ""}),
+        ("\tA line that is indented\nand goes on in the next.", {""}),
+        ("We talk about imports and\nimport duties, as they say.", {""}),
+    ],
+)
+def test_lines_and_tabs_are_judged_and_then_folded(text, faults):
+    parts = SplitText(min_chars=0)([Segment(key="a", passage="p", text=text, language="en")])
+    judged = Speakable()(parts)
+    assert {part.fault for part in judged} == faults
+    assert " ".join(part.text for part in judged) == " ".join(text.split())
 
 
 def test_numbers_become_words_in_english_and_chinese():
