@@ -7,7 +7,7 @@ decided here, so that a mixture changes without touching a shard.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ class DocumentComposer:
         self._known_ids: dict[str, list[int]] = {}
         self._whole, self._counted = (
             _Form(
-                DocumentLayouts(space, loss_on_intlv_audio, builder), ChatLayout(space, self.encode, builder), codes
+                DocumentLayouts(space, loss_on_intlv_audio, builder),
+                ChatLayout(space, self.encode, builder),
+                codes,
             )
             for builder, codes in ((DocumentBuilder, self._codes), (LengthBuilder, self._frames))
         )
@@ -112,7 +114,9 @@ class DocumentComposer:
             return [(i,) for i in items.tolist()]
         items = items[self._fits(kind, corpus, items)]
         if kind in CHATS:
-            chats = (self._chat(i) for i in items[np.asarray(self.reader.column("place")[items]) == 0].tolist())
+            chats = (
+                self._chat(i) for i in items[np.asarray(self.reader.column("place")[items]) == 0].tolist()
+            )
             return [chat for chat in chats if self._messages(kind, chat, self._frames)]
         if kind in JOINED:
             groups = [group for voice in self._voices(items) for group in self._joined(kind, voice, rng)]
@@ -186,7 +190,7 @@ class DocumentComposer:
             for place, i in enumerate(item_ids):
                 reply += [self._segment_text(i, place), codes(i)]
             return [codes(i) for i in item_ids], reply
-        cut = split_clip(facts["text"], len(audio))
+        cut = _split(facts, len(audio))
         if cut is not None:
             _, rest, frame = cut
             heard, spoken = audio[:frame], audio[frame:]
@@ -281,17 +285,34 @@ class DocumentComposer:
         if not self.reader.column("passage")[voice[0]]:
             return list(zip(voice, [*voice[1:], voice[0]], strict=True))
         facts = self.reader.entries[voice[-1]].facts
-        alone = split_clip(facts["text"], int(facts["num_frames"])) is not None
+        alone = _split(facts, int(facts["num_frames"])) is not None
         return [*itertools.pairwise(voice), *([(voice[-1], voice[-1])] if alone else [])]
 
 
-def split_clip(
-    text: str, num_frames: int, min_frames: int = 12, min_chars: int = 6
-) -> tuple[str, str, int] | None:
-    """Cut a clip in two where its text pauses; the frame is guessed from the share of letters before it.
+def _split(facts: Mapping[str, Any], num_frames: int) -> tuple[str, str, int] | None:
+    """``split_clip`` of a clip with its facts; a build writes the times of words, other corpora have none."""
+    words = facts.get("words", ())
+    return split_clip(
+        facts["text"], num_frames, words, facts["num_samples"] / facts["sample_rate_hz"] if words else 0
+    )
 
-    Without an alignment this is off by some frames, which a pause forgives. A clip that has no clause end
-    with enough text and sound on both sides is not cut.
+
+def split_clip(
+    text: str,
+    num_frames: int,
+    words: Sequence[tuple[str, float, float]] = (),
+    seconds: float = 0.0,
+    min_frames: int = 12,
+    min_chars: int = 6,
+) -> tuple[str, str, int] | None:
+    """Cut a clip in two where its text pauses.
+
+    Without times of its words the frame is guessed from the share of letters before it: off by some frames, which a
+    pause forgives. A clip that has no clause end with enough text and sound on both sides is not cut.
+
+    Args:
+        words: (word, start, end) in seconds; joined they are the text.
+        seconds: of the clip.
 
     Returns:
         text before, text after, first frame after; or None.
@@ -300,10 +321,22 @@ def split_clip(
     ends.sort(key=lambda end: abs(2 * end - len(text)))
     for end in ends:
         before, after = text[:end].strip(), text[end:].strip()
-        frame = round(num_frames * len(before) / max(1, len(before) + len(after)))
+        share = _share_of_time(before, words, seconds)
+        share = len(before) / max(1, len(before) + len(after)) if share is None else share
+        frame = round(num_frames * share)
         long_enough = min(len(before), len(after)) >= min_chars
         if long_enough and min(frame, num_frames - frame) >= min_frames:
             return before, after, frame
+    return None
+
+
+def _share_of_time(before: str, words: Sequence[tuple[str, float, float]], seconds: float) -> float | None:
+    """How much of a clip has gone by between the last word of ``before`` and the next; None if no word ends there."""
+    letters, said = len("".join(before.split())), 0
+    for (word, _, stop), (_, start, _) in itertools.pairwise(words):
+        said += len("".join(word.split()))
+        if said >= letters:
+            return (stop + start) / 2 / seconds if said == letters and seconds else None
     return None
 
 

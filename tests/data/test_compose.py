@@ -26,7 +26,9 @@ def codes_of(i):
         np.uint16
     )
 
+
 OF_CLIPS = [kind for kind in KINDS if kind not in CHATS]
+
 
 @pytest.fixture(scope="module")
 def composer(tmp_path_factory):
@@ -89,7 +91,9 @@ def test_segments_of_a_passage_follow_each_other(tmp_path):
             facts = {"language": "en", "speaker": speaker, "text": f"t{i}", "num_frames": 5}
             facts |= {"passage": passage, "place": place} if passage else {}
             writer.write(f"clip-{i}", {"codes.npy": dump_npy(np.zeros((5, 2), np.uint16))}, facts)
-    composer = DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE, max_clips=9)
+    composer = DocumentComposer(
+        ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE, max_clips=9
+    )
     for seed in range(8):
         groups = composer.groups("intlv", 0, seed)
         assert sorted(i for group in groups for i in group) == list(range(8))
@@ -106,8 +110,15 @@ def test_segments_of_a_passage_follow_each_other(tmp_path):
 @pytest.fixture
 def chats(tmp_path):
     """Two chats of two questions and a reply of two clips each; the second lost its last clip; a clip of none."""
-    said = [("user", [b"q1", "please"]), ("assistant", [b"a1", b"a2"]), ("user", [b"q2"]), ("assistant", [b"b1", b"b2"])]
-    clips = [(facts, sound.decode()) for sound, facts in [*to_clips(said, "one"), *to_clips(said, "two")[:-1]]]
+    said = [
+        ("user", [b"q1", "please"]),
+        ("assistant", [b"a1", b"a2"]),
+        ("user", [b"q2"]),
+        ("assistant", [b"b1", b"b2"]),
+    ]
+    clips = [
+        (facts, sound.decode()) for sound, facts in [*to_clips(said, "one"), *to_clips(said, "two")[:-1]]
+    ]
     with ShardWriter(tmp_path, "train") as writer:
         for i, (facts, text) in enumerate([({}, "alone"), *clips]):
             frames = np.tile(np.array([i % 8, i % 4], np.uint16), (3, 1))
@@ -122,7 +133,10 @@ def test_chats_are_documents_with_loss_on_whole_replies(chats):
     assert sorted(groups) == [(1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11)]
     whole = chats.compose("sft_chat", (1, 2, 3, 4, 5, 6), 0)
     assert whole.key == "one" and text_of(whole.ids_L) == "q1 pleasea1 a2b1 b2".replace("q1", "")
-    assert whole.codes_LK[whole.ids_L == SPACE.audio_pad][:, 0].tolist() == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3 + [6] * 3
+    assert (
+        whole.codes_LK[whole.ids_L == SPACE.audio_pad][:, 0].tolist()
+        == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 3 + [6] * 3
+    )
     learned = whole.audio_label_LK[whole.audio_label_LK[:, 0] != NO_LABEL][:, 0].tolist()
     assert learned == [2, 2, 2, 8, 3, 3, 3, 8, 5, 5, 5, 8, 6, 6, 6, 8], "no loss on what the user says"
     assert text_of(whole.text_label_L[whole.text_label_L != NO_LABEL]) == "a1 a2b1 b2"
@@ -206,6 +220,38 @@ def test_split_clip_by_hand():
     assert split_clip("Hello there how are you?", 48) is None
     assert split_clip("Hello there, how are you?", 20) is None, "too little sound on a side"
     assert split_clip("It costs 1,000,000 dollars", 48) is None
+
+
+TIMED = [
+    ["Hello", 0.0, 0.6],
+    [" there,", 0.6, 1.0],
+    [" how", 1.4, 2.0],
+    [" are", 2.0, 3.0],
+    [" you?", 3.0, 4.0],
+]
+
+
+def test_a_clip_whose_words_have_times_is_cut_between_them():
+    text = "Hello there, how are you?"
+    assert split_clip(text, 48, TIMED, 4.0) == ("Hello there,", "how are you?", 14), "at 1.2 s of 4"
+    assert split_clip(text, 40, TIMED, 4.0, min_frames=13) is None, "12 frames before"
+    other = [["Hello there, how", 0.0, 2.0], [" are you?", 2.0, 4.0]]
+    assert split_clip(text, 48, other, 4.0) == split_clip(text, 48), "no word ends at the comma"
+
+
+def test_times_cut_the_codes_and_their_number_alike(tmp_path):
+    codes = np.stack([np.arange(48) % 8, np.arange(48) % 4], 1).astype(np.uint16)
+    facts = {"language": "en", "speaker": "s", "text": "Hello there, how are you?", "num_frames": 48}
+    facts |= {"words": TIMED, "num_samples": 64_000, "sample_rate_hz": 16_000, "passage": "p", "place": 0}
+    with ShardWriter(tmp_path, "train") as writer:
+        writer.write("c", {"codes.npy": dump_npy(codes)}, facts)
+    composer = DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE)
+    assert composer.groups("sft_continue", 0, 0) == [(0, 0)]
+    for seed in range(4):
+        document = composer.compose("sft_continue", (0, 0), seed)
+        assert composer.num_tokens("sft_continue", (0, 0), seed) == len(document)
+        start, stop = (int((document.ids_L == i).nonzero()[0]) for i in (SPACE.audio_start, SPACE.audio_end))
+        assert document.codes_LK[start + 1 : stop].tolist() == codes[:14].tolist()
 
 
 def test_unknown_kind_is_named(composer):

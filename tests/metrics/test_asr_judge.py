@@ -72,9 +72,10 @@ def test_nobody_could_have_said_more(whisper_folder):
 
 def test_tokens_become_words_with_times():
     pieces = [(" Good", 0.1), ("bye", 0.4), (",", 0.5), (" there", 0.8), (".", 1.2)]
-    assert words_of(pieces, 2.0) == [(" Goodbye,", 0.1, 0.8), (" there.", 0.8, 2.0)]
-    assert words_of([("你", 0.0), ("好", 0.5)], 1.0) == [("你", 0.0, 0.5), ("好", 0.5, 1.0)]
-    assert words_of([], 1.0) == []
+    assert words_of(pieces, 2.0, True) == [(" Goodbye,", 0.1, 0.8), (" there.", 0.8, 2.0)]
+    assert words_of([("你", 0.0), ("好", 0.5)], 1.0, False) == [("你", 0.0, 0.5), ("好", 0.5, 1.0)]
+    assert words_of([(" Good", 0.1), ("bye", 0.4)], 1.0, True) == [(" Goodbye", 0.1, 1.0)]
+    assert words_of([], 1.0, True) == []
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,73 @@ def test_words_come_with_times_and_a_confidence(timing_folder, seconds):
         0 <= start <= end <= seconds for start, end in zip(starts, ends, strict=True)
     )
     assert judge.timed_words(speech(int(24_000 * seconds), 0), 24_000, "en") == (words, confidence)
+
+
+def listening(judge, wav_N, ids, first):
+    """When the decoder begins to listen for each token behind the first ones, and when it ends: by hand."""
+    from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
+
+    model = judge._model
+    model.set_attn_implementation("eager")
+    features = judge._processor(wav_N, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    with torch.inference_mode():
+        read = model(features, decoder_input_ids=torch.tensor([ids]), output_attentions=True)
+    num_states = len(wav_N) // 320  # of 20 ms
+    heads_HLS = read.cross_attentions[0][0][:, first - 1 :, :num_states]
+    heads_HLS = (heads_HLS - heads_HLS.mean(-2, keepdim=True)) / heads_HLS.std(
+        -2, keepdim=True, unbiased=False
+    )
+    weights_LS = _median_filter(heads_HLS[None], model.config.median_filter_width)[0].mean(0)
+    rows, states = _dynamic_time_warping(-weights_LS.double().numpy())
+    return [float(states[rows == row][0]) * 0.02 for row in range(len(ids) - first + 1)]
+
+
+def test_words_of_a_known_text_are_found_where_the_decoder_listens_for_them(timing_folder):
+    judge = AsrJudge(str(timing_folder), batch_size=2)
+    wavs, texts = [speech(16_000 * n, n) for n in (2, 1, 3)], ["ab a", "b你 ba a", "你a"]
+    heard, words = judge.transcribe_and_align(wavs, 16_000, ["en", "en", "zh"], texts)
+    assert heard == judge.transcribe(wavs, 16_000, ["en", "en", "zh"]) and all(heard)
+    assert [[word for word, _, _ in timed] for timed in words] == [
+        [" ab", " a"],
+        [" b你", " ba", " a"],
+        ["你", "a"],
+    ]
+    for timed, wav in zip(words, wavs, strict=True):
+        times = [at for _, start, end in timed for at in (start, end)]
+        assert times == sorted(times) and times[0] >= 0 and times[-1] <= len(wav) / 16_000
+    tokenizer = judge._processor.tokenizer
+    control = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    ids = [
+        *tokenizer.convert_tokens_to_ids(control),
+        *tokenizer.encode(" b你 ba a", add_special_tokens=False),
+    ]
+    at = listening(judge, wavs[1], ids, len(control))
+    starts = [i for i, token in enumerate(tokenizer.convert_ids_to_tokens(ids[4:])) if token == "Ġ"]
+    assert [start for _, start, _ in words[1]] == pytest.approx([at[i] for i in starts])
+    assert words[1][-1][2] == pytest.approx(at[-1])
+    assert judge.transcribe_and_align(wavs[:1], 16_000, ["en"], [""])[1] == [[]]
+    assert judge.transcribe_and_align(wavs[:1], 16_000, ["en"], ["a " * 400])[1] == [[]], (
+        "more than the decoder reads"
+    )
+    with pytest.raises(UserError, match="does not know the language 'xx'"):
+        judge._prefix("xx")
+
+
+def test_a_word_begins_where_the_one_before_it_ends(timing_folder, monkeypatch):
+    """What transformers call the time of a token is its end."""
+    from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+
+    told = []
+    extract = WhisperGenerationMixin._extract_token_timestamps
+
+    def noted(self, *facts, **more):
+        told.append(extract(self, *facts, **more)[0, more["num_input_ids"] :].tolist())
+        return torch.cat([torch.zeros(1, more["num_input_ids"]), torch.tensor([told[-1]])], 1)
+
+    monkeypatch.setattr(WhisperGenerationMixin, "_extract_token_timestamps", noted)
+    words, _ = AsrJudge(str(timing_folder)).timed_words(speech(48_000, 0), 16_000, "en")
+    assert {start for _, start, _ in words} <= {0.0, *told[0]} and words[0][1] == 0.0
+    assert words[0][2] == words[1][1] if len(words) > 1 else words[0][2] <= 3.0
 
 
 def test_what_cannot_be_timed_is_said(timing_folder, whisper_folder):

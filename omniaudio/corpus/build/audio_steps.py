@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.build.segment import Segment, device_for
 from omniaudio.corpus.build.text_steps import CLAUSE_ENDS, CLOSING, SENTENCE_ENDS
 from omniaudio.errors import UserError
+from omniaudio.metrics.asr_judge import TimedWord
 
+SHORTEST_SEC = 0.1  # what is shorter has no word in it, and not the samples that a tokenizer begins with
 RATE_HZ = 16_000  # what the models of these steps were made for
 EXTRA = "pip install -e .[corpora]"
 
@@ -103,7 +105,7 @@ class CutAtPauses:
     """Pieces with timed words into segments: behind a sentence, or at a clause or a pause once it is long enough.
 
     Args:
-        min_sec: no segment is shorter, but the last of a piece.
+        min_sec: no segment is shorter, but a piece that is. The last of a piece joins the one before it.
         max_sec: from half of it on a clause or a pause is enough; without any a segment may be longer.
         min_pause_sec: between two words, to be one.
     """
@@ -121,15 +123,15 @@ class CutAtPauses:
                 place += (
                     1  # a piece between them was refused: what follows it does not follow what was before it
                 )
-            for words in self.cut(piece.words):
+            for words in self.cut(piece.words, piece.duration_sec):
                 found.append(_part(piece, words, place))
                 place += 1
             next_place[piece.passage], last_piece[piece.passage] = place, piece.place
         return found
 
-    def cut(self, words: Sequence[tuple[str, float, float]]) -> list[list[tuple[str, float, float]]]:
-        """Groups of words."""
-        groups: list[list[tuple[str, float, float]]] = [[]]
+    def cut(self, words: Sequence[TimedWord], end_sec: float) -> list[list[TimedWord]]:
+        """Groups of words of a piece that is so long."""
+        groups: list[list[TimedWord]] = [[]]
         for i, word in enumerate(words):
             groups[-1].append(word)
             if i + 1 == len(words):
@@ -141,38 +143,52 @@ class CutAtPauses:
             at_clause = (last in CLAUSE_ENDS and bool(last)) or pause
             if seconds >= self.min_sec and (at_end or (at_clause and seconds >= self.max_sec / 2)):
                 groups.append([])
+        if len(groups) > 1 and end_sec - groups[-1][0][1] < max(self.min_sec, SHORTEST_SEC):
+            last_words = groups.pop()
+            groups[-1] += last_words
         return [group for group in groups if group]
 
 
-def _part(piece: Segment, words: Sequence[tuple[str, float, float]], place: int) -> Segment:
+def _part(piece: Segment, words: Sequence[TimedWord], place: int) -> Segment:
+    """A segment of its words; their times count from its beginning."""
     assert piece.wav_N is not None
     last = words[-1] is piece.words[-1]
     begin = 0 if words[0] is piece.words[0] else round(words[0][1] * piece.rate_hz)
     end = len(piece.wav_N) if last else round(words[-1][2] * piece.rate_hz)
-    return replace(
+    begin_sec = begin / piece.rate_hz
+    part = replace(
         piece,
         key=f"{piece.passage}/{place:04d}",
         place=place,
         text="".join(word for word, _, _ in words).strip(),
-        wav_N=piece.wav_N[begin : max(end, begin + 1)],
-        start_sec=piece.start_sec + begin / piece.rate_hz,
-        words=tuple(words),
+        wav_N=piece.wav_N[begin:end],
+        start_sec=piece.start_sec + begin_sec,
+        words=tuple((w, max(0.0, start - begin_sec), max(0.0, stop - begin_sec)) for w, start, stop in words),
     )
+    return part if part.duration_sec >= SHORTEST_SEC else part.refused(f"shorter than {SHORTEST_SEC:g} s")
 
 
 class _ComparesVoices:
     """Has a speaker encoder from the first segment on."""
 
+    device: str | None
     _loaded: Any = None
 
     @property
     def encoder(self) -> Any:
-        self._loaded = self._loaded or load_voice_encoder()
+        self._loaded = self._loaded or load_voice_encoder(device_for(self.device))
         return self._loaded
 
 
 class SpeakerConsistency(_ComparesVoices):
-    """Scores ``voice_match``: the least cosine between the voice of a part and that of the whole (Resemblyzer)."""
+    """Scores ``voice_match``: the least cosine between the voice of a part and that of the whole (Resemblyzer).
+
+    Args:
+        device: torch device; null takes a GPU where there is one.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         return [segment.scored(voice_match=self._least(segment)) for segment in segments]
@@ -187,10 +203,11 @@ class SpeakerClusters(_ComparesVoices):
 
     Args:
         max_distance: cosine distance at which voices are still the same (average linkage).
+        device: torch device; null takes a GPU where there is one.
     """
 
-    def __init__(self, max_distance: float = 0.25) -> None:
-        self.max_distance = max_distance
+    def __init__(self, max_distance: float = 0.25, device: str | None = None) -> None:
+        self.max_distance, self.device = max_distance, device
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         if not segments:
@@ -226,13 +243,13 @@ class Dnsmos:
         ]
 
 
-def load_voice_encoder() -> Any:
+def load_voice_encoder(device: str) -> Any:
     """Resemblyzer's speaker encoder, with the weights that its package brings."""
     try:
         from resemblyzer import VoiceEncoder
     except ModuleNotFoundError as error:
         raise UserError(f"voices are compared with Resemblyzer: {EXTRA}") from error
-    return VoiceEncoder("cpu", verbose=False)
+    return VoiceEncoder(device, verbose=False)
 
 
 def _at_16k(segment: Segment) -> np.ndarray:

@@ -139,6 +139,10 @@ class Pipeline:
                 facts["band_hz"] = segment.band_hz
             if segment.spoken and segment.spoken != segment.text:
                 facts["spoken"] = segment.spoken
+            if segment.words:
+                facts["words"] = [
+                    [word, round(start, 3), round(end, 3)] for word, start, end in segment.words
+                ]
             if segment.fault:
                 facts |= {"fault": segment.fault, "heard": segment.heard}
             report.wrote(writer.split, segment)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from omniaudio.corpus.build.segment import Segment
+from omniaudio.corpus.build.segment import Segment, device_for
 from omniaudio.corpus.build.text_steps import Normalise
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import normalise_text
@@ -21,27 +21,40 @@ class Recognise:
     Args:
         model: hub name or local folder of a Whisper checkpoint.
         batch_size: segments at once.
+        times: also find when the words of the segment's text are said, into ``words``.
+        device: torch device; null takes a GPU where there is one.
     """
 
-    def __init__(self, model: str, batch_size: int = 8) -> None:
-        self.model, self.batch_size = model, batch_size
+    def __init__(
+        self, model: str, batch_size: int = 8, times: bool = False, device: str | None = None
+    ) -> None:
+        self.model, self.batch_size, self.times, self.device = model, batch_size, times, device
         self._judge: AsrJudge | None = None
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         if self._judge is None and segments:
-            self._judge = AsrJudge(self.model, batch_size=self.batch_size)
+            self._judge = AsrJudge(self.model, device_for(self.device), batch_size=self.batch_size)
         found = list(segments)
         able = [i for i, segment in enumerate(found) if segment.duration_sec <= MAX_SEC]
         able.sort(key=lambda i: found[i].duration_sec)  # similar lengths write similarly much
         for start in range(0, len(able), self.batch_size):
             part = able[start : start + self.batch_size]
-            assert self._judge is not None
-            texts = self._judge.transcribe(
-                [_wav(found[i]) for i in part], found[part[0]].rate_hz, [found[i].language for i in part]
-            )
-            for i, text in zip(part, texts, strict=True):
-                found[i] = replace(found[i], heard=text)
+            for i, heard in zip(part, self._heard([found[i] for i in part]), strict=True):
+                found[i] = heard
         return [s if s.duration_sec <= MAX_SEC else s.refused("longer than 30 s", "asr") for s in found]
+
+    def _heard(self, segments: Sequence[Segment]) -> list[Segment]:
+        """A batch."""
+        assert self._judge is not None
+        wavs, languages = [_wav(segment) for segment in segments], [segment.language for segment in segments]
+        rate_hz = segments[0].rate_hz
+        if not self.times:
+            texts = self._judge.transcribe(wavs, rate_hz, languages)
+            return [replace(s, heard=text) for s, text in zip(segments, texts, strict=True)]
+        known = [segment.text for segment in segments]
+        texts, words = self._judge.transcribe_and_align(wavs, rate_hz, languages, known)
+        told = zip(segments, texts, words, strict=True)
+        return [replace(s, heard=text, words=tuple(timed)) for s, text, timed in told]
 
 
 class CompareHeard:
@@ -80,15 +93,16 @@ class Transcribe:
     Args:
         model: hub name or local folder of a Whisper checkpoint.
         language: ISO 639-1; null takes the segment's.
+        device: torch device; null takes a GPU where there is one.
     """
 
-    def __init__(self, model: str, language: str | None = None) -> None:
-        self.model, self.language = model, language
+    def __init__(self, model: str, language: str | None = None, device: str | None = None) -> None:
+        self.model, self.language, self.device = model, language, device
         self._judge: AsrJudge | None = None
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         if self._judge is None and segments:
-            self._judge = AsrJudge(self.model, batch_size=1)
+            self._judge = AsrJudge(self.model, device_for(self.device), batch_size=1)
         return [self._transcribed(segment) for segment in segments]
 
     def _transcribed(self, segment: Segment) -> Segment:

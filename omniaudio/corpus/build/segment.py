@@ -60,6 +60,18 @@ class Segment:
         return replace(self, fault=fault, goes_to=goes_to)
 
 
+def device_for(device: str | None) -> str:
+    """The torch device of a step's model: the one that it was given, else a GPU where there is one."""
+    import torch
+
+    found = torch.cuda.is_available()
+    if device and device.startswith("cuda") and not found:
+        raise UserError(
+            f"config device={device}: torch {torch.__version__} sees no GPU; use device=cpu or device=null"
+        )
+    return device or ("cuda" if found else "cpu")
+
+
 @runtime_checkable
 class Step(Protocol):
     """One step of a build: all good segments of a passage in, in order, and what becomes of them out."""

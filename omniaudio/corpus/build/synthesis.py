@@ -10,6 +10,7 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -203,18 +204,25 @@ def _packaged() -> tuple[str, str]:
 
 ABOUT_THE_TEXT = (400, 413, 422)
 """Answers that refuse a text; others refuse whoever asks."""
+PLAIN = "one"
+"""A text that every engine speaks: who refuses it refuses the form of the request."""
+FORMS = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
+ANSWERS = ("file", "pcm16")
 
 
 class HttpEngine:
-    """Any engine behind an address, CosyVoice's server among them: a request with text and voice, an audio file back.
+    """Any engine behind an address: a request with text and voice, sound back.
 
     Args:
         url: of the request.
         names: of its voices.
-        body: fields of the json of a request; ``{text}``, ``{voice}`` and ``{language}`` stand for theirs.
+        body: fields of a request; ``{text}``, ``{voice}`` and ``{language}`` stand for theirs.
         headers: of the request.
         timeout_sec: for an answer.
         tries: of one request; an engine that is busy is asked again, after 1, 2, 4 ... seconds.
+        form: how the fields are sent: json, or form (as a browser does).
+        answer: file (any audio file), or pcm16 (samples of one channel, 16 bits, little end first).
+        rate_hz: of pcm16, which does not tell.
     """
 
     def __init__(
@@ -225,38 +233,81 @@ class HttpEngine:
         headers: Mapping[str, str] | None = None,
         timeout_sec: float = 60.0,
         tries: int = 4,
+        form: str = "json",
+        answer: str = "file",
+        rate_hz: int | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"engine.url {url!r}: an address beginning with http:// or https:// is expected")
         if bad := [key for key, value in body.items() if isinstance(value, dict | list)]:
             raise UserError(f"engine.body.{bad[0]}: a text or a number is expected")
+        for name, value, known in (("form", form, tuple(FORMS)), ("answer", answer, ANSWERS)):
+            if value not in known:
+                raise UserError(f"engine.{name} {value!r}: one of {', '.join(known)} is expected")
+        if (answer == "pcm16") != bool(rate_hz):
+            raise UserError(
+                f"engine.rate_hz {rate_hz}: answer=pcm16 needs the rate of the samples, a file tells its own"
+            )
         self.url, self.names, self.body = url, tuple(names), dict(body)
-        self.headers = {"Content-Type": "application/json", **(headers or {})}
+        self.form, self.rate_hz = form, rate_hz
+        self.headers = {"Content-Type": FORMS[form], **(headers or {})}
         self.timeout_sec, self.tries = timeout_sec, tries
+        self._answered = False
 
     def voices(self, language: str) -> list[Voice]:
         return [Voice(name, {}) for name in self.names]
 
     def speak(self, text: str, voice: Voice, language: str, rate_hz: int) -> np.ndarray:
+        try:
+            return self._sound(self._asked(text, voice, language), rate_hz)
+        except urllib.error.HTTPError as error:
+            if not self._answered:
+                self._try_plain(voice, language)
+            raise SynthesisError(f"the engine refuses ({error.code})") from error
+
+    def _try_plain(self, voice: Voice, language: str) -> None:
+        """An engine that never answered and refuses a plain word, too, is asked in a wrong way: a UserError."""
+        try:
+            self._asked(PLAIN, voice, language)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(200).decode("utf-8", "replace").split())
+            raise UserError(
+                f"engine.url {self.url}: refuses the first request ({error.code} {error.reason}; {said or 'no more'}); "
+                "see engine.form, engine.body and engine.names"
+            ) from error
+
+    def _asked(self, text: str, voice: Voice, language: str) -> bytes:
+        """The answer; an HTTPError where the engine refuses the text."""
         known = {"{text}": text, "{voice}": voice.name, "{language}": language}
-        body = json.dumps({key: known.get(value, value) for key, value in self.body.items()}).encode()
-        request = urllib.request.Request(self.url, body, self.headers, method="POST")
+        fields = {key: known.get(value, value) for key, value in self.body.items()}
+        body = json.dumps(fields) if self.form == "json" else urllib.parse.urlencode(fields)
+        request = urllib.request.Request(self.url, body.encode(), self.headers, method="POST")
         for number in range(self.tries):
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout_sec) as answer:
-                    return read_audio_at(answer.read(), rate_hz, mono=False)
+                    content: bytes = answer.read()
+                self._answered = True
+                return content
             except urllib.error.HTTPError as error:
                 if error.code in ABOUT_THE_TEXT:
-                    raise SynthesisError(f"the engine refuses ({error.code})") from error
+                    raise
                 if error.code < 500 and error.code != 429:
                     raise UserError(f"engine.url {self.url}: {error.code} {error.reason}") from error
                 reason = f"{error.code} {error.reason}"
             except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error))
-            except UserError as error:
-                raise SynthesisError("the answer is no audio") from error
             if number + 1 < self.tries:
                 time.sleep(2**number)
         raise UserError(
             f"engine.url {self.url}: {reason}, {self.tries} times; the same command goes on from here"
         )
+
+    def _sound(self, content: bytes, rate_hz: int) -> np.ndarray:
+        if self.rate_hz is None:
+            try:
+                return read_audio_at(content, rate_hz, mono=False)
+            except UserError as error:
+                raise SynthesisError("the answer is no audio") from error
+        if len(content) % 2:
+            raise SynthesisError("the answer is no audio")
+        return resample(np.frombuffer(content, "<i2").astype(np.float32) / 32768, self.rate_hz, rate_hz)

@@ -73,7 +73,10 @@ def test_segments_end_behind_sentences_and_at_pauses_once_they_are_long():
     words = timed("One two three four. Five. Six seven, eight nine ten", pauses={"nine": 0.5})
 
     def texts(**settings):
-        return ["".join(w for w, _, _ in group).strip() for group in CutAtPauses(**settings).cut(words)]
+        return [
+            "".join(w for w, _, _ in group).strip()
+            for group in CutAtPauses(**settings).cut(words, words[-1][2])
+        ]
 
     assert texts(min_sec=1.0, max_sec=99) == ["One two three four.", "Five. Six seven, eight nine ten"]
     assert texts(min_sec=0.0, max_sec=99) == ["One two three four.", "Five.", "Six seven, eight nine ten"]
@@ -84,7 +87,7 @@ def test_segments_end_behind_sentences_and_at_pauses_once_they_are_long():
         "eight nine",
         "ten",
     ]
-    assert CutAtPauses().cut(()) == []
+    assert CutAtPauses().cut((), 0.0) == []
 
 
 def test_segments_share_out_the_sound_of_their_piece():
@@ -102,8 +105,32 @@ def test_segments_share_out_the_sound_of_their_piece():
     assert [s.place for s in more] == [0, 1, 2, 3] and len({s.key for s in more}) == 4
 
 
+def test_no_segment_is_too_short_to_be_learned_from():
+    """A last word at the very end of its piece, a word without any length inside, and a piece of nothing."""
+    words = timed("One two three. Four five six. Seven")
+    at_end = (*words[:-1], (" Seven", 2.999, 3.0))
+    parts = CutAtPauses(min_sec=0.5)([recording(np.zeros(3 * RATE), words=at_end)])
+    assert [(s.text, s.fault) for s in parts] == [("One two three.", ""), ("Four five six. Seven", "")]
+    assert sum(len(s.wav_N) for s in parts) == 3 * RATE
+    inside = ((" A.", 0.0, 1.0), (" B.", 1.5, 1.5), (" C.", 2.0, 3.0))
+    parts = CutAtPauses(min_sec=0.0)([recording(np.zeros(3 * RATE), words=inside)])
+    assert [(s.text, s.fault) for s in parts] == [("A.", ""), ("B.", "shorter than 0.1 s"), ("C.", "")]
+    (short,) = CutAtPauses()([recording(np.zeros(300), words=((" A", 0.0, 0.01),))])
+    assert short.fault == "shorter than 0.1 s"
+
+
+def test_times_of_words_count_from_their_segment():
+    words = timed("One two three. Four five six.", pauses={"three.": 0.6})
+    _, second = CutAtPauses(min_sec=0.5)([recording(np.zeros(3 * RATE), words=words)])
+    assert [start for _, start, _ in second.words] == pytest.approx([0.0, 0.4, 0.8])
+    assert second.words[-1][2] == pytest.approx(second.duration_sec)
+
+
 class TwoVoices:
-    """An encoder that hears the sign of the signal."""
+    """An encoder that hears the sign of the signal; notes its device."""
+
+    def __init__(self, device):
+        self.device = device
 
     def embed_utterance(self, wav_N, return_partials=False):
         parts = np.array([[1.0, 0.1] if half.mean() > 0 else [0.1, 1.0] for half in np.array_split(wav_N, 2)])
@@ -121,6 +148,9 @@ def test_voices_are_compared_and_clustered(monkeypatch):
     named = SpeakerClusters(0.1)([s.refused("") for s in pieces[:3]])
     assert [s.speaker for s in named] == ["r-s0", "r-s1", "r-s0"]
     assert SpeakerClusters()([]) == []
+    assert (
+        SpeakerConsistency("meta").encoder.device == SpeakerClusters(device="meta").encoder.device == "meta"
+    )
 
 
 def test_clusters_are_numbered_as_they_appear():

@@ -145,6 +145,21 @@ def test_scores_do_not_overwrite_facts(tmp_path):
     assert np.isfinite([e.facts["start_sec"] for e in entries]).all()
 
 
+def test_times_of_words_go_into_the_shards(tmp_path):
+    class Timed:
+        def __call__(self, segments):
+            return [replace(s, words=((" two", 0.0, 0.1234), (" of it", 0.1234, 0.2))) for s in segments[:1]]
+
+    pipeline = make(mumble=Mumble(), timed=Timed())
+    job = Job(0, tuple(sources(6)))
+    pipeline.run(job, tmp_path)
+    join(tmp_path, [job], pipeline)
+    entries = [e for split in FRACTIONS for e in ShardReader(tmp_path / "shards", split).entries]
+    assert entries and all(
+        e.facts["words"] == [[" two", 0.0, 0.123], [" of it", 0.123, 0.2]] for e in entries
+    )
+
+
 class Talk:
     """A chat of two questions and two replies; the system speaks in writing."""
 

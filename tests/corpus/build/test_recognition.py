@@ -8,10 +8,16 @@ from omniaudio.errors import UserError
 
 
 class Parrot:
-    """A judge that writes how long each waveform is; notes the batches."""
+    """A judge that writes how long each waveform is; notes the batches. The words of a text share its time."""
 
-    def __init__(self, source, batch_size=1):
-        self.batches = []
+    def __init__(self, source, device, batch_size=1):
+        self.batches, self.device = [], device
+
+    def transcribe_and_align(self, wavs, rate_hz, languages, texts):
+        words = [
+            [(f" {word}", float(i), float(i + 1)) for i, word in enumerate(text.split())] for text in texts
+        ]
+        return self.transcribe(wavs, rate_hz, languages), words
 
     def transcribe(self, wavs, rate_hz, languages):
         self.batches.append([len(wav) / rate_hz for wav in wavs])
@@ -35,6 +41,22 @@ def test_segments_are_heard_in_batches_of_similar_length_and_keep_their_order(mo
     assert step([]) == []
     with pytest.raises(UserError, match="has no sound to recognise"):
         step([Segment(key="a", passage="p")])
+
+
+def test_words_of_the_known_text_get_times_and_models_their_device(monkeypatch):
+    monkeypatch.setattr(recognition, "AsrJudge", Parrot)
+    step = Recognise("m", batch_size=2, times=True, device="meta")
+    found = step([segment(2, text="one two"), segment(1, text="three"), segment(31, text="four")])
+    assert [s.heard for s in found] == ["2 in en", "1 in en", ""]
+    assert [s.words for s in found] == [((" one", 0, 1), (" two", 1, 2)), ((" three", 0, 1),), ()]
+    assert step._judge.device == "meta"
+    plain = Recognise("m")
+    assert [s.words for s in plain([segment(1, text="three")])] == [()]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    step = Transcribe("m", device=None)
+    monkeypatch.setattr(Parrot, "timed_words", lambda *facts: ([], 0.0), raising=False)
+    step([segment(1)])
+    assert step._judge.device == "cpu"
 
 
 def test_edits_over_the_characters_that_should_be_said():

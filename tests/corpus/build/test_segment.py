@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from omniaudio.corpus.build.segment import Gate, Segment
+from omniaudio.corpus.build.segment import Gate, Segment, device_for
 from omniaudio.errors import UserError
 
 
@@ -22,3 +22,11 @@ def test_segments_are_not_changed():
     segment = Segment(key="a", passage="p")
     assert segment.scored(x=1.0).scores == {"x": 1.0} and segment.scores == {} and segment.duration_sec == 0
     assert segment.refused("no").fault == "no" and segment.fault == ""
+
+
+def test_models_run_on_a_gpu_where_there_is_one(monkeypatch):
+    for found, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=found: found)
+        assert device_for(None) == device and device_for("cpu") == "cpu"
+    with pytest.raises(UserError, match="device=cuda:1: torch .* sees no GPU; use device=cpu"):
+        device_for("cuda:1")

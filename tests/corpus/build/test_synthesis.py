@@ -1,10 +1,14 @@
 import http.server
 import json
 import threading
+import urllib.parse
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from omniaudio.config import build
 from omniaudio.corpus.build.segment import Segment
 from omniaudio.corpus.build.synthesis import EspeakNg, HttpEngine, Synthesise, SynthesisError, Voice
 from omniaudio.errors import UserError
@@ -98,16 +102,98 @@ class Answers(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving(handler):
+    """Its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
 @pytest.fixture
 def engine(monkeypatch):
     Answers.asked = []
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{served.server_port}/tts"
+    with serving(Answers) as address:
         body = {"tts_text": "{text}", "speaker": "{voice}", "mode": "sft"}
-        yield HttpEngine(url, ["ann", "bob"], body, {"X-Key": "k"}, tries=2)
-        served.shutdown()
+        yield HttpEngine(f"{address}/tts", ["ann", "bob"], body, {"X-Key": "k"}, tries=2)
+
+
+class CosyVoice(http.server.BaseHTTPRequestHandler):
+    """As CosyVoice's server: form fields in, chunks of raw samples out; 422 for a field that is not there.
+
+    One of its own: it refuses ``bad``.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        is_form = self.headers["Content-Type"] == "application/x-www-form-urlencoded"
+        fields = dict(urllib.parse.parse_qsl(content.decode())) if is_form else {}
+        wrong = self.path != "/inference_sft" or set(fields) != {"tts_text", "spk_id"}
+        if wrong or fields["tts_text"] == "bad":
+            body = b'{"detail": "Field required"}'
+            self.send_response(422)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        level = {"英文女": 0.25, "英文男": 0.5}[fields["spk_id"]]
+        samples = (tone(0.5, level, rate_hz=22_050) * 32768).astype("<i2").tobytes()
+        if fields["tts_text"] == "odd":
+            samples = samples[:-1]
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for begin in range(0, len(samples), 1001):  # a chunk may end inside a sample
+            chunk = samples[begin : begin + 1001]
+            self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def cosyvoice():
+    """The choice of conf/, and the address of a server."""
+    from omegaconf import OmegaConf
+
+    path = Path(__file__).parents[3] / "conf" / "engine" / "cosyvoice.yaml"
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    with serving(CosyVoice) as address:
+        yield {**node, "url": f"{address}/inference_sft", "tries": 1}
+
+
+def test_cosyvoice_answers_a_form_with_samples(cosyvoice):
+    engine = build(cosyvoice, "engine")
+    female, male = engine.voices("en")
+    for voice, level in ((female, 0.25), (male, 0.5)):
+        wav = engine.speak("Hello & goodbye", voice, "en", 22_050)
+        assert wav == pytest.approx(tone(0.5, level, rate_hz=22_050), abs=1e-4)
+    assert len(engine.speak("hello", female, "en", 16_000)) == 8000
+    with pytest.raises(SynthesisError, match="no audio"):
+        engine.speak("odd", female, "en", 16_000)
+    with pytest.raises(SynthesisError, match="refuses .422"):
+        engine.speak("bad", female, "en", 16_000)
+
+
+def test_a_first_text_that_is_refused_is_the_texts_fault_or_the_configs(cosyvoice):
+    voice = Voice("英文女", {})
+    with pytest.raises(SynthesisError, match="refuses .422"):
+        build(cosyvoice, "engine").speak("bad", voice, "en", 16_000)
+    step = Synthesise(build({**cosyvoice, "body": {"text": "{text}"}}, "engine"))
+    told = "refuses the first request .422 .*Field required.*see engine.form, engine.body"
+    with pytest.raises(UserError, match=told) as error:
+        step([Segment(key="a/0", passage="a", text="one two", language="en")])
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="engine.form 'xml': one of json, form"):
+        build({**cosyvoice, "form": "xml"}, "engine")
+    for wrong in ({"rate_hz": None}, {"answer": "file"}):
+        with pytest.raises(UserError, match="answer=pcm16 needs the rate"):
+            build({**cosyvoice, **wrong}, "engine")
 
 
 def test_an_engine_over_http(engine):
