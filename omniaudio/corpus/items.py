@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+MAX_KEY = (
+    90  # characters: with an ending such as .codes.npy the key is still a name that a tar's head can hold
+)
+MAX_SHOWN = 48  # characters of a name that its short key keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +78,30 @@ class Corpus(Protocol):
         ...
 
 
-def clean_key(name: str) -> str:
-    """A relative path without its ending as a key: other characters than letters, digits, '-' become '_'."""
+def clean_key(name: str, max_chars: int = MAX_KEY) -> str:
+    """A relative path without its ending as a key: other characters than letters, digits, '-' become '_'.
+
+    Names that are long, or that lose letters of other scripts by this, get a short key of their own.
+    """
+    plain = _plain(name)
+    return plain if name.isascii() and len(plain) <= max_chars else short_key(name, num_digits=16)
+
+
+def short_key(name: str, num_digits: int = 8) -> str:
+    """A name as one part of a key: short, the same every time, and another one for every other name.
+
+    Args:
+        name: any text.
+        num_digits: hexadecimal digits of the name's hash; 8 serve for thousands of names, 16 for billions.
+    """
+    plain = _plain(name).replace("/", "-")
+    if plain == name and len(plain) <= MAX_SHOWN:
+        return plain
+    content = name.encode("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
+    return f"{plain[:MAX_SHOWN]}-{hashlib.sha256(content).hexdigest()[:num_digits]}"
+
+
+def _plain(name: str) -> str:
     return "/".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in name.split("/"))
 
 

@@ -1,25 +1,30 @@
 """Lists of recordings as json lines, both ways: Lhotse cuts, NeMo manifests; and Hugging Face audio folders.
 
 Facts of an utterance that a format has no field for stand in its place for custom ones, so nothing is lost.
+A line that cannot be used is left out and counted; a file of which no line can be used is an error.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key, unique_keys
+from omniaudio.data.chats import chat_facts
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
 MORE = ("corpus", "continuation", "translation", "chat")
+SLACK_SEC = 0.1  # by which a supervision may reach beyond its cut: times are rounded
 TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 """Names of the column with the words in a Hugging Face audio folder, in the order of preference."""
+X = TypeVar("X")
 
 
 class Listed:
@@ -51,8 +56,9 @@ class Listed:
         found = [
             entry
             for split, path in self.paths.items()
-            for where, line in self.lines(path)
-            for entry in self.read(line, where, path.parent, split)
+            for entry in read_lines(
+                self.lines(path), functools.partial(self.read, home=path.parent, split=split)
+            )
         ]
         items = [entry for entry in found if isinstance(entry, RawItem)]
         return Inventory(unique_keys(items), [entry for entry in found if isinstance(entry, LeftOut)])
@@ -60,51 +66,93 @@ class Listed:
     def attribution(self) -> str:
         return f"{self.name}: {self.licence}"
 
-    def lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    def lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | LineError]]:
         """Place and content of every line."""
         return read_json_lines(path)
 
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
-        """The recordings of a line."""
+        """The recordings of a line; a LineError if it cannot be used."""
         raise NotImplementedError
 
 
 class LhotseCuts(Listed):
-    """Cuts of Lhotse (``cuts.jsonl`` or ``.jsonl.gz``), each with one supervision that covers it.
+    """Cuts of Lhotse (``cuts.jsonl`` or ``.jsonl.gz``): every supervision is a recording, the stretch that it names.
 
-    Audio of files is read; features and commands are not. See ``Listed`` for the arguments.
+    Audio of files is read; features and commands are not, nor are cuts that Lhotse would mix or change on reading.
+    See ``Listed`` for the arguments.
     """
 
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
         field = Fields(line, where)
-        name = field("id", str)
-        recording = Fields(field("recording", dict), f"{where}: recording")
-        sources = recording("sources", list)
-        if not sources or not isinstance(sources[0], dict) or sources[0].get("type") != "file":
+        name, kind = field("id", str), field("type", str, "cut")
+        found = field("recording", dict, None)
+        if found is None:
+            yield LeftOut(name=name, reason=f"{kind} without a recording of its own")
+            return
+        recording = Fields(found, f"{where}: recording")
+        sources = [Fields(source, f"{where}: source") for source in recording("sources", list)]
+        if not sources or any(source("type", str) != "file" for source in sources):
             yield LeftOut(name=name, reason="cut whose recording is no file")
             return
-        supervisions = field("supervisions", list, [])
-        if len(supervisions) != 1:
-            yield LeftOut(
-                name=name, reason=f"cut with {'no' if not supervisions else 'several'} supervisions"
-            )
+        rate_hz, change = _file_rate(recording)
+        if change:
+            yield LeftOut(name=name, reason=f"cut whose recording is changed by {change}")
             return
-        told = Fields(supervisions[0], f"{where}: supervision")
-        custom = told("custom", dict, None) or {}
-        channel = field("channel", int | list, 0)
-        whole = len(sources) == 1 and len(sources[0].get("channels", [0])) == 1
-        yield RawItem(
-            key=clean_key(name),
-            path=home / str(sources[0].get("source", "")),
-            start_sec=float(field("start", int | float, 0.0)),
-            duration_sec=float(field("duration", int | float)),
-            channel=None if whole or isinstance(channel, list) else channel,
-            text=told("text", str, None),
-            language=language_code(told("language", str, None), self.language),
-            speaker=told("speaker", str, None) or name,
-            split=split,
-            **_more(custom, where),
-        )
+        supervisions = field("supervisions", list, [])
+        if not supervisions:
+            yield LeftOut(name=name, reason="cut with no supervisions")
+        for number, supervision in enumerate(supervisions):
+            told = Fields(supervision, f"{where}: supervision {number}")
+            stretch = _stretch(field, told)
+            if stretch is None:
+                yield LeftOut(name=name, reason="supervision that is not whole in its cut")
+                continue
+            path, channel = _source(sources, told("channel", int | list, field("channel", int | list, 0)))
+            yield RawItem(
+                key=clean_key(name if len(supervisions) == 1 else f"{name}/{number:04d}"),
+                path=home / path,
+                start_sec=stretch[0],
+                duration_sec=stretch[1],
+                channel=channel,
+                text=told("text", str, None),
+                language=language_code(told("language", str, None), self.language),
+                speaker=told("speaker", str, None) or name,
+                split=split,
+                **{**_more(told("custom", dict, None) or {}, told.where), "sample_rate_hz": rate_hz},
+            )
+
+
+def _stretch(cut: Fields, supervision: Fields) -> tuple[float, float] | None:
+    """Start and duration of a supervision in the recording; None if the cut holds only a part of it."""
+    whole_sec = float(cut("duration", int | float))
+    start_sec = float(supervision("start", int | float, 0.0))
+    duration_sec = float(supervision("duration", int | float, whole_sec))
+    if start_sec < -SLACK_SEC or start_sec + duration_sec > whole_sec + SLACK_SEC:
+        return None
+    return max(0.0, float(cut("start", int | float, 0.0)) + start_sec), duration_sec
+
+
+def _source(sources: Sequence[Fields], channel: int | list[int]) -> tuple[str, int | None]:
+    """The file with a channel, and which of its channels that is; None: its only one, or the mean of all."""
+    one = channel[0] if isinstance(channel, list) and len(channel) == 1 else channel
+    for source in sources:
+        channels = source("channels", list, [0])
+        if one in channels:
+            return source("source", str), None if len(channels) == 1 else channels.index(one)
+    if len(sources) > 1:
+        raise LineError(sources[0].where, f"none of {len(sources)} files has the channel {channel}")
+    return sources[0]("source", str), None if isinstance(one, list) else one
+
+
+def _file_rate(recording: Fields) -> tuple[int | None, str]:
+    """Sample rate of a recording's file in Hz, and the transform that changes its sound, if there is one."""
+    rate_hz = recording("sampling_rate", int, None)
+    for transform in reversed(recording("transforms", list, [])):
+        told = Fields(transform, f"{recording.where}: transform")
+        if (name := told("name", str)) != "Resample":
+            return None, name
+        rate_hz = Fields(told("kwargs", dict), told.where)("source_sampling_rate", int)
+    return rate_hz, ""
 
 
 class NemoManifest(Listed):
@@ -165,7 +213,7 @@ class HuggingFaceFolder(Listed):
             )
         super().__init__({split: str(path) for split, path in files.items()}, language, name, licence)
 
-    def lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    def lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | LineError]]:
         if path.suffix == ".jsonl":
             yield from read_json_lines(path)
             return
@@ -180,10 +228,8 @@ class HuggingFaceFolder(Listed):
         field = Fields(line, where)
         column = self.text_column or next((name for name in TEXT_COLUMNS if name in line), None)
         if column is None or column not in line:
-            raise UserError(
-                f"{where}: no column {column or ' or '.join(TEXT_COLUMNS)!r}, only {', '.join(map(str, line))}; "
-                f"set corpus.text_column"
-            )
+            wanted, there = column or " or ".join(TEXT_COLUMNS), ", ".join(map(str, line))
+            raise LineError(where, f"no column {wanted!r}, only {there}; set corpus.text_column")
         name = field("file_name", str)
         path = (home / name).resolve()
         outside = not path.is_relative_to(self.folder)
@@ -211,13 +257,15 @@ def write_lhotse(utterances: Sequence[Utterance], home: Path, folder: Path) -> N
             known[path] = audio_facts(path)
         num_channels, num_samples, rate_hz = known[path]
         duration = u.num_samples / u.sample_rate_hz
+        mean = u.channel < 0 and num_channels > 1
+        channel = list(range(num_channels)) if mean else max(0, u.channel)
         lines.append(
             {
-                "id": u.key, "start": u.start_sec, "duration": duration, "channel": max(0, u.channel),
+                "id": u.key, "start": u.start_sec, "duration": duration, "channel": channel,
                 "supervisions": [
                     {
                         "id": u.key, "recording_id": str(path), "start": 0.0, "duration": duration,
-                        "channel": max(0, u.channel), "text": u.text, "language": u.language, "speaker": u.speaker,
+                        "channel": channel, "text": u.text, "language": u.language, "speaker": u.speaker,
                         "custom": _facts(u),
                     }
                 ],
@@ -226,7 +274,7 @@ def write_lhotse(utterances: Sequence[Utterance], home: Path, folder: Path) -> N
                     "duration": num_samples / rate_hz, "channel_ids": list(range(num_channels)),
                     "sources": [{"type": "file", "channels": list(range(num_channels)), "source": str(path)}],
                 },
-                "type": "MonoCut",
+                "type": "MultiCut" if mean else "MonoCut",
             }
         )  # fmt: skip
     write_whole(folder / "cuts.jsonl.gz", gzip.compress(_json_lines(lines).encode(), mtime=0))
@@ -239,30 +287,69 @@ def write_nemo(utterances: Sequence[Utterance], home: Path, folder: Path) -> Non
         line = {
             "id": u.key, "audio_filepath": str((home / u.audio_path).resolve()), "offset": u.start_sec,
             "duration": u.num_samples / u.sample_rate_hz, "text": u.text, "lang": u.language, "speaker": u.speaker,
+            "sample_rate_hz": u.sample_rate_hz,
         }  # fmt: skip
         lines.append({**line, **({"channel": u.channel} if u.channel >= 0 else {}), **_facts(u)})
     write_whole(folder / "manifest.json", _json_lines(lines))
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and content of every line of a file of json objects, gzipped or not."""
+class LineError(UserError):
+    """A line of a list, or a part of it, that cannot be used."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}")
+        self.where, self.what = where, what
+
+
+def read_lines(
+    lines: Iterable[tuple[str, dict[str, Any] | LineError]],
+    read: Callable[[dict[str, Any], str], Iterable[X]],
+) -> list[X | LeftOut]:
+    """What ``read`` makes of every line; one that it cannot use is left out.
+
+    Raises:
+        UserError: no line can be used.
+    """
+    found: list[X | LeftOut] = []
+    bad: list[LineError] = []
+    for where, line in lines:
+        try:
+            if isinstance(line, LineError):
+                raise line
+            found += list(read(line, where))  # all of a line or nothing
+        except LineError as error:
+            bad.append(error)
+            found.append(LeftOut(name=error.where, reason=error.what))
+    if bad and len(bad) == len(found):
+        others = " (nor can any other line of it be used)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{others}")
+    return found
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | LineError]]:
+    """Place and content of every line of a file of json objects, gzipped or not; a line that is none as an error."""
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    found = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not valid json ({error})") from error
-                if not isinstance(found, dict):
-                    raise UserError(f"{path}:{number}: a {type(found).__name__}, expected an object")
-                yield f"{path}:{number}", found
+                if line.strip():
+                    yield f"{path}:{number}", _json_object(line, f"{path}:{number}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
     except (OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _json_object(line: str, where: str) -> dict[str, Any] | LineError:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return LineError(where, f"not valid json ({error})")
+    return (
+        found
+        if isinstance(found, dict)
+        else LineError(where, f"a {type(found).__name__}, expected an object")
+    )
 
 
 REQUIRED = object()
@@ -274,7 +361,7 @@ class Fields:
     def __init__(self, found: Any, where: str) -> None:
         self.found, self.where = found, where
         if not isinstance(found, dict):
-            raise UserError(f"{where}: a {type(found).__name__}, expected an object")
+            raise LineError(where, f"a {type(found).__name__}, expected an object")
 
     def __call__(self, name: str, kind: Any, default: Any = REQUIRED) -> Any:
         value = self.found.get(name)
@@ -282,21 +369,36 @@ class Fields:
             return default
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = getattr(kind, "__name__", str(kind))
-            raise UserError(f"{self.where}: {name} is {value!r}, expected {wanted}")
+            raise LineError(self.where, f"{name} is {_short(value)}, expected {wanted}")
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise UserError(f"{self.where}: {name} is {value[:80]!a}, which is no text (half a character)")
+            raise LineError(self.where, f"{name} is {value[:80]!a}, which is no text (half a character)")
         return value
+
+
+def _short(value: Any) -> str:
+    """A value for a message: a sound may stand in it."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _more(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Facts beyond those that the format has a field for."""
     field = Fields(dict(found), where)
     facts = {name: field(name, str, "") for name in MORE}
+    if facts["chat"]:
+        try:
+            chat_facts(facts["chat"], where)
+        except UserError as error:
+            raise LineError(where, str(error).removeprefix(f"{where}: ")) from error
     response = field("response", str, "")
-    band = str(field("band_hz", int | float | str, 0) or 0)
-    if not band.replace(".", "", 1).isdecimal():
-        raise UserError(f"{where}: band_hz is {band!r}, expected a frequency in Hz")
-    return {**facts, "band_hz": int(float(band)), "response": (response,) if response else ()}
+    numbers: dict[str, int] = {}
+    for name in ("band_hz", "sample_rate_hz"):
+        given = str(field(name, int | float | str, 0) or 0)
+        if not given.replace(".", "", 1).isdecimal():
+            raise LineError(where, f"{name} is {given!r}, expected a frequency in Hz")
+        numbers[name] = int(float(given))
+    rate_hz = numbers["sample_rate_hz"] or None
+    return {**facts, **numbers, "sample_rate_hz": rate_hz, "response": (response,) if response else ()}
 
 
 def _facts(u: Utterance) -> dict[str, Any]:

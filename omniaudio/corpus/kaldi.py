@@ -1,7 +1,8 @@
 """Kaldi data directories, both ways.
 
 Read are ``wav.scp``, ``text``, ``segments``, ``utt2spk``, ``utt2lang``, and a file ``utt2<fact>`` for each further fact
-of an utterance (response, continuation, translation, chat, corpus, band_hz, channel). Written is the same.
+of an utterance (response, continuation, translation, chat, corpus, sample_rate_hz, band_hz, channel). Written is the
+same; a space in a speaker's name, which these tables cannot hold, stands there as ``%20``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key, unique_keys
 from omniaudio.errors import UserError
@@ -17,6 +19,8 @@ from omniaudio.types import Utterance
 
 TEXT_FACTS = ("continuation", "translation", "corpus", "chat")
 """Facts that are one text in a recording and in an utterance."""
+NUMBERS = ("sample_rate_hz", "band_hz", "channel")
+"""Facts that are whole numbers."""
 
 
 class KaldiFolder:
@@ -63,8 +67,8 @@ class KaldiFolder:
             places = {utt: _segment(rest, folder, utt) for utt, rest in read_table(folder / "segments")}
         else:
             places = {name: (name, 0.0, None) for name in recordings}
-        names = ("text", "utt2spk", "utt2lang", "utt2response", "utt2band_hz", "utt2channel")
-        facts = {name: _optional(folder / name) for name in (*names, *(f"utt2{fact}" for fact in TEXT_FACTS))}
+        names = ("text", *(f"utt2{fact}" for fact in ("spk", "lang", "response", *NUMBERS, *TEXT_FACTS)))
+        facts = {name: _optional(folder / name) for name in names}
         left_out = [
             LeftOut(name=utt, reason="text without a recording") for utt in facts["text"] if utt not in places
         ]
@@ -72,6 +76,7 @@ class KaldiFolder:
         for utt, (recording, start_sec, duration_sec) in places.items():
             path, fault = _path(recordings.get(recording, ""), folder)
             more: dict[str, Any] = {fact: facts[f"utt2{fact}"].get(utt, "") for fact in TEXT_FACTS}
+            more |= {fact: _number(facts[f"utt2{fact}"], utt, folder / f"utt2{fact}") for fact in NUMBERS}
             response = facts["utt2response"].get(utt)
             items.append(
                 RawItem(
@@ -79,15 +84,13 @@ class KaldiFolder:
                     path=path,
                     start_sec=start_sec,
                     duration_sec=duration_sec,
-                    channel=_number(facts["utt2channel"], utt, folder / "utt2channel"),
                     text=facts["text"].get(utt),
                     language=facts["utt2lang"].get(utt, self.language),
-                    speaker=facts["utt2spk"].get(utt, utt),
+                    speaker=_name(facts["utt2spk"].get(utt, utt)),
                     fault=fault,
-                    band_hz=_number(facts["utt2band_hz"], utt, folder / "utt2band_hz") or 0,
                     response=(response,) if response else (),
                     split=split,
-                    **more,
+                    **{**more, "band_hz": more["band_hz"] or 0},
                 )
             )
         return Inventory(items, left_out)
@@ -96,8 +99,6 @@ class KaldiFolder:
 def write_kaldi(utterances: Sequence[Utterance], home: Path, folder: Path) -> None:
     """Write a Kaldi data directory, sorted as Kaldi wants it; ``home`` is the folder of the manifest."""
     ordered = sorted(utterances, key=lambda u: u.key.encode())
-    if bad := next((u for u in ordered if any(c.isspace() for c in u.key + u.speaker)), None):
-        raise UserError(f"{bad.key}: speaker {bad.speaker!r} has a space, which Kaldi's tables cannot hold")
     rows: dict[str, list[str]] = {"wav.scp": [], "segments": [], "text": [], "utt2spk": [], "utt2lang": []}
     recordings: dict[str, str] = {}
     for u in ordered:
@@ -106,10 +107,11 @@ def write_kaldi(utterances: Sequence[Utterance], home: Path, folder: Path) -> No
         end = u.start_sec + u.num_samples / u.sample_rate_hz
         rows["segments"].append(f"{u.key} {recordings[path]} {u.start_sec!r} {end!r}")
         rows["text"].append(f"{u.key} {_line(u.text)}")
-        rows["utt2spk"].append(f"{u.key} {u.speaker}")
+        rows["utt2spk"].append(f"{u.key} {_word(u.speaker)}")
         rows["utt2lang"].append(f"{u.key} {u.language}")
         more = {
             "response": u.response,
+            "sample_rate_hz": u.sample_rate_hz,
             "band_hz": u.band_hz or "",
             "channel": u.channel if u.channel >= 0 else "",
         }
@@ -119,10 +121,21 @@ def write_kaldi(utterances: Sequence[Utterance], home: Path, folder: Path) -> No
     rows["wav.scp"] = sorted(f"{name} {path}" for path, name in recordings.items())
     speakers: dict[str, list[str]] = {}
     for u in ordered:
-        speakers.setdefault(u.speaker, []).append(u.key)
+        speakers.setdefault(_word(u.speaker), []).append(u.key)
     rows["spk2utt"] = [f"{speaker} {' '.join(keys)}" for speaker, keys in sorted(speakers.items())]
     for name, lines in rows.items():
         write_whole(folder / name, "".join(f"{line}\n" for line in lines))
+
+
+def _word(name: str) -> str:
+    """A name as one word of a Kaldi table: white space, and the percent sign that marks it, by their bytes."""
+    return "".join(quote(char) if char.isspace() or char == "%" else char for char in name)
+
+
+def _name(word: str) -> str:
+    """The name that ``_word`` made a word; any other word, such as '50%', as it stands."""
+    name = unquote(word)
+    return name if _word(name) == word else word
 
 
 def _line(value: object) -> str:

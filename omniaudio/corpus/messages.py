@@ -10,7 +10,8 @@ A line is a chat::
 
 Files may stand in the place of base64: ``{"type": "audio", "audio": PATH}``, ``{"type": "audio_url", "audio_url":
 {"url": PATH}}``, and ``"audio": {"path": PATH}`` of a message; relative ones begin at the folder of the list. What was
-said (``transcript``, or ``text`` of a part that is a sound) may miss in what users say, never in replies.
+said (``transcript``, or ``text`` of a part that is a sound) may miss in what users say, never in replies. Empty texts,
+and messages without anything else, are taken out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key
-from omniaudio.corpus.json_manifests import Fields, Listed, language_code
+from omniaudio.corpus.items import MAX_KEY, Inventory, LeftOut, RawItem, clean_key
+from omniaudio.corpus.json_manifests import Fields, LineError, Listed, language_code
 from omniaudio.data.chats import ROLES, to_clips
-from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 
 SOUNDS = ("input_audio", "audio", "audio_url")
@@ -51,21 +51,22 @@ class ChatMessages(Listed):
     def read(self, line: dict[str, Any], where: str, home: Path, split: str) -> Iterator[RawItem | LeftOut]:
         field = Fields(line, where)
         number = where.rpartition(":")[2]
-        name = clean_key(str(line.get("id") or f"{split or self.name}-{number}"))
+        name = clean_key(str(line.get("id") or f"{split or self.name}-{number}"), MAX_KEY - len("/0000"))
         language = language_code(field("language", str, None), self.language)
         if name in self._names:
             yield LeftOut(name=name, reason="duplicate id")
             return
-        self._names.add(name)
-        messages = []
+        messages, speakers = [], []
         for place, message in enumerate(field("messages", list)):
             found = Fields(message, f"{where}: message {place}")
             role = SAME_ROLE.get(found("role", str), found("role", str))
             if role not in ROLES or (role == "system" and place):
                 expected = "system (the first only), user, assistant"
-                raise UserError(f"{where}: message {place} has the role {role!r}, expected {expected}")
-            messages.append((role, list(self._parts(message, role, f"{where}: message {place}", home))))
-        speakers = [str(message.get("name") or message["role"]) for message in line["messages"]]
+                raise LineError(found.where, f"the role is {role!r}, expected {expected}")
+            if parts := [part for part in self._parts(message, role, found.where, home) if part != ""]:
+                messages.append((role, parts))
+                speakers.append(str(message.get("name") or message["role"]))
+        self._names.add(name)
         clips = to_clips(messages, name)
         if not clips:
             yield LeftOut(name=name, reason="chat without a sound")
@@ -101,9 +102,9 @@ class ChatMessages(Listed):
                 words = field("transcript", str, field("text", str, None))
                 yield self._sound(part.get(kind, part), words, here, home)
             else:
-                raise UserError(f"{here}: type {kind!r}, expected text, {', '.join(SOUNDS)}")
+                raise LineError(here, f"type {kind!r}, expected text, {', '.join(SOUNDS)}")
         if not content and audio is None:
-            raise UserError(f"{where}: has neither content nor audio")
+            raise LineError(where, "has neither content nor audio")
 
     def _sound(self, place: Any, words: str | None, where: str, home: Path) -> Sound:
         """A sound by its path, its address, or its content."""
@@ -112,7 +113,7 @@ class ChatMessages(Listed):
         given = field("path", str, None) or field("url", str, None)
         if given is not None and not given.startswith("data:"):
             if "://" in given and not given.startswith("file://"):
-                raise UserError(f"{where}: {given[:80]} is not on this machine; fetch it, and name the file")
+                raise LineError(where, f"{given[:80]} is not on this machine; fetch it, and name the file")
             return Sound((home / given.removeprefix("file://")).resolve(), words)
         ending = field("format", str, "wav")
         if given is not None:
@@ -123,7 +124,7 @@ class ChatMessages(Listed):
         try:
             content = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise UserError(f"{where}: data is not base64 ({error})") from error
+            raise LineError(where, f"data is not base64 ({error})") from error
         path = self._decoded / f"{hashlib.sha256(content).hexdigest()[:32]}.{clean_key(ending)}"
         if not path.is_file():
             write_whole(path, content)

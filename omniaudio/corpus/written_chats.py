@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from omniaudio.corpus.json_manifests import Fields, read_json_lines
+from omniaudio.corpus.items import LeftOut
+from omniaudio.corpus.json_manifests import Fields, LineError, read_json_lines, read_lines
 from omniaudio.corpus.texts import chitchat_attribution, chitchat_conversations
 from omniaudio.data.chats import ROLES
 from omniaudio.errors import UserError
@@ -18,8 +20,8 @@ Chat = list[tuple[str, str]]
 class ChatSource(Protocol):
     """A list of chats."""
 
-    def chats(self) -> list[Chat]:
-        """All, in a fixed order."""
+    def chats(self) -> Sequence[Chat | LeftOut]:
+        """All, in a fixed order; what is no chat in its place."""
         ...
 
     def attribution(self) -> str:
@@ -58,7 +60,8 @@ class ChitchatChats:
 
 class ChatFile:
     """A user's own chats, a line each: ``{"messages": [{"role": ..., "content": TEXT}, ...]}`` as OpenAI's interface
-    takes them, or an instruction with its answer, ``{"instruction": ..., "input": ..., "output": ...}``.
+    takes them, or an instruction with its answer, ``{"instruction": ..., "input": ..., "output": ...}``. A line that is
+    neither is left out.
 
     Args:
         path: the file.
@@ -67,10 +70,10 @@ class ChatFile:
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
-    def chats(self) -> list[Chat]:
+    def chats(self) -> list[Chat | LeftOut]:
         if not self.path.is_file():
             raise UserError(f"chat_source.path {self.path}: no such file")
-        return [_read(line, where) for where, line in read_json_lines(self.path)]
+        return read_lines(read_json_lines(self.path), lambda line, where: [_read(line, where)])
 
     def attribution(self) -> str:
         return f"Chats of {self.path.name}: the user's own."
@@ -87,6 +90,6 @@ def _read(line: dict[str, Any], where: str) -> Chat:
         role, content = told("role", str), told("content", str)
         if role not in ROLES or (role == "system" and place):
             expected = "system (the first only), user, assistant"
-            raise UserError(f"{where}: message {place} has the role {role!r}, expected {expected}")
+            raise LineError(told.where, f"the role is {role!r}, expected {expected}")
         chat.append((role, content))
     return chat

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 
@@ -40,6 +41,14 @@ def test_nemo_manifests_are_read_back(tmp_path):
     check_round_trip(utterances, corpus.inventory(tmp_path).items, home)
 
 
+def test_the_mean_of_two_channels_stays_the_mean(tmp_path):
+    utterances, home = make_utterances(tmp_path), tmp_path / "manifest"
+    mean = dataclasses.replace(utterances[-1], channel=-1)
+    write_lhotse([mean], home, tmp_path / "out")
+    corpus = LhotseCuts(str(tmp_path / "out" / "cuts.jsonl.gz"), "de", "lhotse")
+    check_round_trip([mean], corpus.inventory(tmp_path).items, home)
+
+
 CUT = {
     "id": "cut-1", "start": 1.5, "duration": 2.0, "channel": 0, "type": "MonoCut",
     "supervisions": [
@@ -76,6 +85,73 @@ def test_cuts_that_cannot_be_taken_are_counted(tmp_path):
         LeftOut(name="c2", reason="cut whose recording is no file"),
         LeftOut(name="c3", reason="cut with no supervisions"),
     ]
+
+
+def with_supervisions(cut, *parts, **changes):
+    """A cut in which each of ``parts`` (start, duration, text) is said."""
+    first = cut["supervisions"][0]
+    said = [{**first, "start": start, "duration": seconds, "text": text} for start, seconds, text in parts]
+    return {**cut, "supervisions": said, **changes}
+
+
+def test_a_supervision_is_the_stretch_that_it_names(tmp_path):
+    path = lines(
+        tmp_path / "cuts.jsonl",
+        with_supervisions(CUT, (10.0, 2.0, "one"), id="long", start=1.5, duration=30.0),
+        with_supervisions(CUT, (0.0, 0.5, "a"), (0.75, 1.3, "b"), (1.5, 3.0, "c"), id="several"),
+    )
+    found = LhotseCuts(path, "de", "lhotse").inventory(tmp_path)
+    assert [(i.key, i.start_sec, i.duration_sec, i.text, i.sample_rate_hz) for i in found.items] == [
+        ("long", 11.5, 2.0, "one", 16_000),
+        ("several/0000", 1.5, 0.5, "a", 16_000),
+        ("several/0001", 2.25, 1.3, "b", 16_000),
+    ]
+    assert found.left_out == [LeftOut(name="several", reason="supervision that is not whole in its cut")]
+
+
+def test_cuts_that_lhotse_would_mix_or_change_are_left_out(tmp_path):
+    def changed(name, *transforms):
+        return {**CUT, "id": name, "recording": {**CUT["recording"], "transforms": list(transforms)}}
+
+    resampled = {
+        "name": "Resample",
+        "kwargs": {"source_sampling_rate": 44_100, "target_sampling_rate": 16_000},
+    }
+    faster = {"name": "Speed", "kwargs": {"factor": 1.1}}
+    mixed = {"id": "m", "type": "MixedCut", "tracks": [{"cut": CUT, "offset": 0.0}]}
+    path = lines(tmp_path / "cuts.jsonl", mixed, changed("s", resampled, faster), changed("r", resampled))
+    found = LhotseCuts(path, "de", "lhotse").inventory(tmp_path)
+    assert [(item.key, item.sample_rate_hz) for item in found.items] == [("r", 44_100)]
+    assert found.left_out == [
+        LeftOut(name="m", reason="MixedCut without a recording of its own"),
+        LeftOut(name="s", reason="cut whose recording is changed by Speed"),
+    ]
+
+
+def test_the_file_of_a_channel_is_taken(tmp_path):
+    files = [{"type": "file", "channels": [i], "source": f"{i}.wav"} for i in (0, 1)]
+    recording = {**CUT["recording"], "channel_ids": [0, 1], "sources": files}
+    both = {**CUT, "id": "both", "channel": [0, 1], "recording": recording}
+    path = lines(tmp_path / "cuts.jsonl", {**CUT, "channel": 1, "recording": recording}, both)
+    found = LhotseCuts(path, "de", "lhotse").inventory(tmp_path)
+    assert [(item.path, item.channel) for item in found.items] == [(tmp_path / "1.wav", None)]
+    assert [entry.reason for entry in found.left_out] == ["none of 2 files has the channel [0, 1]"]
+
+
+def test_lines_that_cannot_be_used_are_counted(tmp_path):
+    good = {"audio_filepath": "a.wav", "text": "hi"}
+    path = lines(tmp_path / "m.json", good, {"text": "x"}, [1], {**good, "chat": "{}"}, {**good, "id": "b"})
+    with (tmp_path / "m.json").open("a") as file:
+        file.write('{"audio_filepath": "half')
+    found = NemoManifest(path, "en", "nemo").inventory(tmp_path)
+    assert [item.key for item in found.items] == ["a", "b"]
+    assert [entry.name for entry in found.left_out] == [f"{path}:{number}" for number in (2, 3, 4, 6)]
+    reasons = [entry.reason for entry in found.left_out]
+    assert reasons[:2] == ["audio_filepath is None, expected str", "a list, expected an object"]
+    assert reasons[2].startswith("chat is '{}', expected json") and reasons[3].startswith("not valid json")
+    bad = lines(tmp_path / "bad.json", {"text": "x"}, [1])
+    with pytest.raises(UserError, match=r"bad\.json:1: audio_filepath is None.*nor can any other line"):
+        NemoManifest({"train": path, "dev": bad}, "en", "nemo").inventory(tmp_path)
 
 
 def test_nemo_lines(tmp_path):
@@ -116,6 +192,10 @@ def test_hugging_face_folders_with_and_without_splits(tmp_path):
         ({"audio_filepath": 3}, "m.json:1: audio_filepath is 3, expected str"),
         ({"audio_filepath": "a.wav", "offset": "x"}, "m.json:1: offset is 'x'"),
         ([1], "m.json:1: a list, expected an object"),
+        (
+            {"audio_filepath": "a.wav", "sample_rate_hz": "8k"},
+            "m.json:1: sample_rate_hz is '8k', expected a freq",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, content, expected):

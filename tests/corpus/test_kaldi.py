@@ -67,6 +67,7 @@ def test_splits_are_those_of_the_folders(tmp_path):
         ({"segments": "u1 rec1 a b\n"}, "expected recording, start and end"),
         ({"segments": "u1 rec1 2 1\n"}, "start 2.0 and end 1.0 are no stretch of time"),
         ({"utt2channel": "u1 left\n"}, "utt2channel: u1 'left': a whole number"),
+        ({"utt2sample_rate_hz": "u1 8k\n"}, "utt2sample_rate_hz: u1 '8k': a whole number"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, expected):
@@ -112,6 +113,7 @@ def check_round_trip(utterances, items, home):
             "language",
             "speaker",
             "corpus",
+            "sample_rate_hz",
             "band_hz",
             "channel",
             "chat",
@@ -139,5 +141,18 @@ def test_what_is_written_is_read_back(tmp_path):
     assert KaldiFolder(str(tmp_path / "lines"), "de").inventory(tmp_path).items[0].response == (
         "one two three",
     )
-    with pytest.raises(UserError, match="speaker 'a b' has a space"):
-        write_kaldi([dataclasses.replace(utterances[0], speaker="a b")], home, tmp_path / "out")
+
+
+@pytest.mark.parametrize("speaker", ["a b", "50%", "a%20b c", "%", "a\u3000b", "%C3%BC", "ü\tx"])
+def test_any_name_of_a_speaker_is_one_word_of_the_tables(tmp_path, speaker):
+    (first, *_), home = make_utterances(tmp_path), tmp_path / "manifest"
+    write_kaldi([dataclasses.replace(first, speaker=speaker)], home, tmp_path / "out")
+    (word,) = {line.split()[1] for line in (tmp_path / "out" / "utt2spk").read_text().splitlines()}
+    assert (tmp_path / "out" / "spk2utt").read_text() == f"{word} x/a-1\n"
+    (item,) = KaldiFolder(str(tmp_path / "out"), "de").inventory(tmp_path).items
+    assert item.speaker == speaker
+
+
+def test_names_that_others_wrote_stay(tmp_path):
+    found = KaldiFolder(str(directory(tmp_path, utt2spk="u1 50%\nu2 %C3%BC\n")), "en").inventory(tmp_path)
+    assert [item.speaker for item in found.items[:2]] == ["50%", "%C3%BC"]

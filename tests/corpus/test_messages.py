@@ -87,6 +87,45 @@ def test_a_chat_whose_id_came_before_is_left_out_whole(tmp_path):
     assert [(entry.name, entry.reason) for entry in found.left_out] == [("x_y", "duplicate id")]
 
 
+def test_chats_that_cannot_be_used_are_counted(tmp_path):
+    (tmp_path / "q.flac").write_bytes(FLAC)
+    sound = {"role": "user", "content": [{"type": "audio", "audio": "q.flac"}]}
+    image = {"role": "user", "content": [{"type": "text", "text": "See"}, {"type": "image_url"}]}
+    tool = {"role": "tool", "content": "4"}
+    chats = [{"id": "a", "messages": [sound, image]}, {"id": "b", "messages": [sound, tool]}]
+    good = {"id": "a", "messages": [sound]}
+    found = corpus_of(tmp_path, *chats, good).inventory(tmp_path)
+    assert [item.key for item in found.items] == ["a/0000"], "the bad chat of the same id does not count"
+    path = tmp_path / "chats.jsonl"
+    assert [(entry.name, entry.reason) for entry in found.left_out] == [
+        (f"{path}:1: message 1, part 1", "type 'image_url', expected text, input_audio, audio, audio_url"),
+        (f"{path}:2: message 1", "the role is 'tool', expected system (the first only), user, assistant"),
+    ]
+
+
+def test_empty_texts_and_messages_of_nothing_else_are_taken_out(tmp_path):
+    (tmp_path / "q.flac").write_bytes(FLAC)
+    sound = {"type": "audio", "audio": "q.flac"}
+    chat = [
+        {"role": "system", "content": ""},
+        {"role": "user", "name": "eva", "content": [{"type": "text", "text": ""}, sound]},
+        {"role": "assistant", "content": [{"type": "text", "text": ""}]},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    (item,) = corpus_of(tmp_path, {"messages": chat}).inventory(tmp_path).items
+    facts = chat_facts(item.chat, "")
+    assert (item.speaker, facts["turn"], facts["turns"], facts["turn_parts"]) == ("eva", 0, 2, 1)
+    assert "before" not in facts and json.loads(str(facts["after"])) == [[1, "assistant", "Yes."]]
+
+
+def test_a_long_id_has_keys_that_fit(tmp_path):
+    (tmp_path / "q.flac").write_bytes(FLAC)
+    say = [{"role": "user", "content": [{"type": "audio", "audio": "q.flac"}]}]
+    chats = [{"id": name, "messages": say} for name in ("x" * 88, "问题一", "问题二")]
+    items = corpus_of(tmp_path, *chats).inventory(tmp_path).items
+    assert len({item.key for item in items}) == 3 and all(len(item.key) <= 90 for item in items)
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
@@ -95,8 +134,8 @@ def test_a_chat_whose_id_came_before_is_left_out_whole(tmp_path):
             {"role": "user", "content": "half \ud83d"},
             "message 1: content is 'half \\ud83d', which is no text",
         ),
-        ({"role": "tool", "content": "x"}, "message 1 has the role 'tool', expected system"),
-        ({"role": "system", "content": "x"}, "message 1 has the role 'system'"),
+        ({"role": "tool", "content": "x"}, "message 1: the role is 'tool', expected system"),
+        ({"role": "system", "content": "x"}, "message 1: the role is 'system'"),
         ({"role": "user"}, "message 1: has neither content nor audio"),
         ({"content": "x"}, "message 1: role is None, expected str"),
         ({"role": "user", "content": [{"type": "image"}]}, "message 1, part 0: type 'image', expected text"),

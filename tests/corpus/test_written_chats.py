@@ -3,6 +3,7 @@ import json
 import pytest
 
 from omniaudio.corpus import written_chats
+from omniaudio.corpus.items import LeftOut
 from omniaudio.corpus.written_chats import ChatFile, ChitchatChats
 from omniaudio.errors import UserError
 
@@ -53,7 +54,7 @@ def test_messages_and_instructions_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({"messages": [{"role": "robot", "content": "x"}]}, "c.jsonl:1: message 0 has the role 'robot'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "c.jsonl:1: message 0: the role is 'robot'"),
         ({"messages": [{"role": "user"}]}, "c.jsonl:1: message 0: content is None, expected str"),
         ({"instruction": "x"}, "c.jsonl:1: output is None"),
         ({"question": "x"}, "c.jsonl:1: instruction is None"),
@@ -65,3 +66,12 @@ def test_what_is_no_chat_is_named(tmp_path, line, words):
         ChatFile(str(tmp_path / "c.jsonl")).chats()
     with pytest.raises(UserError, match=r"chat_source\.path .*no such file"):
         ChatFile(str(tmp_path / "none.jsonl")).chats()
+
+
+def test_lines_that_are_no_chat_keep_their_place(tmp_path):
+    good = {"instruction": "Greet.", "output": "Hello"}
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (good, {"instruction": "x"}, good)))
+    chat = [("user", "Greet."), ("assistant", "Hello")]
+    bad = LeftOut(name=f"{path}:2", reason="output is None, expected str")
+    assert ChatFile(str(path)).chats() == [chat, bad, chat]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,14 +12,12 @@ import numpy as np
 
 from omniaudio.corpus.build.segment import Segment
 from omniaudio.corpus.checks import audio_reason
-from omniaudio.corpus.items import Corpus, clean_key
+from omniaudio.corpus.items import Corpus, LeftOut, short_key
 from omniaudio.corpus.texts import TextSource
 from omniaudio.corpus.written_chats import ChatSource
 from omniaudio.data.chats import Written
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_audio, resample
-
-MAX_KEY = 48  # characters of a recording's name that its key keeps
 
 
 class Source(Protocol):
@@ -80,19 +77,24 @@ class Chats:
 
     def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
         for number, chat in enumerate(self.chats.chats()[: self.max_chats]):
-            yield {"key": f"chat-{number:07d}", "messages": chat}
+            told = {"left_out": chat.reason} if isinstance(chat, LeftOut) else {"messages": chat}
+            yield {"key": f"chat-{number:07d}", **told}
 
     def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
-        key, turns = source["key"], len(source["messages"])
+        key = source["key"]
+        if "left_out" in source:
+            return [Segment(key=f"{key}/0000", passage=key).refused(source["left_out"])]
+        # an empty message that is only written says nothing; one to be spoken is a mistake that the steps refuse
+        messages = [(role, text) for role, text in source["messages"] if text or role in self.spoken]
         found: list[Segment] = []
         written: tuple[Written, ...] = ()
-        for turn, (role, text) in enumerate(source["messages"]):
+        for turn, (role, text) in enumerate(messages):
             if role not in self.spoken:
                 written = (*written, (turn, role, text))
                 continue
             segment = Segment(
                 key=f"{key}/{len(found):04d}", passage=key, place=len(found), language=self.language, text=text,
-                role=role, turn=turn, turns=turns, before=written,
+                role=role, turn=turn, turns=len(messages), before=written,
             )  # fmt: skip
             found.append(segment)
             written = ()
@@ -228,11 +230,3 @@ def opened(segment: Segment, place: Mapping[str, Any], rate_hz: int = 16_000) ->
     wav_N = resample(wav_CN.mean(axis=0), found_hz, rate_hz)
     band_hz = float(place.get("band_hz") or (found_hz / 2 if found_hz < rate_hz else 0))
     return replace(segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=start_sec, band_hz=band_hz)
-
-
-def short_key(name: str) -> str:
-    """A name as one part of a key: short, and another one for every other name."""
-    plain = clean_key(name).replace("/", "-")
-    if plain == name and len(plain) <= MAX_KEY:
-        return plain
-    return f"{plain[:MAX_KEY]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from omniaudio.corpus.build.sources import Chats, Dialogues, Recordings, Texts, short_key
+from omniaudio.corpus.build.sources import Chats, Dialogues, Recordings, Texts
 from omniaudio.corpus.folder import AudioFolder
-from omniaudio.corpus.items import Inventory, RawItem
+from omniaudio.corpus.items import Inventory, LeftOut, RawItem
 from omniaudio.corpus.texts import TextFile
 from omniaudio.errors import UserError
 from tests.corpus.make_audio import tone, write_audio
@@ -118,6 +118,20 @@ def test_roles_that_are_not_spoken_stay_in_writing(tmp_path):
         Chats(FewChats(), "en", ["system"])
 
 
+def test_a_line_that_is_no_chat_is_refused_and_an_empty_message_that_is_only_written_goes(tmp_path):
+    class Source(FewChats):
+        def chats(self):
+            chat = [("system", ""), ("user", "U"), ("assistant", ""), ("user", ""), ("assistant", "B")]
+            return [LeftOut(name="file:1", reason="output is None"), chat]
+
+    source = Chats(Source(), "en", ["user"])
+    first, second = map(source, source.sources(tmp_path))
+    assert [s.fault for s in first] == ["output is None"]
+    assert [(s.text, s.turn, s.turns, s.before, s.after) for s in second] == [
+        ("U", 0, 3, (), ()), ("", 1, 3, (), ((2, "assistant", "B"),)),
+    ]  # fmt: skip
+
+
 def test_a_channel_a_band_and_what_is_known_stay_with_a_line(tmp_path):
     write_audio(tmp_path / "a.wav", np.stack([tone(0.5), 0 * tone(0.5)], 1))
     item = RawItem(
@@ -137,9 +151,3 @@ def test_a_channel_a_band_and_what_is_known_stay_with_a_line(tmp_path):
     first, second = source(next(iter(source.sources(tmp_path))))
     assert np.abs(first.wav_N).max() == 0 and first.band_hz == 4700
     assert second.fault == "no such channel" and second.facts == {"response": "yes"}
-
-
-def test_every_name_has_a_key_of_its_own():
-    names = ["a/b.wav", "a-b.wav", "第一集.mp3", "第二集.mp3", "x" * 90, "x" * 91, "plain"]
-    keys = [short_key(name) for name in names]
-    assert len(set(keys)) == len(names) and all(len(key) < 60 for key in keys) and keys[-1] == "plain"
