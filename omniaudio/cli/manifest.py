@@ -2,6 +2,7 @@
 
 The recordings stay where they are; the lists name them by absolute path, with start and duration. Facts that the other
 form has no field for stand where it keeps custom ones, and `omniaudio prepare corpus=<form>` reads all of it back.
+A folder of `omniaudio build` has no recordings: the clips of its shards are written to out/<split>/clips.
 
     kaldi   wav.scp, segments, text, utt2spk, spk2utt, utt2lang, and utt2<fact> for every further fact
     lhotse  cuts.jsonl.gz, one cut with one supervision an utterance
@@ -22,6 +23,7 @@ from omniaudio.errors import UserError
 
 def main(config: dict[str, Any]) -> None:
     """Write ``out``/<split> for every split."""
+    from omniaudio.corpus.from_shards import write_clips
     from omniaudio.corpus.json_manifests import write_lhotse, write_nemo
     from omniaudio.corpus.kaldi import write_kaldi
     from omniaudio.corpus.manifest import read_manifest
@@ -30,10 +32,14 @@ def main(config: dict[str, Any]) -> None:
     writers = {"kaldi": write_kaldi, "lhotse": write_lhotse, "nemo": write_nemo}
     if config["form"] not in writers:
         raise UserError(f"config form: {config['form']!r} is not one of {', '.join(writers)}")
-    home = Path(config["data_dir"]) / "manifest"
-    if not home.is_dir():
+    data_dir, out = Path(config["data_dir"]), Path(config["out"])
+    home, shards = data_dir / "manifest", data_dir / "shards"
+    if not home.is_dir() and not shards.is_dir():
         raise UserError(f"{home}: no such folder; prepare the corpus first: omniaudio prepare")
     for split in SPLITS:
-        utterances = read_manifest(home / f"{split}.jsonl")
-        writers[config["form"]](utterances, home.resolve(), Path(config["out"]) / split)
-        print(f"{split}: {len(utterances)} utterances in {Path(config['out']) / split}")
+        if home.is_dir():
+            utterances = read_manifest(home / f"{split}.jsonl")
+        else:
+            utterances = write_clips(shards, split, out / split / "clips")
+        writers[config["form"]](utterances, home.resolve(), out / split)
+        print(f"{split}: {len(utterances)} utterances in {out / split}")

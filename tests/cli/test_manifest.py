@@ -6,6 +6,7 @@ from omniaudio.corpus.manifest import write_manifest
 from omniaudio.corpus.split import SPLITS
 from omniaudio.data.shards import ShardReader
 from tests.corpus.make_audio import tone, write_audio
+from tests.corpus.test_from_shards import make_shards
 from tests.corpus.test_kaldi import check_round_trip, make_utterances
 
 
@@ -54,6 +55,19 @@ def test_a_corpus_of_another_rate_is_prepared_alike_from_its_lists(tmp_path, for
     assert sum(map(len, first.values())) == 24 and first == second
     facts = {key: facts for split in SPLITS for key, (facts, _) in second[split].items()}
     assert facts["4"]["speaker"] == "Anna van 1%20" and facts["5"]["band_hz"] == 5512
+
+
+@pytest.mark.parametrize("form", ["kaldi", "lhotse", "nemo"])
+def test_the_clips_of_a_built_folder_go_out_and_come_back(tmp_path, form, capsys):
+    built = make_shards(tmp_path / "built" / "shards", ("train", "dev", "test"))
+    main(["manifest", f"data_dir={tmp_path}/built", f"form={form}", f"out={tmp_path}/out"])
+    assert "dev: 3 utterances" in capsys.readouterr().out
+    prepare_list(form, tmp_path / "out", tmp_path / "again")
+    for split, clips in shards(tmp_path / "again").items():
+        assert clips.keys() == {facts["key"] for facts in built[split]}
+        for told in built[split]:
+            facts, flac = clips[told.pop("key")]
+            assert flac == told.pop("flac") and facts == told
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
