@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import struct
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,6 +21,9 @@ RAW_FORMATS = {".g722": "g722"}
 
 STREAMED = 0x7FFFF000
 """Sizes from here on are those of a WAV that was written before its length was known."""
+UNKNOWN = 1 << 62
+"""Numbers of samples from here on are soundfile's for a head that tells none."""
+OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".g722")
 """Files that are taken for recordings."""
 
@@ -52,7 +56,7 @@ def decode_audio(
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
     suffix = "" if isinstance(source, bytes) else Path(source).suffix.lower()
     part = (start_sec, duration_sec)
-    wav_CN, rate_hz = _by_soundfile(source, suffix, *part) or _by_av(source, suffix, name, *part)
+    wav_CN, rate_hz = _by_soundfile(source, suffix, name, *part) or _by_av(source, suffix, name, *part)
     if wav_CN.shape[1] == 0:
         where = f" from {start_sec} s on" if start_sec else ""
         raise UserError(f"{name}: empty audio (0 samples{where})")
@@ -67,12 +71,12 @@ def audio_facts(path: str | Path) -> tuple[int, int, int]:
     """Channels, samples and sample rate in Hz of a file, from its head where that tells."""
     import soundfile
 
-    try:
+    with suppress(soundfile.LibsndfileError, RuntimeError, TypeError):
         known = soundfile.info(str(path))
-        return known.channels, known.frames, known.samplerate
-    except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        wav_CN, rate_hz = decode_audio(path)
-        return wav_CN.shape[0], wav_CN.shape[1], rate_hz
+        if known.frames < UNKNOWN:
+            return known.channels, known.frames, known.samplerate
+    wav_CN, rate_hz = decode_audio(path)
+    return wav_CN.shape[0], wav_CN.shape[1], rate_hz
 
 
 def read_audio(
@@ -142,30 +146,59 @@ def write_wav(path: str | Path, wav_N: np.ndarray, sample_rate_hz: int) -> None:
 
 
 def _by_soundfile(
-    source: str | Path | bytes, suffix: str, start_sec: float, duration_sec: float | None
+    source: str | Path | bytes, suffix: str, name: str, start_sec: float, duration_sec: float | None
 ) -> tuple[np.ndarray, int] | None:
     """wav_CN and rate, or None for a format that soundfile does not know."""
     import soundfile
 
     if suffix in RAW_FORMATS:
         return None
+    exact = False
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         with soundfile.SoundFile(file) as opened:
-            rate_hz = opened.samplerate
+            rate_hz, there = opened.samplerate, opened.frames
+            if there >= UNKNOWN:
+                return None
+            exact = opened.format == "FLAC" or (opened.format == "MP3" and _counts_frames(source))
             start, num = _samples(start_sec, duration_sec, rate_hz)
             if start:
-                opened.seek(min(start, opened.frames))
+                opened.seek(min(start, there))
             wav_NC = opened.read(-1 if num is None else num, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError):
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        if exact:
+            raise UserError(
+                f"{name}: cut off or damaged: not all of its {there} samples can be read"
+            ) from error
         return None
+    promised = max(0, there - start) if num is None else min(num, max(0, there - start))
+    if exact and len(wav_NC) < promised:
+        raise UserError(f"{name}: cut off: {promised} samples by its head, {len(wav_NC)} are there")
     return np.ascontiguousarray(wav_NC.T), int(rate_hz)
 
 
+def _counts_frames(source: str | Path | bytes) -> bool:
+    """Whether the head of an MP3 says how long it is: the number is guessed from the file's size if not."""
+    with _opened(source) as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":  # its size in seven bits a byte
+            file.seek(10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
+        else:
+            file.seek(0)
+        start = file.read(64)
+    return b"Xing" in start or b"Info" in start
+
+
+def _opened(source: str | Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
 def _check_whole(source: str | Path | bytes, name: str) -> None:
-    """A WAV whose head promises more sound than follows is a UserError: libraries read what there is."""
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+    """A WAV or OGG whose head, or last page's head, promises more than follows is a UserError: libraries read on."""
+    with _opened(source) as file:
         head = file.read(12)
+        if head[:4] == b"OggS":
+            _check_last_page(file, name)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return
         while len(chunk := file.read(8)) == 8:
@@ -177,6 +210,18 @@ def _check_whole(source: str | Path | bytes, name: str) -> None:
                     raise UserError(f"{name}: cut off: {size} bytes of sound by its head, {there} are there")
                 return
             file.seek(size + size % 2, io.SEEK_CUR)
+
+
+def _check_last_page(file: BinaryIO, name: str) -> None:
+    """The last page of an OGG must be there to its end: a table in its head names the sizes of its parts."""
+    file.seek(max(0, file.seek(0, io.SEEK_END) - 2 * OGG_PAGE))
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    size = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) > 26 else OGG_PAGE
+    if len(page) < size:
+        raise UserError(
+            f"{name}: cut off: {size} bytes of its last page by the page's head, {len(page)} are there"
+        )
 
 
 def _samples(start_sec: float, duration_sec: float | None, rate_hz: int) -> tuple[int, int | None]:

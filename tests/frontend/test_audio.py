@@ -1,3 +1,5 @@
+import io
+
 import av
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import soundfile
 
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import (
+    audio_facts,
     decode_audio,
     encode_audio,
     read_audio,
@@ -32,8 +35,8 @@ def test_reads_what_soundfile_reads(tmp_path, ending, subtype):
     assert np.array_equal(wav, read_audio(path.read_bytes()))
 
 
-def write_by_av(path, form, codec, wav, rate_hz):
-    with av.open(str(path), "w", format=form) as container:
+def write_by_av(path, form, codec, wav, rate_hz, **options):
+    with av.open(str(path), "w", format=form, options=options) as container:
         stream = container.add_stream(codec, rate=rate_hz, layout="mono")
         pcm = np.round(wav * 32767).astype(np.int16)[None]
         frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
@@ -102,3 +105,46 @@ def test_resample_keeps_a_tone(tmp_path):
     assert resample(wav, 24_000, 24_000) is wav
     write_wav(tmp_path / "a.wav", sine(1.0), 16_000)
     assert read_audio_at(tmp_path / "a.wav", 24_000).shape == (24_000,)
+
+
+def compressed(ending, subtype=None):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).normal(0, 0.05, 32_000).astype(np.float32)
+    soundfile.write(buffer, sine(2.0) + noise, 16_000, format=ending.upper(), subtype=subtype)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "ending, subtype", [("flac", None), ("mp3", None), ("ogg", "VORBIS"), ("ogg", "OPUS")]
+)
+def test_half_a_compressed_file_is_refused(tmp_path, ending, subtype):
+    content = compressed(ending, subtype)
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(content)
+    for source in (path, content):
+        assert decode_audio(source)[0].shape == (1, 32_000)
+        assert decode_audio(source, 1.5)[0].shape == (1, 8_000)
+        assert decode_audio(source, 0.5, 0.25)[0].shape == (1, 4_000)
+    for num_bytes in (len(content) // 2, len(content) - 100):
+        path.write_bytes(content[:num_bytes])
+        for source in (path, content[:num_bytes]):
+            with pytest.raises(UserError, match="cut off"):
+                decode_audio(source)
+    with pytest.raises(UserError, match="cut off"):
+        decode_audio(content[: len(content) // 2], 1.5)
+
+
+def test_lengths_that_a_head_does_not_tell_are_those_of_the_sound(tmp_path):
+    flac = bytearray(compressed("flac"))
+    flac[21] &= 0xF0  # the number of samples: 36 bits, 0 for unknown
+    flac[22:26] = bytes(4)
+    path = tmp_path / "a.flac"
+    path.write_bytes(flac)
+    assert decode_audio(path)[0].shape == (1, 32_000) and audio_facts(path) == (1, 32_000, 16_000)
+    mp3 = compressed("mp3")
+    tagged = b"ID3\x04\0\0\0\0\x02\x01" + bytes(257) + mp3
+    assert decode_audio(tagged)[0].shape == (1, 32_000)
+    with pytest.raises(UserError, match="cut off"):
+        decode_audio(tagged[: len(tagged) // 2])
+    write_by_av(tmp_path / "a.mp3", "mp3", "libmp3lame", sine(1.0), 16_000, write_xing="0")
+    assert 16_000 <= decode_audio(tmp_path / "a.mp3")[0].shape[1] < 19_000
