@@ -3,7 +3,10 @@
 import json
 import tarfile
 
-from tests.corpus.make_audio import tone, write_audio
+import soundfile
+
+from tests.corpus.make_audio import make_asterisk, tone, write_audio
+from tests.corpus.test_fotaq import bundle, dialogue
 
 SECONDS, RATE = 1.6, 22_050
 
@@ -174,3 +177,22 @@ def voice_assistant(folder, number=30):
 def _made(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def asterisk(folder):
+    texts = {f"digits/{i}": (f"Il numero {i}, prego.", tone(SECONDS)) for i in range(24)}
+    return make_asterisk(folder, "it", {**texts, "beep": (None, tone(SECONDS))})
+
+
+def fotaq(folder):
+    """A talk of Joe with another one in 24 lines, as the game's bundle holds it."""
+    path = folder / "clip.mp3"
+    soundfile.write(path, tone(SECONDS, rate_hz=11_025), 11_025)
+    lines = [(number, f"Line number {number}, said aloud.*02") for number in range(1, 13)]
+    replies = [(number, f"Reply number {number}, said aloud.") for number in range(1, 11)]
+    talk = dialogue(7, joe=lines, other=replies, again=["Hello again, Joe.*04", "*15Hello again to you."])
+    spoken = [f"07{number:04X}J1" for number in range(1, 13)] + [
+        f"07{number:04X}P1" for number in range(1, 11)
+    ]
+    files = {f"{name}.SB": path.read_bytes() for name in (*spoken, "07XXXXP1", "07XXXXJ2")}
+    return bundle(folder / "queen.1c", {"BOB2.DOG": talk, **files})
