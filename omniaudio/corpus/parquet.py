@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key
+from omniaudio.data.chats import to_clips
 from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors, write_whole
 from omniaudio.progress import Progress
@@ -28,6 +29,7 @@ class ParquetAudio:
         audio_column: with the recording, ``{bytes, path}``.
         text_column: with its words.
         response_column: with the answer; null has none.
+        chats: make a chat of every recording and its answer, too: a passage of its own, never joined with others.
         speaker_column: with the speaker; null takes ``name``.
         name: of the prepared folder.
         licence: a line for ATTRIBUTION.
@@ -42,6 +44,7 @@ class ParquetAudio:
         audio_column: str = "audio",
         text_column: str = "text",
         response_column: str | None = None,
+        chats: bool = False,
         speaker_column: str | None = None,
         name: str = "parquet",
         licence: str = "Licence not stated.",
@@ -49,6 +52,7 @@ class ParquetAudio:
         if (repository is None) == (root is None):
             raise UserError("corpus.repository, corpus.root: give one of them")
         self.repository, self.root = repository, Path(root).resolve() if root else None
+        self.chats = chats
         self.pattern, self.language, self.name, self.licence = pattern, language, name, licence
         self.columns = {
             "audio": audio_column,
@@ -82,19 +86,28 @@ class ParquetAudio:
                 if row["file"] is None:
                     left_out.append(LeftOut(name=key, reason="row without a recording"))
                     continue
-                items.append(
-                    RawItem(
-                        key=key,
-                        path=listing.parent / row["file"],
-                        text=_text(row.get("text")),
-                        language=self.language,
-                        speaker=_text(row.get("speaker")) or self.name,
-                        response=(_text(row["response"]) or "",) if row.get("response") else (),
-                    )
-                )
+                items.append(self._item(row, key, listing.parent / row["file"]))
         if not items:
             raise UserError(f"{folder / 'clips'}: no recordings; run step=fetch first")
         return Inventory(items, left_out)
+
+    def _item(self, row: dict[str, Any], key: str, path: Path) -> RawItem:
+        """A recording; in a chat it is the question, and what was answered the written reply."""
+        text, response = _text(row.get("text")), _text(row.get("response"))
+        clips = (
+            to_clips([("user", [path]), ("assistant", [response])], key)
+            if self.chats and text and response
+            else []
+        )
+        return RawItem(
+            key=key,
+            path=path,
+            text=text,
+            language=self.language,
+            speaker=_text(row.get("speaker")) or self.name,
+            response=(response,) if response else (),
+            chat=json.dumps(clips[0][1], ensure_ascii=False) if clips else "",
+        )
 
     def _files(self, folder: Path, fetch: bool = True) -> dict[str, Path]:
         """Parquet files by the name of their folder of clips."""

@@ -1,6 +1,7 @@
 import pytest
 
 from omniaudio.corpus.parquet import ParquetAudio
+from omniaudio.data.chats import chat_facts, to_messages
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio
 from tests.corpus.make_trees import voice_assistant
@@ -22,6 +23,27 @@ def test_recordings_are_taken_out_once(tmp_path):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*.wav")}
     corpus.fetch(tmp_path / "raw")
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").rglob("*.wav")}
+
+
+def test_a_question_with_its_answer_is_a_chat(tmp_path):
+    root = voice_assistant(tmp_path / "hub", 4)
+    corpus = ParquetAudio("en", root=str(root), chats=True, **COLUMNS)
+    corpus.fetch(tmp_path / "raw")
+    items = corpus.inventory(tmp_path / "raw").items
+    facts = [chat_facts(item.chat, item.key) for item in items]
+    assert [found["passage"] for found in facts] == [item.key for item in items], "each is a chat of its own"
+    sound = range(3)
+    told = {"text": items[1].text, "language": "en"}
+    assert to_messages([({**facts[1], **told}, sound)], speech=False) == [
+        {"role": "user", "content": [sound]},
+        {"role": "assistant", "content": ["I am assistant 1."]},
+    ]
+    plain = ParquetAudio("en", root=str(root), **COLUMNS).inventory(tmp_path / "raw").items
+    assert not any(item.chat for item in plain)
+    (listing,) = (tmp_path / "raw").rglob("rows.jsonl")
+    listing.write_text(listing.read_text().replace('"I am assistant 0."', '""'))
+    chats = [item.chat for item in corpus.inventory(tmp_path / "raw").items]
+    assert not chats[0] and all(chats[1:]), "nobody learns from an empty reply"
 
 
 def test_files_of_one_name_in_two_folders_are_two(tmp_path):

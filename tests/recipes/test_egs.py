@@ -61,6 +61,7 @@ def test_a_miniature_of_the_corpus_becomes_shards(name: str, tmp_path: Path) -> 
             facts = entry.facts
             assert facts["text"] and facts["language"] == language and facts["sample_rate_hz"] == 16_000
             assert 15_000 < facts["num_samples"] < 33_000 and facts["speaker"]
+            assert ("role" in facts) == (name == "voice_assistant")
     checks = json.loads((tmp_path / "data" / "checks.json").read_text())
     assert not checks["bad"]
     assert (tmp_path / "data" / "ATTRIBUTION").read_text().strip()
