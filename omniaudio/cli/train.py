@@ -44,7 +44,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     import torch
 
     from omniaudio.data.datamodule import StepData
-    from omniaudio.training.callbacks import ProgressBar, Proof
+    from omniaudio.training.callbacks import ProgressBar, Proof, Rehearsal
     from omniaudio.training.checkpoint import Checkpoints
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
@@ -74,11 +74,13 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     newest = checkpoints.newest(clean=is_main_process())
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
+    zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
     callbacks = [
         Preemption(checkpoints),
         proof,
         checkpoints,
         ProgressBar(config["stage"], config["max_steps"]),
+        *([] if zero else [Rehearsal()]),
     ]
     loggers = [metrics, *make_trackers(config["tracker"], run.folder, config["tag"])]
     trainer = make_trainer(config, run, callbacks, loggers, task.automatic_optimization)
@@ -87,7 +89,6 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         metrics.cut_after(step)
         if step:
             run.log(f"going on from step {step} of {config['max_steps']}")
-    zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
     if zero and newest is not None:
         check_processes(newest, config["devices"] * config["num_nodes"])
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)

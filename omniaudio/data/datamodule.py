@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning import LightningDataModule
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from omniaudio.data.steps import StepSource, StepStream
 from omniaudio.fingerprint import Fingerprint
+from omniaudio.types import Batch
 
 
 class StepData(LightningDataModule):
@@ -40,6 +41,12 @@ class StepData(LightningDataModule):
         self._make_train, self._make_val = train, val
         self.max_steps, self.val_steps, self.num_workers = max_steps, val_steps, num_workers
         self.layout, self._begin = layout, begin
+        self._source: StepSource | None = None  # of the training
+
+    def largest(self) -> Iterator[Batch]:
+        """Batches that none of the training exceeds on this or any rank."""
+        assert self.trainer is not None and self._source is not None
+        return self._source.largest(self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
@@ -50,6 +57,7 @@ class StepData(LightningDataModule):
             self._begin(source)
         if task.memo is not None:
             source.plan.recall(task.memo)
+        self._source = source
         return self._loader(source, start, self.max_steps * accumulate, accumulate)
 
     def val_dataloader(self) -> Any:

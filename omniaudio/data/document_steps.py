@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from omniaudio.data.compose import DocumentComposer, cut_texts, read_texts
-from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal
+from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal, largest_part
 from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import readable
 from omniaudio.errors import UserError
@@ -30,7 +32,7 @@ class DocumentSteps:
         split: train, dev or test.
         texts_path: documents of the kind ``text``, one a line.
         seed: of order and composition.
-        max_positions: longest document of the kind ``text``; a text that may be longer is cut.
+        max_positions: longest document. A text that may be longer is cut, any other is left out and counted.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class DocumentSteps:
             loss_on_intlv_audio=mixture.loss_on_intlv_audio,
         )
         streams = mixture.streams(self.composer.occurs)
-        self.plan = MixturePlan(self.composer, streams, tokens_per_step, seed, mixture.temperature)
+        self.plan = MixturePlan(
+            self.composer, streams, tokens_per_step, seed, mixture.temperature, max_positions
+        )
         if "text" in self.plan.kinds and not texts:
             raise UserError(
                 f"mixture.weights.text is {mixture.weights['text']}, but texts_path {texts_path} has no texts"
@@ -73,6 +77,11 @@ class DocumentSteps:
         batch = pack(documents)
         batch.damaged = damaged
         return batch
+
+    def largest(self, num_parts: int) -> Iterator[PackedBatch]:
+        """Batches as large as a part of any step can be: one of audio alone, one of text alone."""
+        yield rehearsal(self.token_space, "audio", self.plan, num_parts)
+        yield rehearsal(self.token_space, "text", self.plan, num_parts)
 
     def document(self, planned: PlannedDocument) -> Document:
         """What the plan asks for, composed."""
@@ -125,6 +134,10 @@ class TextSteps:
         documents = deal(self.plan[step], part, num_parts)
         return pack([self.document(document) for document in documents])
 
+    def largest(self, num_parts: int) -> Iterator[PackedBatch]:
+        """A batch as large as a part of any step can be."""
+        yield rehearsal(self.token_space, "text", self.plan, num_parts)
+
     def document(self, planned: PlannedDocument) -> Document:
         """What the plan asks for."""
         item = planned.item_ids[0]
@@ -132,6 +145,20 @@ class TextSteps:
 
     def check_layout(self, layout: Fingerprint) -> None:
         """Texts hold no codes."""
+
+
+def rehearsal(space: TokenSpace, kind: str, plan: MixturePlan, num_parts: int) -> PackedBatch:
+    """Documents of one kind, the first of the greatest length, of as many positions as a part of a step may have."""
+    layouts, rest = DocumentLayouts(space), largest_part(plan.tokens_per_step, plan.longest, num_parts)
+    documents: list[Document] = []
+    while rest > 0:
+        length = max(4, min(rest, plan.longest))  # a frame of audio with its marks is no shorter
+        content: Any = (
+            np.zeros((length - 3, space.num_books), np.int64) if kind == "audio" else [0] * (length - 1)
+        )
+        documents.append(getattr(layouts, kind)("rehearsal", content))
+        rest -= length
+    return pack(documents)
 
 
 def checked_tokenizer(path: str | Path, space: TokenSpace) -> TextTokenizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +19,9 @@ from omniaudio.data.planning import ChapteredPlan, Lengths, ShuffledWindows, Sta
 from omniaudio.errors import UserError
 
 CHAPTER_TOKENS = 1 << 17
-FILLED = 0.999  # share of the positions of a chapter that is drawn; the rest lets the last documents find room
+FILLED = (
+    0.999  # share of the positions of a chapter that is drawn; the rest lets the last documents find room
+)
 
 Weight = float | Sequence[Sequence[float]]
 """A share, or pairs (step, share) with straight lines between them."""
@@ -69,7 +72,9 @@ class Mixture:
             for name, share in shares.items():
                 streams[f"{kind}@{name}"] = _scaled(weight, share / sum(shares.values()))
         if named:
-            raise UserError(f"mixture.corpora: {', '.join(sorted(named))} has no clips for any kind; is the name right?")
+            raise UserError(
+                f"mixture.corpora: {', '.join(sorted(named))} has no clips for any kind; is the name right?"
+            )
         return streams
 
 
@@ -121,8 +126,8 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
 
     Kinds take turns by their shares; within a kind every item is drawn before any is drawn again. The documents of
     a chapter go, the longest first, to the step with the most room: steps are full to a fraction of a percent. The
-    few that find no room open the next chapter: nothing is lost. One that is longer than a step is left out and
-    counted. The very first step is the largest of its chapter.
+    few that find no room open the next chapter: nothing is lost. One that is longer than a step, or than
+    ``max_document_tokens``, is left out and counted. The very first step is the largest of its chapter.
 
     Args:
         catalogue: items and lengths.
@@ -131,6 +136,8 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         tokens_per_step: LLM positions of a global batch.
         seed: of the order.
         temperature: weights are raised to 1 / temperature; above 1 the small kinds come more often.
+        max_document_tokens: longest document: what the parts of a step may differ by, however many there are. None
+            is a whole step.
     """
 
     def __init__(
@@ -140,6 +147,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         tokens_per_step: int,
         seed: int = 0,
         temperature: float = 1.0,
+        max_document_tokens: int | None = None,
     ) -> None:
         self.weights = {kind: _points(kind, weight) for kind, weight in weights.items()}
         self.weights = {kind: points for kind, points in self.weights.items() if max(points[1]) > 0}
@@ -147,13 +155,16 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         if not self.weights:
             raise UserError(f"mixture.weights: {dict(weights)} must be >= 0 and not all 0")
         if temperature <= 0:
-            raise UserError(f"mixture.temperature: {temperature} must be > 0; 1 takes the weights as they are")
+            raise UserError(
+                f"mixture.temperature: {temperature} must be > 0; 1 takes the weights as they are"
+            )
         self.tokens_per_step, self.temperature = tokens_per_step, temperature
         for step in {step for points in self.weights.values() for step in points[0]} | {0.0}:
             self.shares_at(int(step))  # said now, not when the step comes
         self.steps_per_chapter = max(1, CHAPTER_TOKENS // tokens_per_step)
+        self.longest = min(max_document_tokens or tokens_per_step, tokens_per_step)
         self._catalogue, self._seed = catalogue, seed
-        super().__init__(["mixture", self.weights, tokens_per_step, seed, temperature])
+        super().__init__(["mixture", self.weights, tokens_per_step, seed, temperature, self.longest])
 
     def first_state(self) -> State:
         streams = {kind: [0, 0, 0, 0, 0, 0.0] for kind in self.kinds}  # fields of _Stream
@@ -163,7 +174,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         """Draw what ``steps_per_chapter`` steps hold, and share it out."""
         first = int(state["step"])
         streams = {
-            kind: _Stream(self._catalogue, kind, self._seed, self.tokens_per_step, *state["streams"][kind])
+            kind: _Stream(self._catalogue, kind, self._seed, self.longest, *state["streams"][kind])
             for kind in self.kinds
         }
         late = [PlannedDocument(kind, tuple(ids), seed, num) for kind, ids, seed, num in state["late"]]
@@ -183,14 +194,17 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
 
     def shares_at(self, step: int) -> dict[str, float]:
         """Share of positions that each kind is to have at a step; they sum to 1."""
-        weights = {kind: float(np.interp(step, *points)) ** (1 / self.temperature) for kind, points in self.weights.items()}
+        weights = {
+            kind: float(np.interp(step, *points)) ** (1 / self.temperature)
+            for kind, points in self.weights.items()
+        }
         total = sum(weights.values())
         if total <= 0:
             raise UserError(f"mixture.weights: all are 0 at step {step}")
         return {kind: weight / total for kind, weight in weights.items()}
 
     def epoch_size(self, kind: str, looked_at: int) -> tuple[int, float]:
-        """Documents and positions of an epoch of a kind, drawn out from the first window and ``looked_at`` documents."""
+        """Documents and positions of an epoch of a kind, drawn out from a window and ``looked_at`` documents."""
         seed, num_windows = seed_of(self._seed, kind, 0, "order"), self._catalogue.num_windows(kind)
         groups = self._catalogue.groups(kind, 0, seed)
         lengths = [self._catalogue.num_tokens(kind, group, i) for i, group in enumerate(groups[:looked_at])]
@@ -206,7 +220,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         return _normalised(tokens)
 
     def told(self, state: State) -> dict[str, float]:
-        """Share of positions that each kind really had, and documents that were too long for a step."""
+        """Share of positions that each kind really had, and documents that were too long."""
         shares = _normalised({kind: fields[4] for kind, fields in state["streams"].items()})
         too_long = {f"too_long/{kind}": fields[3] for kind, fields in state["streams"].items() if fields[3]}
         return {f"share/{kind}": share for kind, share in shares.items()} | too_long
@@ -259,12 +273,15 @@ class _Stream:
             if barren > num_windows:
                 raise UserError(
                     f"mixture: no document of kind {kind!r} with at most {self.most} positions "
-                    f"({len(groups)} candidates); set mixture.weights.{kind}=0 or a larger tokens_per_step"
+                    f"({len(groups)} candidates); set mixture.weights.{kind}=0 or larger tokens_per_step and "
+                    "max_positions"
                 )
             self.window, self.place = self.window + 1, 0
 
 
-def _draw(streams: Mapping[str, _Stream], shares: Mapping[str, float], wanted: float) -> list[PlannedDocument]:
+def _draw(
+    streams: Mapping[str, _Stream], shares: Mapping[str, float], wanted: float
+) -> list[PlannedDocument]:
     """Documents of ``wanted`` positions; the kind that is furthest behind its share comes next."""
     drawn: list[PlannedDocument] = []
     able = [(streams[kind], share) for kind, share in shares.items() if share > 0]
@@ -321,6 +338,16 @@ def deal(documents: Sequence[PlannedDocument], part: int, num_parts: int) -> lis
         if number == part:
             mine.append(i)
     return [documents[i] for i in sorted(mine)] or [documents[part % len(documents)]]
+
+
+def largest_part(tokens_per_step: int, longest: int, num_parts: int) -> int:
+    """Most positions that ``deal`` may give one part of a step.
+
+    A part that got a second document was the emptiest before it, and that document is no longer than half of it.
+    """
+    even = tokens_per_step / num_parts
+    second = min(even + longest * (num_parts - 1) / num_parts, 2 * tokens_per_step / (num_parts + 1))
+    return min(tokens_per_step, max(longest, math.ceil(second)))
 
 
 def _points(kind: str, weight: Weight) -> tuple[list[float], list[float]]:

@@ -10,6 +10,7 @@ that a run at step 40,000 goes on without planning the steps before. No list of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -73,7 +74,12 @@ class ChapteredPlan(Generic[Item]):
     def memo(self, step: int) -> dict[str, Any]:
         """What ``recall`` needs to go on from ``step`` without planning the steps before it."""
         self[step]
-        return {"plan": self.identity, "step": self._start, "state": self._state, "told": self.told(self._state)}
+        return {
+            "plan": self.identity,
+            "step": self._start,
+            "state": self._state,
+            "told": self.told(self._state),
+        }
 
     def recall(self, memo: Mapping[str, Any]) -> bool:
         """Go on from a memo; False, and nothing happens, if it is one of another plan."""
@@ -88,7 +94,7 @@ class ChapteredPlan(Generic[Item]):
 
 
 def largest_first(steps: list[list[Item]], size: Callable[[list[Item]], Any]) -> None:
-    """Let the largest step change places with the first: a training that lacks memory ends at once, not at night."""
+    """Let the largest step change places with the first: too little memory shows early without a rehearsal too."""
     if steps:
         i = max(range(len(steps)), key=lambda i: size(steps[i]))
         steps[0], steps[i] = steps[i], steps[0]
@@ -155,9 +161,16 @@ class PooledPlan(ChapteredPlan[int]):
     """
 
     def __init__(
-        self, lengths: Lengths | Sequence[float], budget: float, seed: int, pool: int = 4096, shuffle: bool = True
+        self,
+        lengths: Lengths | Sequence[float],
+        budget: float,
+        seed: int,
+        pool: int = 4096,
+        shuffle: bool = True,
     ) -> None:
-        self.lengths: Any = np.asarray(lengths, dtype=np.float64) if isinstance(lengths, Sequence) else lengths
+        self.lengths: Any = (
+            np.asarray(lengths, dtype=np.float64) if isinstance(lengths, Sequence) else lengths
+        )
         self.budget, self.seed, self.pool, self.shuffle = budget, seed, pool, shuffle
         if not len(self.lengths):
             raise UserError("there are no samples to plan: the split is empty")
@@ -214,6 +227,22 @@ class PooledPlan(ChapteredPlan[int]):
             steps.append(chosen[begin : begin + size])
             begin += size
         return steps
+
+
+def largest_padded(budget: float, longest: float, num_parts: int) -> list[tuple[int, float]]:
+    """Batches (items, length of each) that bound every part of every step that a PooledPlan may cut.
+
+    A step has at most budget / length items, and a part one more than its even share of them. The first batch has the
+    longest items there are, and as many as a part may have; the second, if it is larger still, is what the rounding up
+    can come to with shorter ones.
+
+    Args:
+        longest: item of all, in the budget's unit.
+    """
+    number = max(1, -(-math.floor(budget / longest) // num_parts))
+    shorter = min(longest, budget / (number * num_parts + 1))  # the longest of which a part may have one more
+    batches = [(number, longest), (number + 1, shorter)]
+    return batches[: 1 + ((number + 1) * shorter > number * longest)]
 
 
 def share_of(items: Sequence[Item], part: int, num_parts: int) -> list[Item]:

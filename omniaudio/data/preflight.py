@@ -22,7 +22,6 @@ from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import WaveSteps
 from omniaudio.sequence.show import pieces_of
-from omniaudio.sequence.vocab import TokenSpace
 
 LOOKED_AT = 4000  # documents of a kind, to say how long all are
 BAR = 30
@@ -33,7 +32,9 @@ LEARNED, GIVEN, MARK = "bold green", "", "dim"
 Source = WaveSteps | DocumentSteps | TextSteps
 
 
-def preflight(source: Source, max_steps: int, num_parts: int = 1, num_planned: int = 200, show: int = 3) -> Group:
+def preflight(
+    source: Source, max_steps: int, num_parts: int = 1, num_planned: int = 200, show: int = 3
+) -> Group:
     """All that is known of a training's data, for a terminal or a page.
 
     Args:
@@ -47,7 +48,11 @@ def preflight(source: Source, max_steps: int, num_parts: int = 1, num_planned: i
     if not planned:
         return Group(Text("max_steps=0: no data is read, the model stays as it is"))
     if isinstance(source, WaveSteps):
-        parts = [hours(source.reader), *_clips(source, max_steps, num_parts, planned), *_shown_clips(source, show)]
+        parts = [
+            hours(source.reader),
+            *_clips(source, max_steps, num_parts, planned),
+            *_shown_clips(source, show),
+        ]
     else:
         about = [hours(source.reader)] if isinstance(source, DocumentSteps) else []
         parts = [*about, *_documents(source, max_steps, num_parts, planned), *_shown_documents(source, show)]
@@ -83,7 +88,9 @@ def hours(reader: ShardReader) -> Table:
         known, row = reader.entries[first[pair]].facts, rows[pair]
         counts = [f"{row[name]:,}" for name in facts]
         told = f"{row['milliseconds'] / 3.6e6:,.2f}"
-        table.add_row(str(known.get("corpus", "")), str(known["language"]), f"{row['clips']:,}", told, *counts)
+        table.add_row(
+            str(known.get("corpus", "")), str(known["language"]), f"{row['clips']:,}", told, *counts
+        )
     if len(rows) > 1:
         every = sum(rows.values(), Counter())
         told = f"{every['milliseconds'] / 3.6e6:,.2f}"
@@ -139,7 +146,9 @@ def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> I
     )
 
 
-def _documents(source: DocumentSteps | TextSteps, max_steps: int, num_parts: int, planned: int) -> Iterator[Any]:
+def _documents(
+    source: DocumentSteps | TextSteps, max_steps: int, num_parts: int, planned: int
+) -> Iterator[Any]:
     plan = source.plan
     steps = [plan[step] for step in range(planned)]
     tokens = Counter[str]()
@@ -147,7 +156,14 @@ def _documents(source: DocumentSteps | TextSteps, max_steps: int, num_parts: int
         tokens[document.kind] += document.num_tokens
     wanted, total = plan.shares_at(0), sum(tokens.values())
     table = Table(title=f"documents by kind, {planned} steps planned", title_justify="left")
-    for name in ("kind", "share wanted", "realised", "an epoch: documents", "positions", "epochs in all steps"):
+    for name in (
+        "kind",
+        "share wanted",
+        "realised",
+        "an epoch: documents",
+        "positions",
+        "epochs in all steps",
+    ):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for kind in plan.kinds:
         number, positions = plan.epoch_size(kind, LOOKED_AT)
@@ -160,13 +176,17 @@ def _documents(source: DocumentSteps | TextSteps, max_steps: int, num_parts: int
     lengths = [document.num_tokens for step in steps for document in step]
     yield histogram(lengths, "positions", (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192))
     filled = [sum(document.num_tokens for document in step) for step in steps]
-    parts = [sum(d.num_tokens for d in deal(step, part, num_parts)) for step in steps for part in range(num_parts)]
-    left_out = {name: round(n) for name, n in plan.memo(planned - 1)["told"].items() if name.startswith("too_long/")}
+    parts = [
+        sum(d.num_tokens for d in deal(step, part, num_parts)) for step in steps for part in range(num_parts)
+    ]
+    left_out = {
+        name: round(n) for name, n in plan.memo(planned - 1)["told"].items() if name.startswith("too_long/")
+    }
     yield Text(
         f"steps: {np.mean(filled):,.0f} positions of {plan.tokens_per_step:,}; "
         f"{1 - np.mean(filled) / plan.tokens_per_step:.2%} are unused\n"
         f"  largest batch of one of {num_parts} parts: {max(parts):,} positions; no padding\n"
-        f"  longer than a step, left out: {left_out or 'none'}"
+        f"  longer than {plan.longest:,} positions, left out: {left_out or 'none'}"
     )
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from omniaudio.data.augment import Augmentation
 from omniaudio.data.index import text_number
-from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, share_of
+from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, largest_padded, share_of
 from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import DamagedSampleError, UserError
@@ -32,6 +32,10 @@ class StepSource(Protocol):
 
     def batch(self, step: int, part: int, num_parts: int) -> Batch:
         """``part`` is one (micro-batch, rank) pair of ``num_parts``."""
+        ...
+
+    def largest(self, num_parts: int) -> Iterator[Batch]:
+        """Batches that no part of any step exceeds, whatever the plan comes to: see ``Task.rehearse``."""
         ...
 
     plan: ChapteredPlan[Any]
@@ -114,14 +118,18 @@ class WaveSteps:
         self.seed, training = seed or 0, seed is not None
         self.crop_at_start, self.augment = crop_at_start or not training, augment if training else None
         if self.augment is not None and codes_dir:
-            raise UserError("augment: the codes of codes_dir are those of the clips as they are; leave out one of both")
+            raise UserError(
+                "augment: the codes of codes_dir are those of the clips as they are; leave out one of both"
+            )
         self.kind_weights = dict(kind_weights or {"asr": 1.0})
         if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
             raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
         self._code_places: dict[str, int] | None = None
         if crop_sec > batch_sec:
-            raise UserError(f"crop_sec {crop_sec:g} exceeds batch_sec {batch_sec:g}: a step must hold the longest clip")
+            raise UserError(
+                f"crop_sec {crop_sec:g} exceeds batch_sec {batch_sec:g}: a step must hold the longest clip"
+            )
         longest = self.augment.longest if self.augment is not None else 1.0
         self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz, longest)
         self.plan = PooledPlan(self.lengths, batch_sec, self.seed, shuffle=training)
@@ -135,6 +143,26 @@ class WaveSteps:
         batch = self._collate(crops, [self.kind_of(step, crop.item) for crop in crops])
         batch.damaged = damaged
         return batch
+
+    def largest(self, num_parts: int) -> Iterator[WaveBatch]:
+        """Noise of the length of the longest clip of all, with the text of the longest that is not cropped."""
+        longest, item = self.lengths.longest_item()
+        facts = self.reader.entries[item].facts
+        text = max(
+            (str(facts.get(WRITTEN[kind], "")) for kind, share in self.kind_weights.items() if share), key=len
+        )
+        for number, seconds in largest_padded(self.plan.budget, longest, num_parts):
+            num_samples, codes_SK = round(seconds * self.rate), None
+            if self.codes is not None:
+                layout = self.codes.fingerprint
+                num_frames = max(1, int(seconds * float(layout["code_rate_hz"])))
+                codes_SK = np.zeros((num_frames, len(layout["codebook_sizes"])), np.int64)
+            noise_N = np.random.default_rng(0).normal(0, 0.1, num_samples).astype(np.float32)
+            batch = self._collate(
+                [_Crop(item, noise_N, True, self.rate / 2, codes_SK)] * number, ["asr"] * number
+            )
+            batch.texts = [text] * number
+            yield batch
 
     def _draws(self, step: int, item: int, purpose: str) -> np.random.Generator:
         key = text_number(self.reader.entries[item].key)
@@ -162,7 +190,10 @@ class WaveSteps:
         spare = len(clip) - num_wanted
         whole = spare <= 0
         start = 0 if whole or self.crop_at_start else int(self._draws(step, item, "crop").integers(spare + 1))
-        sound = clip[start : start + num_wanted].astype(np.float32) / 32767, band_hz(self.reader.entries[item].facts)
+        sound = (
+            clip[start : start + num_wanted].astype(np.float32) / 32767,
+            band_hz(self.reader.entries[item].facts),
+        )
         if self.augment is not None:
             sound = self.augment(sound, self.rate, self._draws(step, item, "augment"))
         wav, band = sound
@@ -173,7 +204,9 @@ class WaveSteps:
     def kind_of(self, step: int, item: int) -> str:
         """What a clip is asked for in a step; the transcript if it has nothing else."""
         facts = self.reader.entries[item].facts
-        weights = {kind: share for kind, share in self.kind_weights.items() if share and facts.get(WRITTEN[kind])}
+        weights = {
+            kind: share for kind, share in self.kind_weights.items() if share and facts.get(WRITTEN[kind])
+        }
         if not weights:
             return "asr"
         shares = np.cumsum(list(weights.values()))
@@ -217,7 +250,9 @@ class WaveSteps:
         }
         if self.codes is None:
             return WaveBatch(**common)
-        codes_BSK, num_frames_B = pad([crop.codes_SK for crop in crops if crop.codes_SK is not None], value=-1)
+        codes_BSK, num_frames_B = pad(
+            [crop.codes_SK for crop in crops if crop.codes_SK is not None], value=-1
+        )
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
 
 
@@ -261,14 +296,25 @@ class ClipSeconds:
     """
 
     def __init__(
-        self, reader: ShardReader, min_sec: float, crop_sec: float, min_band_hz: float = 0.0, longest: float = 1.0
+        self,
+        reader: ShardReader,
+        min_sec: float,
+        crop_sec: float,
+        min_band_hz: float = 0.0,
+        longest: float = 1.0,
     ) -> None:
-        if len(reader) and (lacking := [n for n in ("num_samples", "sample_rate_hz") if n not in reader.listing.kinds]):
-            raise UserError(f"{reader.folder}: its samples have no {', '.join(lacking)}; are these shards of audio?")
+        if len(reader) and (
+            lacking := [n for n in ("num_samples", "sample_rate_hz") if n not in reader.listing.kinds]
+        ):
+            raise UserError(
+                f"{reader.folder}: its samples have no {', '.join(lacking)}; are these shards of audio?"
+            )
         self.longest = longest
         self.reader, self.min_sec, self.crop_sec, self.min_band_hz = reader, min_sec, crop_sec, min_band_hz
         starts = range(0, len(reader), CHUNK)
-        if min_band_hz and all(np.isnan(self[np.arange(i, min(i + CHUNK, len(reader)))]).all() for i in starts):
+        if min_band_hz and all(
+            np.isnan(self[np.arange(i, min(i + CHUNK, len(reader)))]).all() for i in starts
+        ):
             self.min_band_hz = 0.0
 
     def __len__(self) -> int:
@@ -281,6 +327,23 @@ class ClipSeconds:
         seconds = np.clip(num_samples / rate_hz * self.longest, self.min_sec, self.crop_sec)
         fits = (np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz) & (only == 0)
         return np.where(fits, seconds, np.nan)
+
+    def longest_item(self) -> tuple[float, int]:
+        """Seconds of the longest clip of all, and which is the longest of those that are not cropped."""
+        most, whole, item = 0.0, -1.0, 0
+        for start in range(0, len(self), CHUNK):
+            items = np.arange(start, min(start + CHUNK, len(self)))
+            seconds = self[items]
+            most = max(most, float(np.nanmax(seconds, initial=0.0)))
+            num_samples, rate_hz = (
+                np.asarray(self.reader.column(n)[items]) for n in ("num_samples", "sample_rate_hz")
+            )
+            uncut = np.where(
+                np.isnan(seconds) | (num_samples / rate_hz > self.crop_sec), -1.0, num_samples / rate_hz
+            )
+            if uncut.max() > whole:
+                whole, item = float(uncut.max()), int(items[uncut.argmax()])
+        return most, item
 
 
 def band_hz(facts: Mapping[str, Any]) -> float:

@@ -7,9 +7,10 @@ stops a non-finite step before the optimizer moves.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,49 @@ class Task(LightningModule):
             self.balance = None
             return
         self.log_stats({f"grad_norm/{name}": norm for name, norm in norms.items()})
+
+    # -- the largest batch is tried at once
+
+    def rehearsed(self, batch: Any) -> Iterator[dict[str, LossTerm]]:
+        """What a training step goes back through, one after the other."""
+        yield self.losses(batch, "train")
+
+    def rehearse(self, batch: Batch) -> None:
+        """A training step on a batch, but for the optimizer's: it takes the memory and leaves no trace.
+
+        Gradients are dropped; buffers (the books), random state, counters and what is logged stay as they were.
+        """
+        kept = vars(self).copy()
+        self.stats, self.counts, self.factors, self.tell = {}, {}, {}, lambda message: None
+        self.balance = copy.deepcopy(self.balance)
+        buffers = [
+            (m, name, b, b.clone()) for m in self.modules() for name, b in m._buffers.items() if b is not None
+        ]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._go_through(batch.to(self.device))
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                buffer.copy_(value)
+        vars(self).update(kept)
+
+    def _go_through(self, batch: Batch) -> None:
+        """Forward and backward, as often as the step does."""
+        learning = [p for p in self.parameters() if p.requires_grad]
+        for parameter in learning:  # those of the batch before it, as in a step of several
+            parameter.grad = torch.zeros_like(parameter)
+        with self.trainer.precision_plugin.train_step_context():
+            for terms in self.rehearsed(batch):
+                losses = {name: term.total / max(1.0, float(term.count)) for name, term in terms.items()}
+                self.counts.update(dict.fromkeys(losses, 1.0))
+                if self.balance is not None:
+                    self._measure(losses, {name: self.loss_weights[name] for name in losses})
+                torch.stack(
+                    [self.loss_weights[name] * loss for name, loss in losses.items()]
+                ).sum().backward()
+        for parameter in learning:
+            parameter.grad = None
 
     def note(self) -> str:
         """A few words for the progress bar beside the loss."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +118,16 @@ class VocoderTask(Task):
     def losses(self, batch: WaveBatch, split: str) -> dict[str, LossTerm]:
         """Losses that need no discriminator."""
         return self.generate(batch)[0]
+
+    def rehearsed(self, batch: WaveBatch) -> Iterator[dict[str, LossTerm]]:
+        """With the discriminators, even if they join later."""
+        terms, wav_hat_BN, wav_BN = self.generate(batch)
+        if self.adversarial_from >= 1:
+            yield terms
+            return
+        judged = self._judged_crop(wav_hat_BN, wav_BN)
+        yield self.discriminator_terms(judged[0].detach(), judged[1])
+        yield {**terms, **self.generator_terms(*judged)}
 
     def generate(self, batch: WaveBatch) -> tuple[dict[str, LossTerm], Tensor, Tensor]:
         """Copy synthesis of a batch: its spectral losses, the generated and the true waveforms (B, N)."""

@@ -1,11 +1,13 @@
-"""What watches a training: the progress bar, and the proof that frozen parts stayed as they were."""
+"""What watches a training: the progress bar, the rehearsal of its largest batch, the proof of freezing."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
+from omniaudio.errors import UserError
 from omniaudio.progress import Progress
 from omniaudio.stage import Stage
 from omniaudio.training.freeze import FreezeProof
@@ -44,6 +46,33 @@ class ProgressBar(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.progress is not None:
             self.progress.close()
+
+
+class Rehearsal(Callback):
+    """After the first step of a start, when gradients and optimizer state are in memory: the largest batches that the
+    plan may come to on any rank go through the model once (``Task.rehearse``), so that too little memory shows now.
+
+    Under ZeRO there is none: DeepSpeed reduces gradients in the middle of every backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.due = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.due or int(pl_module.batches_seen) % trainer.accumulate_grad_batches:
+            return
+        self.due = False
+        for largest in trainer.datamodule.largest():  # type: ignore[attr-defined]
+            try:
+                pl_module.rehearse(largest)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"out of memory in the largest batch that the data may come to ({len(largest.keys)} samples): "
+                    "lower batch_sec or crop_sec (audio), tokens_per_step or max_positions (documents), or raise "
+                    f"accumulate ({str(error).splitlines()[0]})"
+                ) from error
 
 
 class Proof(Callback):

@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
-from omniaudio.data.mixture import Mixture
+from omniaudio.data.mixture import Mixture, largest_part
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.data.steps import StepStream
 from omniaudio.errors import UserError
@@ -119,6 +119,25 @@ def test_texts_are_cut_not_lost(folder):
     assert len(batch.ids_L) <= 12
 
 
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_the_largest_batches_hold_what_a_part_of_any_step_may(folder, num_parts):
+    source = steps(folder, tokens_per_step=200, max_positions=60)
+    audio, text = source.largest(num_parts)
+    (alone,) = TextSteps(
+        TokenSpace(270),
+        folder / "tokenizer.json",
+        folder / "texts.txt",
+        tokens_per_step=200,
+        max_positions=60,
+    ).largest(num_parts)
+    most = max(len(source.batch(s, part, num_parts).ids_L) for s in range(20) for part in range(num_parts))
+    for batch in (audio, text, alone):
+        assert int(batch.doc_len_G[0]) == 60 and len(batch.ids_L) >= largest_part(200, 60, num_parts) >= most
+        assert len(batch.ids_L) <= largest_part(200, 60, num_parts) + 3 and int(batch.doc_len_G.max()) == 60
+    assert set(audio.kinds) == {"audio"} and set(text.kinds) == {"text"}
+    assert (audio.audio_label_LK[:, 0] >= 0).sum() > 0.8 * len(audio.ids_L)
+
+
 def test_what_does_not_fit_is_refused(folder):
     with pytest.raises(UserError, match=r"codebook_sizes: \[8, 4\] there, \[4, 8\] here"):
         steps(folder, space=TokenSpace(270, [4, 8]))
@@ -127,4 +146,6 @@ def test_what_does_not_fit_is_refused(folder):
     empty = folder / "empty.txt"
     empty.write_text("\n")
     with pytest.raises(UserError, match="has no texts"):
-        DocumentSteps(TokenSpace(270, [8, 4]), folder, Mixture(weights={"text": 1}), 200, folder, "train", empty)
+        DocumentSteps(
+            TokenSpace(270, [8, 4]), folder, Mixture(weights={"text": 1}), 200, folder, "train", empty
+        )

@@ -3,8 +3,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from omniaudio.data.mixture import MixturePlan, PlannedDocument, deal
+from omniaudio.data.mixture import MixturePlan, PlannedDocument, deal, largest_part
 from omniaudio.errors import UserError
 
 
@@ -118,7 +120,9 @@ def test_shares_may_change_with_the_step():
     tokens = Counter()
     for document in late:
         tokens[document.kind] += document.num_tokens
-    assert tokens["b"] / sum(tokens.values()) == pytest.approx(0.75, abs=0.02), "what it had no share in is not owed"
+    assert tokens["b"] / sum(tokens.values()) == pytest.approx(0.75, abs=0.02), (
+        "what it had no share in is not owed"
+    )
     with pytest.raises(UserError, match="all are 0 at step 0"):
         plan(b=[[0, 0], [10, 1]])[0]
 
@@ -132,7 +136,7 @@ def test_weights_that_are_none_are_named(weight):
 def test_too_long_documents_are_counted():
     mixture = plan(long=1.0)
     assert [d.num_tokens for d in mixture[0]] == [30]
-    assert set(d.item_ids for d in documents_of(mixture, 25)) == {(1,)}
+    assert {d.item_ids for d in documents_of(mixture, 25)} == {(1,)}
     assert mixture.memo(24)["told"]["too_long/long"] >= 20
 
 
@@ -153,6 +157,29 @@ def test_parts_are_the_step_and_cost_alike(num_parts):
     tokens = [sum(d.num_tokens for d in part) for part in parts]
     assert max(tokens) - min(tokens) <= 10
     assert all(deal(step[:1], part, num_parts) == step[:1] for part in range(num_parts)), "none is empty"
+
+
+def test_too_long_means_longer_than_the_longest_document_that_is_asked_for():
+    """Whatever the step holds: ranks share a step out, a document goes to one of them."""
+    mixture = MixturePlan(Fake(), {"long": 1}, 2000, max_document_tokens=500)
+    assert {d.num_tokens for d in documents_of(mixture, 5)} == {30}
+    assert mixture.memo(1)["told"]["too_long/long"] > 10
+    whole = MixturePlan(Fake(), {"long": 1}, 2000)
+    assert {d.num_tokens for d in documents_of(whole, 5)} == {30, 1000}
+    assert not mixture.recall(whole.memo(3)), "another plan"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 9))
+def test_no_part_of_any_step_is_larger_than_is_said(lengths, num_parts):
+    step = [PlannedDocument("a", (i,), i, length) for i, length in enumerate(lengths)]
+    parts = [sum(d.num_tokens for d in deal(step, part, num_parts)) for part in range(num_parts)]
+    assert max(parts) <= largest_part(sum(lengths), max(lengths), num_parts)
+
+
+def test_the_largest_part_is_near_an_even_share():
+    assert largest_part(1000, 1000, 1) == 1000 and largest_part(1000, 10, 1) == 1000
+    assert largest_part(1000, 10, 10) == 109 and largest_part(1000, 600, 10) == 600
 
 
 def test_the_first_step_is_the_largest_of_its_chapter():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniaudio.data.planning import PooledPlan, ShuffledWindows, share_of
+from omniaudio.data.planning import PooledPlan, ShuffledWindows, largest_padded, share_of
 from omniaudio.errors import UserError
 
 
@@ -116,6 +116,28 @@ def test_parts_share_a_step_and_are_never_empty(num_parts):
     parts = [share_of(items, part, num_parts) for part in range(num_parts)]
     assert sorted(itertools.chain(*parts)) == items
     assert all(share_of([5], part, num_parts) for part in range(num_parts))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.floats(0.1, 10.0), min_size=1, max_size=40),
+    budget=st.floats(10.0, 40.0),
+    num_parts=st.integers(1, 9),
+)
+def test_no_part_of_any_step_exceeds_the_largest_batches(lengths, budget, num_parts):
+    """Of whatever clips, in whatever window they lie."""
+    largest = largest_padded(budget, max(lengths), num_parts)
+    assert largest[0][1] == max(lengths) and all(length <= max(lengths) for _, length in largest)
+    most = max(number * length for number, length in largest)
+    for step in PooledPlan(lengths, budget, seed=0).epoch(0):
+        for part in (share_of(step, part, num_parts) for part in range(num_parts)):
+            assert len(part) * max(lengths[i] for i in part) <= most * (1 + 1e-9)
+    assert most <= budget / num_parts + max(lengths), "and they are not larger than they must be"
+
+
+def test_the_largest_batches_may_be_reached():
+    assert largest_padded(10.0, 6.0, 1) == [(1, 6.0), (2, 5.0)]
+    assert largest_padded(10.0, 6.0, 8) == [(1, 6.0)]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -20,9 +20,12 @@ RATE = 16000
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
-    with ShardWriter(folder / "audio", "train") as audio, ShardWriter(
-        folder / "codes", "train", fingerprint={"code_rate_hz": 12.5}
-    ) as codes:
+    with (
+        ShardWriter(folder / "audio", "train") as audio,
+        ShardWriter(
+            folder / "codes", "train", fingerprint={"code_rate_hz": 12.5, "codebook_sizes": [16, 16]}
+        ) as codes,
+    ):
         for i in range(9):
             num_samples = RATE // 2 + 4000 * i
             wav = 0.1 * rng.standard_normal(num_samples).astype(np.float32)
@@ -31,7 +34,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             audio.write(f"clip-{i}", {"flac": encode_audio(wav, RATE)}, {**facts, **narrow})
             if i < 8:
                 frames = np.full((num_samples // 1280, 2), i, np.uint16)
-                codes.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {**facts, "num_frames": len(frames)})
+                codes.write(
+                    f"clip-{i}", {"codes.npy": dump_npy(frames)}, {**facts, "num_frames": len(frames)}
+                )
     return folder
 
 
@@ -78,7 +83,10 @@ def test_a_clip_is_asked_for_what_it_has(tmp_path: Path) -> None:
     assert set(asked["clip-1"]) == {("asr", "t"), ("s2tt", "e"), ("intlv", "c")}
     shares = [asked["clip-1"].count(answer) / 400 for answer in (("asr", "t"), ("s2tt", "e"), ("intlv", "c"))]
     assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
-    assert steps(tmp_path, batch_sec=3.0, kind_weights=weights).batch(7, 0, 1).kinds == source.batch(7, 0, 1).kinds
+    assert (
+        steps(tmp_path, batch_sec=3.0, kind_weights=weights).batch(7, 0, 1).kinds
+        == source.batch(7, 0, 1).kinds
+    )
     assert set(steps(tmp_path, batch_sec=3.0).batch(0, 0, 1).kinds) == {"asr"}
     with pytest.raises(UserError, match="kind_weights: tts is unknown; one of asr, aqa, s2tt, intlv"):
         steps(tmp_path, kind_weights={"tts": 1.0})
@@ -121,7 +129,9 @@ def test_ranks_workers_and_accumulation_share_the_same_global_steps(shards, num_
         stream = StepStream(steps(shards), 0, 6 * accumulate, rank, num_ranks, accumulate)
         parts.append(keys(DataLoader(stream, batch_size=None, num_workers=workers)))
     for step, expected in enumerate(whole):
-        ours = [k for part in parts for keys_ in part[step * accumulate : (step + 1) * accumulate] for k in keys_]
+        ours = [
+            k for part in parts for keys_ in part[step * accumulate : (step + 1) * accumulate] for k in keys_
+        ]
         assert set(ours) == set(expected)
 
 
@@ -133,7 +143,9 @@ def test_a_stream_goes_on_from_any_batch(shards, workers):
 
 
 def test_codes_that_lack_some_clips_are_found_by_key(shards, tmp_path):
-    with ShardWriter(tmp_path, "train", fingerprint={"code_rate_hz": 12.5}) as codes:
+    with ShardWriter(
+        tmp_path, "train", fingerprint={"code_rate_hz": 12.5, "codebook_sizes": [16, 16]}
+    ) as codes:
         for i in (7, 2, 5):
             frames = np.full((20, 2), i, np.uint16)
             codes.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {"num_frames": 20})
@@ -169,11 +181,15 @@ def test_pad():
 def test_augmented_steps_are_the_same_on_any_rank_and_leave_held_out_data_alone(shards):
     chain = Chain([Speed(0.5, [0.8, 1.25]), Noise(0.5)])
     source, plain = steps(shards, augment=chain), steps(shards)
-    assert source.lengths[np.arange(3)] == pytest.approx(np.minimum(1.5, 1.25 * plain.lengths[np.arange(3)])), "room for the slower"
+    assert source.lengths[np.arange(3)] == pytest.approx(
+        np.minimum(1.5, 1.25 * plain.lengths[np.arange(3)])
+    ), "room for the slower"
     changed = 0
     for step in range(6):
         whole = source.batch(step, 0, 1)
-        rows = dict(zip(whole.keys, zip(whole.wav_BN, whole.num_samples_B.tolist(), strict=True), strict=True))
+        rows = dict(
+            zip(whole.keys, zip(whole.wav_BN, whole.num_samples_B.tolist(), strict=True), strict=True)
+        )
         for part in range(2):
             batch = steps(shards, augment=chain).batch(step, part, 2)
             for key, wav_N, num in zip(batch.keys, batch.wav_BN, batch.num_samples_B.tolist(), strict=True):
@@ -184,6 +200,29 @@ def test_augmented_steps_are_the_same_on_any_rank_and_leave_held_out_data_alone(
     held_out, bare = steps(shards, augment=chain, seed=None), steps(shards, seed=None)
     assert all(torch.equal(held_out.batch(i, 0, 1).wav_BN, bare.batch(i, 0, 1).wav_BN) for i in range(3))
     tight = steps(shards, augment=Chain([Speed(1.0, [0.5])])).batch(0, 0, 1)
-    assert tight.wav_BN.shape[1] <= 1.5 * RATE and "" in tight.texts, "slowed beyond the crop is cut, and has no text"
+    assert tight.wav_BN.shape[1] <= 1.5 * RATE and "" in tight.texts, (
+        "slowed beyond the crop is cut, and has no text"
+    )
     with pytest.raises(UserError, match="augment: the codes"):
         steps(shards, augment=chain, codes_dir=shards / "codes")
+
+
+def test_the_largest_batch_has_the_longest_clip_of_all_windows(shards, monkeypatch):
+    """The longest clip is planned late; what is tried at once is as long, with all that a clip may bring."""
+    monkeypatch.setattr("omniaudio.data.planning.ShuffledWindows.__init__.__defaults__", (True, 3, 1))
+    source = steps(shards, crop_sec=2.4, batch_sec=5.0, codes_dir=shards / "codes")
+    longest = [8 in step for step in source.plan.epoch(0)].index(True)
+    assert longest > 2 and source.plan.windows.num_windows == 3
+    (largest,) = source.largest(num_parts=2)
+    assert largest.wav_BN.shape == (1, 2.4 * RATE) and set(largest.texts) == {"t7"}, "clip 8 is cropped"
+    assert largest.codes.codes_BSK.shape == (1, 30, 2) and largest.codes.codes_BSK.max() < 16
+    most = max(
+        part.wav_BN.numel()
+        for step in range(12)
+        for part in (source.batch(step, i, 2) for i in (0, 1))
+        if 8 not in source.plan[step]
+    )
+    assert most <= 2.4 * RATE
+    first, second = source.largest(num_parts=1)
+    assert first.wav_BN.shape == (2, 2.4 * RATE) and second.wav_BN.shape[0] == 3
+    assert 4.9 * RATE < second.wav_BN.numel() <= 5.0 * RATE + 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from omniaudio.data.planning import PooledPlan
 from omniaudio.errors import UserError
 from omniaudio.tasks import base
 from omniaudio.tasks.base import LossTerm, Task, faulty_keys, step_seed
+from omniaudio.training.balance import GradientBalance
+from omniaudio.training.callbacks import Rehearsal
 from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
 from omniaudio.training.loggers import JsonLinesLogger
 from omniaudio.training.schedule import warmup_cosine
@@ -40,6 +43,10 @@ class PointSteps:
         if step == self.bad:
             x_BD[0, 0] = float("nan")
         return Points(keys=[f"point-{step}"], x_BD=x_BD[part::num_parts])
+
+    def largest(self, num_parts: int) -> Iterator[Points]:
+        for size in (50, 60):
+            yield Points(keys=["largest"], x_BD=torch.randn(size // num_parts, 4))
 
 
 class PointTask(Task):
@@ -65,15 +72,17 @@ def make_task(max_steps: int, kind: type[PointTask] = PointTask, **settings: obj
 
 
 def run(
-    folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False, log_every: int = 1
-) -> list[str]:
+    folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False, log_every: int = 1,
+    rehearses: bool = False,
+) -> list[str]:  # fmt: skip
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
     logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     newest = checkpoints.newest() if resume else None
     if newest:
         logger.cut_after(int(newest.stem.split("-")[1]))
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, logger=[logger], callbacks=[checkpoints],
+        accelerator="cpu", devices=1, max_epochs=1, logger=[logger],
+        callbacks=[checkpoints, *([Rehearsal()] if rehearses else [])],
         plugins=[SafeCheckpointIO()],
         accumulate_grad_batches=task.accumulate,
         val_check_interval=4 * task.accumulate, check_val_every_n_epoch=None, num_sanity_val_steps=0,
@@ -117,6 +126,72 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     assert any('"val/mse"' in line for line in whole)
     for ours, theirs in zip(again_task.parameters(), whole_task.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class CountingNet(nn.Module):
+    """Its output follows from what it has seen, as with books that learn from every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        if self.training:
+            self.seen.add_(x_BD.detach().sum(0))
+        return self.inner(x_BD) + self.seen
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_rehearsal_of_the_largest_batch_leaves_no_trace(tmp_path: Path, accumulate: int) -> None:
+    """Same lines, weights and checkpoints with it and without; it goes forward and back, beside gradients."""
+    seen: list[tuple[int, int]] = []
+
+    class Watched(PointTask):
+        def losses(self, batch: Points, split: str) -> dict[str, LossTerm]:
+            if split == "train":
+                seen.append((self.batches_seen, len(batch.x_BD)))
+                self.log_stats({"size": len(batch.x_BD)})
+                held = all(p.grad is not None for p in self.net.parameters())
+                assert held or batch.keys != ["largest"], "as in the second batch of a step"
+            return super().losses(batch, split)
+
+    modules = {"net": CountingNet, "frozen": lambda: nn.Linear(4, 4)}
+    settings = {"modules": modules, "accumulate": accumulate}
+    lines, tasks = {}, {}
+    for name, rehearses in (("with", True), ("without", False)):
+        balance = GradientBalance(["net.*"], every_steps=1, equalise=True)
+        task = tasks[name] = make_task(5, Watched, balance=balance, **settings)
+        lines[name] = run(tmp_path / name, task, stop=5, rehearses=rehearses)
+        if rehearses:
+            largest = [(at, size) for at, size in seen if size > 4]
+            assert largest == [(accumulate, 50 // accumulate), (accumulate, 60 // accumulate)], (
+                "after the first step"
+            )
+            lines[name] += run(
+                tmp_path / name, make_task(9, Watched, **settings), stop=9, resume=True, rehearses=True
+            )
+            assert [at for at, size in seen if size > 4][2:] == [5 * accumulate] * 2, (
+                "and again in a run that goes on"
+            )
+        else:
+            lines[name] += run(tmp_path / name, make_task(9, Watched, **settings), stop=9, resume=True)
+    assert lines["with"] == lines["without"] and any("grad_norm/mse" in line for line in lines["with"])
+    states = [task.state_dict() for task in tasks.values()]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_too_little_memory_for_the_largest_batch_is_one_line(tmp_path: Path) -> None:
+    class Full(PointTask):
+        def losses(self, batch: Points, split: str) -> dict[str, LossTerm]:
+            if batch.keys == ["largest"]:
+                raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+            return super().losses(batch, split)
+
+    with pytest.raises(
+        UserError, match=r"largest batch .*lower batch_sec.*max_positions.*\(tried to allocate 9 GiB\)"
+    ):
+        run(tmp_path, make_task(3, Full), stop=3, rehearses=True)
 
 
 def test_a_run_goes_on_with_another_number_of_batches_in_a_step(tmp_path: Path) -> None:
