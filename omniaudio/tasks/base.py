@@ -285,7 +285,7 @@ class Task(LightningModule):
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
                 buffer.copy_(value)
-        vars(self).update(kept)
+        self.__dict__.update(kept)
 
     def _go_through(self, batch: Batch) -> None:
         """Forward and backward, as often as the step does."""
