@@ -138,7 +138,7 @@ class Checks:
 
 def audio_reason(error: UserError) -> str:
     """Why a recording could not be decoded, in the words of the reports."""
-    known = {"0 samples": "empty audio", "no such channel": "no such channel", "cut off": "cut off"}
+    known = {"(0 samples": "empty audio", "no such channel": "no such channel", "cut off": "cut off"}
     return next((reason for words, reason in known.items() if words in str(error)), "unreadable audio")
 
 

@@ -43,7 +43,7 @@ def test_other_bad_files_are_named(tmp_path, make_checks):
     assert checks.check(item(tmp_path / "none.wav")).reason == "missing file"
     whole = write_audio(tmp_path / "cut.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
-    assert checks.check(item(tmp_path / "cut.flac")).reason == "unreadable audio"
+    assert checks.check(item(tmp_path / "cut.flac")).reason == "cut off"
     assert checks.check(item(tmp_path / "none.wav", fault="duplicate key")).reason == "duplicate key"
 
 
