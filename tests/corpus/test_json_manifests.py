@@ -12,6 +12,7 @@ from omniaudio.corpus.json_manifests import (
     write_lhotse,
     write_nemo,
 )
+from omniaudio.data.shards import check_member_name
 from omniaudio.errors import UserError
 from tests.corpus.make_audio import write_audio
 from tests.corpus.test_kaldi import check_round_trip, make_utterances
@@ -165,6 +166,15 @@ def test_nemo_lines(tmp_path):
         "wav/a_b", tmp_path / "wav/a.b.wav", "hi", "zh", "7",
     )  # fmt: skip
     assert (two.key, two.start_sec, two.text, two.language) == ("wav/a_b_1250", 1.25, None, "en")
+
+
+def test_long_paths_and_names_of_other_scripts_become_keys_that_a_shard_can_hold(tmp_path):
+    deep = "/data/" + "recordings/" * 12
+    paths = [f"{deep}1.wav", f"{deep}2.wav", "第一.wav", "第二.wav"]
+    path = lines(tmp_path / "m.json", *({"audio_filepath": name, "text": "x"} for name in paths))
+    items = NemoManifest(path, "zh", "nemo").inventory(tmp_path).items
+    assert [item.fault for item in items] == [None] * 4 and len({item.key for item in items}) == 4
+    assert all(check_member_name(f"{item.key}.flac", "here") for item in items)
 
 
 def test_hugging_face_folders_with_and_without_splits(tmp_path):
