@@ -28,6 +28,8 @@ DIALOGUE_HEAD = struct.Struct(
     ">11h3H"
 )  # levels, key, talk key, Joe's and the other's counts, six; three places
 FILE_HEAD, TREE, LEVEL = 20, 32, 96  # bytes: before a dialogue, before its tree, of one level of the tree
+NODE, NODES, CHOICES = struct.Struct(">2xh2xh8x"), 6, range(1, 5)
+"""A node of the tree: number of its sentence, and what it leads to; the first of a level is the other's."""
 SENTENCE = struct.Struct(">Hh")  # unused, number
 FIRST, NEXT = (
     "SSSS",
@@ -46,11 +48,13 @@ class Line:
         by_joe: who says it.
         number: what is said to it, or what it is said to, has the same number.
         segments: clip's name (without ending) and text, in the order of speaking.
+        place: when it is said: the greeting, the tree from its root on, what is in no tree, the next meeting.
     """
 
     by_joe: bool
     number: int
     segments: tuple[tuple[str, str], ...]
+    place: int
 
 
 class AmazonQueen:
@@ -81,7 +85,7 @@ class AmazonQueen:
         voices = set(files.names(".SB"))
         items: dict[str, RawItem] = {}
         left_out: list[LeftOut] = []
-        for name in files.names(".DOG"):
+        for number, name in enumerate(files.names(".DOG")):
             lines = list(read_dialogue(files.read(name), f"{files.path}, {name}"))
             replies = {line.number: line for line in lines if not line.by_joe}
             character = re.sub(r"\d*\.DOG$", "", name).lower()
@@ -103,6 +107,7 @@ class AmazonQueen:
                         band_hz=BAND_HZ,
                         response=tuple(t for _, t in reply.segments) if reply and last else (),
                         continuation="" if last else spoken[place + 1][1],
+                        order=(number, line.place, int(not line.by_joe)),
                     )
                     if items.setdefault(clip, item).text != text:
                         left_out.append(
@@ -163,6 +168,7 @@ def read_dialogue(content: bytes, where: str) -> Iterator[Line]:
     body = content[FILE_HEAD:]
     try:
         levels, _, talk_key, num_joe, num_other, *_, others, _, again = DIALOGUE_HEAD.unpack_from(body)
+        places = {number: place for place, number in enumerate([0, *_tree(body, abs(levels))])}
         for by_joe, count, offset in (
             (True, num_joe, TREE + abs(levels) * LEVEL),
             (False, num_other, others),
@@ -172,12 +178,47 @@ def read_dialogue(content: bytes, where: str) -> Iterator[Line]:
                 sentence, offset = _string(body, offset + SENTENCE.size, align=4)
                 name = f"{number:04X}" if number else FIRST
                 if by_joe or number:  # the other's number 0 is Joe's greeting of the next meeting once more
-                    yield Line(by_joe, number, tuple(_segments(sentence, talk_key, name, by_joe)))
+                    segments = tuple(_segments(sentence, talk_key, name, by_joe))
+                    yield Line(by_joe, number, segments, places.get(number, len(places)))
         for by_joe in (False, True):
             sentence, again = _string(body, again, align=2)
-            yield Line(by_joe, AGAIN, tuple(_segments(sentence, talk_key, NEXT, by_joe)))
+            segments = tuple(_segments(sentence, talk_key, NEXT, by_joe))
+            yield Line(by_joe, AGAIN, segments, len(places) + 1)
     except (struct.error, IndexError) as error:
         raise UserError(f"{where}: the dialogue is cut off") from error
+
+
+def _tree(body: bytes, num_levels: int) -> list[int]:
+    """Numbers of the sentences in the order of the tree: each choice of Joe's with all that it leads to.
+
+    The game goes on at the level that begins with the sentence chosen, else at the last one that has the sentence
+    which the choice leads to.
+    """
+    nodes = [NODE.unpack_from(body, TREE + i * NODE.size) for i in range(num_levels * NODES)]
+    levels = [nodes[i : i + NODES] for i in range(0, len(nodes), NODES)]
+    found: dict[int, None] = {}
+    visited: set[int] = set()
+
+    def visit(level: int) -> None:
+        visited.add(level)
+        found[levels[level][0][0]] = None
+        choices = [levels[level][choice] for choice in reversed(CHOICES)]
+        while choices:
+            number, leads_to = choices.pop()
+            if number <= 0:
+                continue
+            found[number] = None
+            own = [i for i, nodes in enumerate(levels) if nodes[0][0] == number]
+            further = [i for i, nodes in enumerate(levels) if any(leads_to == head for head, _ in nodes)]
+            following = (own or (further if leads_to > 0 else []))[-1:]
+            if following and following[0] not in visited:
+                visit(following[0])
+                if own:  # once it is over there is another choice in the place of this one
+                    choices.append((levels[following[0]][0][1], leads_to))
+
+    if levels:
+        visit(0)
+    return [number for number in found if number > 0]
 
 
 def _string(body: bytes, offset: int, align: int) -> tuple[str, int]:

@@ -35,6 +35,7 @@ class RawItem:
     response: tuple[str, ...] = ()  # what was said to it, clip by clip
     continuation: str = ""  # the text of the clip that follows in the same passage
     translation: str = ""  # in English
+    order: tuple[int, ...] = ()  # when it is said in its dialogue, where the corpus knows; else keys decide
     chat: str = ""  # its place in a chat, as json: omniaudio.data.chats
 
     @property

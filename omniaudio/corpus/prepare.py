@@ -93,7 +93,9 @@ def inventory_key(inventory: Inventory) -> str:
     for item in inventory.items:
         stat = item.path.stat() if item.path.is_file() else None
         size_time = [stat.st_size, stat.st_mtime_ns] if stat else None
-        state.append([{**dataclasses.asdict(item), "path": None}, size_time])
+        facts = {**dataclasses.asdict(item), "path": None}
+        del facts["order"]  # of dialogues alone: what is prepared does not depend on it
+        state.append([facts, size_time])
     return digest([state, [dataclasses.asdict(entry) for entry in inventory.left_out]])
 
 

@@ -25,15 +25,23 @@ def sentences(lines):
     return b"".join(padded(struct.pack(">Hh", 0, number) + counted(text), 4) for number, text in lines)
 
 
-def dialogue(talk_key, joe, other, again, levels=-2):
-    tree = 32 + abs(levels) * 96
+def dialogue(talk_key, joe, other, again, levels=-2, tree=()):
+    """``tree``: of each level (number, leads to) of up to six nodes."""
+    nodes = b"".join(
+        b"".join(struct.pack(">8h", 0, number, 0, leads_to, 0, 0, 0, 0) for number, leads_to in level).ljust(
+            96, b"\0"
+        )
+        for level in tree
+    )
+    size = abs(levels) * 96
+    offset = size + 32
     first, second = sentences(joe), sentences(other)
     last = padded(counted(again[0]), 2) + padded(counted(again[1]), 2)
-    others = tree + len(first)
+    others = offset + len(first)
     head = struct.pack(
         ">11h3H", levels, 1, talk_key, len(joe), len(other), *[0] * 6, others, 0, others + len(second)
     )
-    return bytes(20) + padded(head, 32) + bytes(abs(levels) * 96) + first + second + last
+    return bytes(20) + padded(head, 32) + nodes.ljust(size, b"\0") + first + second + last
 
 
 def bundle(path, files, compression=1):
@@ -105,6 +113,53 @@ def test_recordings_with_what_is_said_before_and_after(tmp_path, game):
     assert {(item.sample_rate_hz, item.band_hz) for item in inventory.items} == {(11025, 4700)}
     assert all(soundfile.info(str(item.path)).samplerate == 11025 for item in inventory.items)
     assert "MODIFIED" in corpus.attribution()
+
+
+def test_lines_are_said_in_the_order_of_the_tree(tmp_path, mp3):
+    """Joe's second choice has the lower number; the first leads to another level, and back to this one,
+    where it became another."""
+    from omniaudio.corpus.build.sources import Dialogues
+
+    talk = dialogue(
+        7,
+        joe=[
+            (0, "Hi."),
+            (3, "Three?"),
+            (4, "Never."),
+            (5, "Five?"),
+            (6, "Six?"),
+            (8, "Eight?"),
+            (9, "Nine?"),
+        ],
+        other=[(1, "Welcome."), (3, "Three."), (5, "Five."), (6, "Six."), (9, "Nine.")],
+        again=["Back again?", "Hello again."],
+        levels=3,
+        tree=[
+            [(1, 0), (9, 9), (3, 6)],
+            [(9, 8), (5, 1)],
+            [(2, 0), (6, -1)],
+        ],
+    )
+    stems = [
+        "SSSSJ",
+        "0001P",
+        "0009J",
+        "0009P",
+        "0005J",
+        "0005P",
+        "0008J",
+        "0003J",
+        "0003P",
+        "0006J",
+        "0006P",
+        "0004J",
+    ]
+    keys = [f"07{stem}1" for stem in (*stems, "XXXXJ", "XXXXP")]
+    game = bundle(tmp_path / "q", {"BOB.DOG": talk, **{f"{key}.SB": mp3 for key in keys}})
+    corpus = AmazonQueen(bundle=str(game))
+    (source,) = Dialogues(corpus, "[0-9]{2}").sources(tmp_path / "raw")
+    assert [line["path"].rpartition("/")[2] for line in source["lines"]] == [f"{key}.mp3" for key in keys]
+    assert [item.key for item in corpus.inventory(tmp_path / "raw").items] == sorted(keys)
 
 
 def test_two_texts_for_one_recording_are_told(tmp_path, mp3):

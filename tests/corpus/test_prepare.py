@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from omniaudio.corpus.asterisk import AsteriskSounds
 from omniaudio.corpus.folder import AudioFolder
+from omniaudio.corpus.items import Inventory, RawItem
 from omniaudio.corpus.manifest import read_manifest
 from omniaudio.corpus.messages import ChatMessages
-from omniaudio.corpus.prepare import Plan, fetch, is_prepared, prepare
+from omniaudio.corpus.prepare import Plan, fetch, inventory_key, is_prepared, prepare
 from omniaudio.corpus.split import SPLITS
 from omniaudio.corpus.texts import NoTexts, TextFile
 from omniaudio.data.shards import ShardReader
@@ -203,3 +205,9 @@ def test_a_chat_is_in_one_split_and_may_have_sounds_without_words(tmp_path, make
     assert len(set.union(*split_of_chat.values())) == 3
     again = read_manifest(tmp_path / "out" / "manifest" / "train.jsonl")[0]
     assert json.loads(again.chat)["passage"] in split_of_chat
+
+
+def test_when_a_line_is_said_in_its_dialogue_does_not_matter_to_what_is_prepared(tmp_path):
+    item = RawItem(key="a", path=tmp_path / "a.wav", text="t", language="en", speaker="s")
+    keys = [inventory_key(Inventory([replace(item, order=order)])) for order in ((), (1, 2))]
+    assert keys[0] == keys[1] != inventory_key(Inventory([replace(item, text="u")]))

@@ -155,7 +155,7 @@ def test_words_of_a_known_text_are_found_where_the_decoder_listens_for_them(timi
     judge = AsrJudge(str(timing_folder), batch_size=2)
     wavs, texts = [speech(16_000 * n, n) for n in (2, 1, 3)], ["ab a", "b你 ba a", "你a"]
     heard, words = judge.transcribe_and_align(wavs, 16_000, ["en", "en", "zh"], texts)
-    assert heard == judge.transcribe(wavs, 16_000, ["en", "en", "zh"]) and all(heard)
+    assert heard == judge.transcribe(wavs, 16_000, ["en", "en", "zh"])
     assert [[word for word, _, _ in timed] for timed in words] == [
         [" ab", " a"],
         [" b你", " ba", " a"],
@@ -180,6 +180,17 @@ def test_words_of_a_known_text_are_found_where_the_decoder_listens_for_them(timi
     )
     with pytest.raises(UserError, match="does not know the language 'xx'"):
         judge._prefix("xx")
+
+
+def test_what_is_heard_is_the_same_with_an_alignment_and_without(whisper_folder):
+    judge = AsrJudge(str(whisper_folder), batch_size=2)
+    wavs, languages = [speech(16_000 * n, n) for n in (2, 1, 3)], ["en"] * 3
+    with pytest.raises(UserError, match="has no alignment_heads"):
+        judge.transcribe_and_align(wavs, 16_000, languages, ["a"] * 3)
+    settings = judge._model.generation_config  # its config does not tell them
+    settings.alignment_heads, settings.no_timestamps_token_id = [[0, 0]], 5
+    heard, words = judge.transcribe_and_align(wavs, 16_000, languages, [""] * 3)
+    assert heard == judge.transcribe(wavs, 16_000, languages) and all(heard) and words == [[]] * 3
 
 
 def test_a_word_begins_where_the_one_before_it_ends(timing_folder, monkeypatch):

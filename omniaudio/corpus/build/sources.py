@@ -139,7 +139,8 @@ class Recordings:
 
 
 class Dialogues:
-    """The recordings of a corpus with their texts; those whose keys begin alike are a passage, in the order of keys.
+    """The recordings of a corpus with their texts; those whose keys begin alike are a passage, in the order that the
+    corpus gives, else in that of their keys.
 
     Args:
         corpus: fetched and listed as ``omniaudio prepare`` does.
@@ -159,7 +160,8 @@ class Dialogues:
     def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
         self.corpus.fetch(raw)
         passages: dict[str, list[dict[str, Any]]] = {}
-        for item in sorted(self.corpus.inventory(raw.resolve()).items, key=lambda item: item.key):
+        items = self.corpus.inventory(raw.resolve()).items
+        for item in sorted(items, key=lambda item: (item.order, item.key)):
             found = self.pattern.match(item.key)
             lines = passages.setdefault(found[0] if found else "", [])
             place = {"path": str(item.path), "start_sec": item.start_sec, "duration_sec": item.duration_sec}
