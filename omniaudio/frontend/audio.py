@@ -24,6 +24,8 @@ STREAMED = 0x7FFFF000
 UNKNOWN = 1 << 62
 """Numbers of samples from here on are soundfile's for a head that tells none."""
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest
+WINDOW_SEC = 60
+"""Of a long recording, decoded at once."""
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".g722")
 """Files that are taken for recordings."""
 
@@ -65,6 +67,55 @@ def decode_audio(
     if channel >= len(wav_CN):
         raise UserError(f"{name}: no such channel: {channel} of {len(wav_CN)} (they count from 0)")
     return wav_CN[channel : channel + 1], rate_hz
+
+
+def decode_mono_at(
+    path: str | Path,
+    sample_rate_hz: int,
+    start_sec: float = 0.0,
+    duration_sec: float | None = None,
+    channel: int | None = None,
+) -> tuple[np.ndarray, int]:
+    """As ``decode_audio``, mixed down and resampled window by window: hours of sound never lie in memory as they are
+    in the file, where soundfile reads it (what PyAV reads is decoded whole).
+
+    Returns:
+        wav_N float32 at ``sample_rate_hz``, and the rate of the file.
+    """
+    import soundfile
+    import soxr
+
+    pieces: list[np.ndarray] = []
+    try:
+        _check_whole(path, str(path))
+        with soundfile.SoundFile(str(path)) as opened:
+            rate_hz = int(opened.samplerate)
+            start, num = _samples(start_sec, duration_sec, rate_hz)
+            opened.seek(min(start, opened.frames))
+            whole = opened.channels <= (channel or 0) or Path(path).suffix.lower() in RAW_FORMATS
+            there = max(0, opened.frames - start)
+            left = 0 if whole else there if num is None else min(num, there)
+            stream = (
+                soxr.ResampleStream(rate_hz, sample_rate_hz, 1, "float32")
+                if rate_hz != sample_rate_hz
+                else None
+            )
+            while len(
+                wav_NC := opened.read(min(left, WINDOW_SEC * rate_hz), dtype="float32", always_2d=True)
+            ):
+                left -= len(wav_NC)
+                wav_N = wav_NC.mean(axis=1) if channel is None else wav_NC[:, channel]
+                pieces.append(stream.resample_chunk(wav_N) if stream else wav_N)
+            if left:  # less than its head says: decode_audio knows what that means
+                pieces = []
+            elif stream and pieces:
+                pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        pieces = []
+    if not pieces:  # another format, or nothing in it: decode_audio says what
+        wav_CN, rate_hz = decode_audio(path, start_sec, duration_sec, channel)
+        return resample(wav_CN.mean(axis=0), rate_hz, sample_rate_hz), rate_hz
+    return np.concatenate(pieces), rate_hz
 
 
 def audio_facts(path: str | Path) -> tuple[int, int, int]:

@@ -6,9 +6,11 @@ import pytest
 import soundfile
 
 from omniaudio.errors import UserError
+from omniaudio.frontend import audio
 from omniaudio.frontend.audio import (
     audio_facts,
     decode_audio,
+    decode_mono_at,
     encode_audio,
     read_audio,
     read_audio_at,
@@ -96,6 +98,42 @@ def test_encode_is_exact_on_16_bit_and_clips(tmp_path):
     assert np.array_equal(read_audio(encode_audio(pcm / 32768, 16_000)) * 32768, pcm)
     write_wav(tmp_path / "a.wav", np.array([2.0, -2.0]), 24_000)
     assert np.array_equal(read_audio(tmp_path / "a.wav", sample_rate_hz=24_000) * 32768, [32767, -32768])
+
+
+@pytest.mark.parametrize(
+    ("ending", "rate_hz"), [("wav", 44_100), ("mp3", 44_100), ("flac", 16_000), ("ogg", 24_000)]
+)
+def test_windows_are_the_whole(tmp_path, monkeypatch, ending, rate_hz):
+    monkeypatch.setattr(audio, "WINDOW_SEC", 1)
+    reads: list[int] = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda self, frames=-1, **more: reads.append(frames) or read(self, frames, **more),
+    )
+    wav_NC = 0.1 * np.random.default_rng(0).standard_normal((int(3.3 * rate_hz), 2))
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, wav_NC, rate_hz)
+    for part in ((0.0, None, None), (0.5, 1.7, None), (0.2, None, 1)):
+        reads.clear()
+        wav_N, found_hz = decode_mono_at(path, 16_000, *part)
+        assert max(reads) <= rate_hz and len(reads) >= 3, "a window at a time"
+        whole_CN, _ = decode_audio(path, *part)
+        expected = resample(whole_CN.mean(axis=0), rate_hz, 16_000)
+        assert found_hz == rate_hz and wav_N.dtype == np.float32 and len(wav_N) == len(expected)
+        assert wav_N == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_cannot_be_read_in_windows_is_read_whole_or_named(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000)
+    with pytest.raises(UserError, match="no such channel: 3"):
+        decode_mono_at(tmp_path / "a.wav", 16_000, channel=3)
+    with pytest.raises(UserError, match="no such audio file"):
+        decode_mono_at(tmp_path / "b.wav", 16_000)
+    write_by_av(tmp_path / "a.g722", "g722", "g722", sine(0.2), 16_000)
+    wav_N, found_hz = decode_mono_at(tmp_path / "a.g722", 8000)
+    assert found_hz == 16_000 and abs(len(wav_N) - 1600) < 40
 
 
 def test_resample_keeps_a_tone(tmp_path):

@@ -26,6 +26,7 @@ class VoiceActivity:
         max_pause_sec: longer pauses part pieces.
         max_gap_sec: longer ones part passages.
         threshold: probability above which it is speech.
+        max_passage_sec: of a passage, from its first piece to the end of its last.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class VoiceActivity:
         max_pause_sec: float = 0.8,
         max_gap_sec: float = 5.0,
         threshold: float = 0.5,
+        max_passage_sec: float = 300.0,
     ) -> None:
         self.max_sec, self.max_pause_sec, self.max_gap_sec = max_sec, max_pause_sec, max_gap_sec
-        self.threshold = threshold
+        self.threshold, self.max_passage_sec = threshold, max_passage_sec
         self._model: Any = None
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
@@ -48,10 +50,12 @@ class VoiceActivity:
         if not stretches:
             return [segment.refused("no speech")]
         pieces: list[Segment] = []
-        passage, place, last_end = 0, 0, stretches[0][0]
+        passage, place = 0, 0
+        first_begin = last_end = stretches[0][0]
         for begin, end in self.joined(stretches, wav_N):
-            if begin - last_end > self.max_gap_sec * RATE_HZ:
-                passage, place = passage + 1, 0
+            too_long = end - first_begin > self.max_passage_sec * RATE_HZ and place > 0
+            if begin - last_end > self.max_gap_sec * RATE_HZ or too_long:
+                passage, place, first_begin = passage + 1, 0, begin
             name = f"{segment.passage}-{passage:03d}"
             pieces.append(
                 replace(

@@ -17,7 +17,7 @@ from omniaudio.corpus.texts import TextSource
 from omniaudio.corpus.written_chats import ChatSource
 from omniaudio.data.chats import Written
 from omniaudio.errors import UserError
-from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_audio, resample
+from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_mono_at
 
 
 class Source(Protocol):
@@ -222,13 +222,12 @@ def opened(segment: Segment, place: Mapping[str, Any], rate_hz: int = 16_000) ->
         raise UserError(f"{place['path']}: is not there any more; the same command goes on when it is")
     start_sec = float(place.get("start_sec", 0.0))
     try:
-        wav_CN, found_hz = decode_audio(
-            place["path"], start_sec, place.get("duration_sec"), place.get("channel")
+        wav_N, found_hz = decode_mono_at(
+            place["path"], rate_hz, start_sec, place.get("duration_sec"), place.get("channel")
         )
     except UserError as error:
         return segment.refused(audio_reason(error))
-    if not np.isfinite(wav_CN).all():
+    if not np.isfinite(wav_N).all():
         return segment.refused("audio not finite")
-    wav_N = resample(wav_CN.mean(axis=0), found_hz, rate_hz)
     band_hz = float(place.get("band_hz") or (found_hz / 2 if found_hz < rate_hz else 0))
     return replace(segment, wav_N=wav_N, rate_hz=rate_hz, start_sec=start_sec, band_hz=band_hz)

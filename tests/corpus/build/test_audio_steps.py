@@ -52,6 +52,17 @@ def test_speech_is_found_and_long_gaps_part_passages(speech):
         VoiceActivity()([Segment(key="a", passage="p")])
 
 
+def test_no_passage_is_too_long(monkeypatch):
+    stretches = [(i * 4 * RATE, (i * 4 + 3) * RATE) for i in range(7)]
+    monkeypatch.setattr(VoiceActivity, "stretches", lambda self, wav_N: stretches)
+    found = VoiceActivity(max_sec=3, max_passage_sec=11.0)([recording(np.zeros(28 * RATE))])
+    assert [(s.passage, s.place) for s in found] == [
+        *[("r-000", i) for i in range(3)], *[("r-001", i) for i in range(3)], ("r-002", 0),
+    ]  # fmt: skip
+    alone = VoiceActivity(max_sec=3, max_passage_sec=1.0)([recording(np.zeros(28 * RATE))])
+    assert [s.key for s in alone] == [f"r-00{i}/0000" for i in range(7)]
+
+
 def test_long_speech_is_cut_where_it_is_quietest():
     wav = np.ones(10 * RATE, np.float32)
     wav[int(3.3 * RATE) : int(3.4 * RATE)] = 0
