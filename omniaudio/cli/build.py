@@ -38,7 +38,8 @@ def main(config: dict[str, Any]) -> None:
     if not sources:
         raise UserError("pipeline.source: there is nothing to build from")
     jobs = make_jobs(sources, config["sources_per_job"])
-    key = digest([without(config["pipeline"], {"headers", "device"}), config["sources_per_job"], sources])
+    decisive = without(config["pipeline"], {"headers", "device", "batch_size"})  # another machine may go on
+    key = digest([decisive, config["sources_per_job"], sources])
     stamp = folder / "jobs" / "key.json"
     others = [known for path in (stamp, folder / "build.json") if (known := _key(path)) not in (None, key)]
     if others:

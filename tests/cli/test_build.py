@@ -130,12 +130,15 @@ def built(folder, monkeypatch, *words_of_the_user):
     return [(entry.key, entry.facts) for entry in ShardReader(folder / "out" / "shards", "train").entries]
 
 
-def test_the_pipeline_of_texts(tmp_path, monkeypatch):
+def test_the_pipeline_of_texts(tmp_path, monkeypatch, capsys):
     (tmp_path / "t.txt").write_text("It costs $5 today, not $6. This is another sentence.\n")
     texts = ["text_source=file", f"text_source.path={tmp_path / 't.txt'}"]
     (_, one), (_, two) = built(tmp_path, monkeypatch, "pipeline=synthetic", *texts)
     assert (one["text"], two["text"]) == ("It costs $5 today, not $6.", "This is another sentence.")
     assert "five dollars" in one["spoken"] and one["words"][1] == [" costs", 1.0, 2.0] and one["cer"] == 0
+    elsewhere = ["recogniser=none", "device=cuda", "batch_size=1", "split={train: 1, dev: 0, test: 0}"]
+    main(["build", "pipeline=synthetic", *texts, *elsewhere, f"data_dir={tmp_path / 'out'}"])
+    assert "is built already" in capsys.readouterr().out, "the same on another machine"
 
 
 def test_the_pipeline_of_chats(tmp_path, monkeypatch):
