@@ -25,7 +25,16 @@ from omniaudio.frontend.text import UNSPACED_LANGUAGES
 from omniaudio.sequence.chat import Message, Role, Segment
 
 ROLES: tuple[Role, ...] = get_args(Role)
-FACTS = {"passage": str, "place": int, "role": str, "turn": int, "turns": int, "turn_parts": int, "before": str, "after": str}
+FACTS = {
+    "passage": str,
+    "place": int,
+    "role": str,
+    "turn": int,
+    "turns": int,
+    "turn_parts": int,
+    "before": str,
+    "after": str,
+}
 OPTIONAL = ("before", "after")
 
 Written = tuple[int, Role, str]
@@ -70,12 +79,45 @@ def to_messages(clips: Iterable[tuple[Mapping[str, Any], Segment]], speech: bool
     Returns:
         messages that end with the assistant's; empty if no reply is whole.
     """
+    return [message for message, _ in _counted_messages(clips, speech)]
+
+
+def exchanges(
+    clips: Iterable[tuple[Mapping[str, Any], Segment]], speech: bool = True
+) -> list[tuple[list[Message], int]]:
+    """The messages of ``to_messages`` cut behind every reply: where a chat that is too long may be cut.
+
+    Returns:
+        messages that end with the assistant's, and how many of the clips they take up. What is only written goes with
+        the exchange behind it, at the end with the one before: each has a clip, unless the whole chat has none.
+    """
+    found: list[tuple[list[Message], int]] = []
+    begun: list[Message] = []
+    num_clips = 0
+    for message, sounds in _counted_messages(clips, speech):
+        begun.append(message)
+        num_clips += sounds
+        if message["role"] == "assistant" and num_clips:
+            found.append((begun, num_clips))
+            begun, num_clips = [], 0
+    if found and begun:
+        found[-1][0].extend(begun)
+    return found or [(begun, 0)] * bool(begun)
+
+
+def _counted_messages(
+    clips: Iterable[tuple[Mapping[str, Any], Segment]], speech: bool
+) -> list[tuple[Message, int]]:
+    """See ``to_messages``; each message with the number of its sounds, also of those that are not asked for."""
     messages: list[Message] = []
+    sounds: list[int] = []
     content: list[Segment] = []
     for role, parts, language in _whole_turns(clips):
         if not messages or messages[-1]["role"] != role:
             content = []
             messages.append({"role": role, "content": content})
+            sounds.append(0)
+        sounds[-1] += sum(spoken is not None for _, spoken in parts)
         for text, spoken in parts:
             if spoken is None or role == "assistant":
                 content.append(_spaced(text, content, language))
@@ -83,7 +125,7 @@ def to_messages(clips: Iterable[tuple[Mapping[str, Any], Segment]], speech: bool
                 content.append(spoken)
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
-    return messages
+    return list(zip(messages, sounds, strict=False))
 
 
 def chat_facts(text: str, where: str) -> dict[str, int | str]:
@@ -94,7 +136,9 @@ def chat_facts(text: str, where: str) -> dict[str, int | str]:
         good = good and all(isinstance(value, FACTS[name]) for name, value in found.items())
         good = good and found["role"] in ROLES and found["turn"] >= 0 and found["turn_parts"] > 0
         for name in OPTIONAL:
-            good = good and all(role in ROLES and isinstance(turn, int) for turn, role, _ in _written(found, name))
+            good = good and all(
+                role in ROLES and isinstance(turn, int) for turn, role, _ in _written(found, name)
+            )
     except (ValueError, TypeError):
         good = False
     if not good:
@@ -138,7 +182,9 @@ def _whole_turns(clips: Iterable[tuple[Mapping[str, Any], Segment]]) -> list[_Tu
         for turn, role, text, spoken in (*before, said, *after):
             turns.setdefault(turn, _Turn(role, [], facts["language"])).parts.append((text, spoken))
     whole: list[_Turn] = []
-    while (turn := len(whole)) in turns and len(turns[turn].parts) == wanted.get(turn, len(turns[turn].parts)):
+    while (turn := len(whole)) in turns and len(turns[turn].parts) == wanted.get(
+        turn, len(turns[turn].parts)
+    ):
         whole.append(turns[turn])
     return whole
 

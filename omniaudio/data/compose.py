@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from omniaudio.data.chats import to_messages
+from omniaudio.data.chats import exchanges
 from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ShuffledWindows
 from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
@@ -70,6 +70,7 @@ class DocumentComposer:
         max_clips: clips that an interleaved document joins at most.
         max_joined_frames: code frames that it joins at most; 375 is half a minute at 12.5 Hz.
         loss_on_intlv_audio: see DocumentLayouts.
+        longest: LLM positions of a document; a longer chat is cut behind replies. None cuts none.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class DocumentComposer:
         max_clips: int = 6,
         max_joined_frames: int = 375,
         loss_on_intlv_audio: bool = False,
+        longest: int | None = None,
     ) -> None:
+        self.longest = longest
         self.reader, self.texts = reader, texts
         self.space = space
         self.max_clips, self.max_joined_frames = max_clips, max_joined_frames
@@ -114,10 +117,8 @@ class DocumentComposer:
             return [(i,) for i in items.tolist()]
         items = items[self._fits(kind, corpus, items)]
         if kind in CHATS:
-            chats = (
-                self._chat(i) for i in items[np.asarray(self.reader.column("place")[items]) == 0].tolist()
-            )
-            return [chat for chat in chats if self._messages(kind, chat, self._frames)]
+            firsts = items[np.asarray(self.reader.column("place")[items]) == 0].tolist()
+            return [group for first in firsts for group, _ in self._pieces(kind, first)]
         if kind in JOINED:
             groups = [group for voice in self._voices(items) for group in self._joined(kind, voice, rng)]
         elif kind == "sft_continue":
@@ -149,8 +150,11 @@ class DocumentComposer:
         if kind == "text":
             return layouts.text(f"text/{item_ids[0]}", self.encode(self.texts[item_ids[0]]))
         if kind in CHATS:
-            name = str(self.reader.entries[item_ids[0]].facts["passage"])
-            return form.chat.document(self._messages(kind, item_ids, codes), kind, name)
+            facts = self.reader.entries[item_ids[0]].facts
+            pieces = self._pieces(kind, item_ids[0] - facts["place"])
+            (messages,) = (messages for group, messages in pieces if group[0] == item_ids[0])
+            name = facts["passage"] if not facts["place"] else f"{facts['passage']}+{facts['place']}"
+            return form.chat.document(_sounding(messages, codes), kind, name)
         key = "+".join(self.reader.entries[i].key for i in item_ids)
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
         if kind in ANSWERS:
@@ -198,9 +202,31 @@ class DocumentComposer:
             heard, rest, spoken = audio, self._segment_text(item_ids[-1], 0), codes(item_ids[-1])
         return [heard], [rest, spoken] if rng.integers(2) else [rest]
 
-    def _messages(self, kind: str, item_ids: Sequence[int], codes: Callable[[int], Any]) -> list[Message]:
-        clips = ((self.reader.entries[i].facts, codes(i)) for i in item_ids)
-        return to_messages(clips, speech=kind == "sft_chat")
+    def goes_on(self, kind: str, item_ids: Sequence[int]) -> bool:
+        """Whether a document is a piece of a chat that another document begins."""
+        return kind.partition("@")[0] in CHATS and bool(self.reader.entries[item_ids[0]].facts["place"])
+
+    def _pieces(self, kind: str, first: int) -> list[tuple[Group, list[Message]]]:
+        """A chat cut behind replies so that no piece is longer than ``longest``, if each of its exchanges is not: the
+        clips of every piece, and its messages with numbers of clips for sounds.
+
+        Behind the last reply that is whole there may be more clips; they count to the last piece.
+        """
+        chat = self._chat(first)
+        clips = ((self.reader.entries[i].facts, i) for i in chat)
+        pieces: list[tuple[int, list[Message]]] = []  # first clip, messages
+        length = begin = 0
+        for messages, num_clips in exchanges(clips, speech=kind.partition("@")[0] == "sft_chat"):
+            more = len(self._counted.chat.document(_sounding(messages, self._frames), kind, ""))
+            if pieces and (self.longest is None or length + more - 1 <= self.longest):
+                pieces[-1][1].extend(messages)
+                length += more - 1  # it began with bos_sys, which stands once
+            else:
+                pieces.append((chat[begin], list(messages)))
+                length = more
+            begin += num_clips
+        ends = [number for number, _ in pieces[1:]] + [chat[-1] + 1]
+        return [(tuple(range(i, end)), messages) for (i, messages), end in zip(pieces, ends, strict=True)]
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, remembered."""
@@ -295,6 +321,14 @@ def _split(facts: Mapping[str, Any], num_frames: int) -> tuple[str, str, int] | 
     return split_clip(
         facts["text"], num_frames, words, facts["num_samples"] / facts["sample_rate_hz"] if words else 0
     )
+
+
+def _sounding(messages: Iterable[Message], codes: Callable[[int], Any]) -> list[Message]:
+    """Messages with the codes of clips in the place of their numbers."""
+    return [
+        {"role": m["role"], "content": [s if isinstance(s, str) else codes(s) for s in m["content"]]}  # type: ignore
+        for m in messages
+    ]
 
 
 def split_clip(

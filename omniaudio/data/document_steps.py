@@ -32,7 +32,8 @@ class DocumentSteps:
         split: train, dev or test.
         texts_path: documents of the kind ``text``, one a line.
         seed: of order and composition.
-        max_positions: longest document. A text that may be longer is cut, any other is left out and counted.
+        max_positions: longest document. A text that may be longer is cut, a chat is cut behind replies, any other is
+            left out and counted.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class DocumentSteps:
             max_clips=mixture.max_clips,
             max_joined_frames=mixture.max_joined_frames,
             loss_on_intlv_audio=mixture.loss_on_intlv_audio,
+            longest=longest + 1,
         )
         streams = mixture.streams(self.composer.occurs)
         self.plan = MixturePlan(
@@ -126,7 +128,11 @@ class TextSteps:
         if not self.pieces:
             raise UserError(f"{texts_path}: no texts")
         self.plan = MixturePlan(
-            OneByOne([len(ids) + 1 for ids in self.pieces]), {"text": 1.0}, tokens_per_step, seed
+            OneByOne([len(ids) + 1 for ids in self.pieces]),
+            {"text": 1.0},
+            tokens_per_step,
+            seed,
+            max_document_tokens=max_positions,
         )
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:

@@ -90,6 +90,9 @@ class Catalogue(Protocol):
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         """LLM positions of the document."""
 
+    def goes_on(self, kind: str, item_ids: Sequence[int]) -> bool:
+        """Whether it is a later piece of what was too long for one document."""
+
 
 class OneByOne:
     """A catalogue of items each of which is a document, of one known length in whatever kind.
@@ -109,6 +112,9 @@ class OneByOne:
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         return int(self.lengths[item_ids[0]])
+
+    def goes_on(self, kind: str, item_ids: Sequence[int]) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         super().__init__(["mixture", self.weights, tokens_per_step, seed, temperature, self.longest])
 
     def first_state(self) -> State:
-        streams = {kind: [0, 0, 0, 0, 0, 0.0] for kind in self.kinds}  # fields of _Stream
+        streams = {kind: [0, 0, 0, 0, 0, 0, 0.0] for kind in self.kinds}  # fields of _Stream
         return {"step": 0, "late": [], "streams": streams}
 
     def chapter(self, state: State) -> tuple[list[list[PlannedDocument]], State]:
@@ -220,10 +226,15 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         return _normalised(tokens)
 
     def told(self, state: State) -> dict[str, float]:
-        """Share of positions that each kind really had, and documents that were too long."""
-        shares = _normalised({kind: fields[4] for kind, fields in state["streams"].items()})
-        too_long = {f"too_long/{kind}": fields[3] for kind, fields in state["streams"].items() if fields[3]}
-        return {f"share/{kind}": share for kind, share in shares.items()} | too_long
+        """Share of positions that each kind really had, documents that were too long, and later pieces of cut ones."""
+        shares = _normalised({kind: fields[5] for kind, fields in state["streams"].items()})
+        counts = {
+            f"{name}/{kind}": fields[place]
+            for place, name in ((3, "too_long"), (4, "pieces"))
+            for kind, fields in state["streams"].items()
+            if fields[place]
+        }
+        return {f"share/{kind}": share for kind, share in shares.items()} | counts
 
 
 class _Stream:
@@ -233,24 +244,25 @@ class _Stream:
         window, place: of the next group.
         number: of the next document that is given.
         too_long: documents left out.
+        pieces: documents given that go on with another.
         tokens: positions given.
         credit: positions that its share entitles it to beyond those given.
     """
 
     def __init__(
         self, catalogue: Catalogue, kind: str, seed: int, most: int,
-        window: int, place: int, number: int, too_long: int, tokens: int, credit: float,
+        window: int, place: int, number: int, too_long: int, pieces: int, tokens: int, credit: float,
     ) -> None:  # fmt: skip
         self.catalogue, self.kind, self.seed, self.most = catalogue, kind, seed, most
         self.window, self.place, self.number, self.too_long = window, place, number, too_long
-        self.tokens, self.credit = tokens, credit
+        self.pieces, self.tokens, self.credit = pieces, tokens, credit
         self._documents = self._give()
 
     def __next__(self) -> PlannedDocument:
         return next(self._documents)
 
     def state(self) -> list[Any]:
-        return [self.window, self.place, self.number, self.too_long, self.tokens, self.credit]
+        return [self.window, self.place, self.number, self.too_long, self.pieces, self.tokens, self.credit]
 
     def _give(self) -> Iterator[PlannedDocument]:
         catalogue, kind = self.catalogue, self.kind
@@ -267,6 +279,7 @@ class _Stream:
                     self.too_long += 1
                     continue
                 self.number += 1
+                self.pieces += catalogue.goes_on(kind, group)
                 self.tokens += length
                 yield PlannedDocument(kind, tuple(group), seed, length)
             barren = 0 if self.number > before else barren + 1

@@ -41,6 +41,7 @@ NOT_LOSSES = (
     "commit_scale",
     "share",
     "too_long",
+    "pieces",
 )
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,50 @@ def test_replies_in_text_alone_and_lengths_that_are_known_before(chats):
     assert text_of(written.text_label_L[written.text_label_L != NO_LABEL]) == "a1 a2b1 b2"
     for kind in CHATS:
         assert chats.num_tokens(kind, group, 0) == len(chats.compose(kind, group, 0))
+
+
+@pytest.mark.parametrize("kind", CHATS)
+@pytest.mark.parametrize("longest", [20, 36, 50, 75, None])
+def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, kind, longest):
+    """Its fifth exchange alone is longer than 36 positions: it is a document of its own, which the plan leaves out."""
+    said = [("system", ["s"])]
+    for i in range(8):
+        said += [
+            ("user", [f"q{i}".encode()]),
+            ("assistant", [f"r{i}".encode(), "w"] if i % 3 else ["only text"]),
+        ]
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, (sound, facts) in enumerate(to_clips(said, "long")):
+            frames = np.tile(np.array([i % 8, i % 4], np.uint16), (40 if sound == b"q4" else 3, 1))
+            known = {"language": "en", "speaker": "s", "text": sound.decode(), "num_frames": len(frames)}
+            writer.write(f"c{i}", {"codes.npy": dump_npy(frames)}, {**known, **facts})
+    reader, encode = ShardReader(tmp_path, "train"), lambda t: list(t.encode())
+    whole, cut = (DocumentComposer(reader, encode, SPACE, longest=n) for n in (None, longest))
+    (chat,) = whole.groups(kind, 0, 0)
+    groups = cut.groups(kind, 0, 0)
+    assert [i for group in groups for i in group] == list(chat) == list(range(len(reader)))
+    documents = [cut.compose(kind, group, 0) for group in groups]
+    assert [cut.num_tokens(kind, group, 0) for group in groups] == list(map(len, documents))
+    assert len({document.key for document in documents}) == len(groups)
+    assert (len(groups) == 1) == (longest is None)
+    one = whole.compose(kind, chat, 0)
+    begun_anew = [
+        ids[1:] if ids[0] == SPACE.bos_sys and n else ids
+        for n, ids in enumerate(d.ids_L.tolist() for d in documents)
+    ]
+    assert [i for ids in begun_anew for i in ids] == one.ids_L.tolist(), "each begins with bos_sys"
+    labels = [label for d in documents for label in d.text_label_L.tolist() if label != NO_LABEL]
+    assert labels == one.text_label_L[one.text_label_L != NO_LABEL].tolist()
+    assert [cut.goes_on(kind, group) for group in groups] == [False] + [True] * (len(groups) - 1)
+    if longest is not None:
+        too_long = [document for document in documents if len(document) > longest]
+        assert all((document.ids_L == SPACE.eos).sum() == 1 for document in too_long), (
+            "exchanges that stand alone"
+        )
+        assert len(too_long) >= (longest < 50)
+        assert all(len(a) + len(b) - 1 > longest for a, b in itertools.pairwise(documents)), (
+            "none is cut in vain"
+        )
 
 
 def test_clips_of_a_passage_that_are_no_part_of_its_chat_end_it(tmp_path):

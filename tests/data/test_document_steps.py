@@ -121,19 +121,19 @@ def test_texts_are_cut_not_lost(folder):
 
 @pytest.mark.parametrize("num_parts", [1, 3])
 def test_the_largest_batches_hold_what_a_part_of_any_step_may(folder, num_parts):
-    source = steps(folder, tokens_per_step=200, max_positions=60)
+    source = steps(folder, weights={"asr": 1, "text": 1}, tokens_per_step=200, max_positions=90)
     audio, text = source.largest(num_parts)
     (alone,) = TextSteps(
         TokenSpace(270),
         folder / "tokenizer.json",
         folder / "texts.txt",
         tokens_per_step=200,
-        max_positions=60,
+        max_positions=90,
     ).largest(num_parts)
     most = max(len(source.batch(s, part, num_parts).ids_L) for s in range(20) for part in range(num_parts))
     for batch in (audio, text, alone):
-        assert int(batch.doc_len_G[0]) == 60 and len(batch.ids_L) >= largest_part(200, 60, num_parts) >= most
-        assert len(batch.ids_L) <= largest_part(200, 60, num_parts) + 3 and int(batch.doc_len_G.max()) == 60
+        assert int(batch.doc_len_G[0]) == 90 and len(batch.ids_L) >= largest_part(200, 90, num_parts) >= most
+        assert len(batch.ids_L) <= largest_part(200, 90, num_parts) + 3 and int(batch.doc_len_G.max()) == 90
     assert set(audio.kinds) == {"audio"} and set(text.kinds) == {"text"}
     assert (audio.audio_label_LK[:, 0] >= 0).sum() > 0.8 * len(audio.ids_L)
 
