@@ -8,6 +8,7 @@ batch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,12 @@ def frame_places(num_items: int, num_frames: int, device: torch.device) -> Tenso
     """Number (B, T) of this rank's frames in the global batch."""
     frame_T = torch.arange(num_frames, device=device)
     return item_places(num_items, device)[:, None] * MAX_FRAMES + frame_T
+
+
+def key_places(keys: Sequence[str], device: torch.device) -> Tensor:
+    """Number (B,) of items by their keys: the same wherever an item stands, and whoever else is in its batch."""
+    hashes = [hashlib.sha256(key.encode()).digest()[:8] for key in keys]
+    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in hashes], device=device)
 
 
 def choose_items(name: str, num_items: int, share: float, device: torch.device, draws: Draws) -> Tensor:

@@ -114,7 +114,9 @@ class TokenizerTask(Task):
         draws = Draws(step_seed(self.seed, self.batches_seen, 0, split))  # the same on every rank
         mel_BMT, mel_len_B = tokenizer.log_mel(batch.wav_BN, batch.num_samples_B)
         if trains:
-            mel_BMT = mask_time(mel_BMT, mel_len_B, self.mask_share, self.mask_span, draws)
+            step = (self.batches_seen - 1) // self.accumulate
+            masks = Draws(step_seed(self.seed, step, 0, "mask"))  # the same for all batches of the step
+            mel_BMT = mask_time(mel_BMT, mel_len_B, self.mask_share, self.mask_span, masks, batch.keys)
         replaced = self.replaced_share.at(self.progress) if trains else 1.0
         quantized, decoded = tokenizer.reconstruct(mel_BMT, mel_len_B, bypass_share=1 - replaced, draws=draws)
         num_frames_B = tokenizer.num_frames(mel_len_B)

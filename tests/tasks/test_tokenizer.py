@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from omniaudio.data.datamodule import StepData
 from omniaudio.data.planning import PooledPlan
+from omniaudio.encoders.augment import mask_time
 from omniaudio.encoders.whisper import WhisperEncoder
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
@@ -151,6 +153,31 @@ def test_alignment_is_the_judges_cross_entropy_after_the_embeddings(prompts, ask
     term.total.backward()
     assert emb_BSD.grad is not None
     assert (emb_BSD.grad.abs().sum(-1) > 0).tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+
+
+def test_a_clip_has_the_same_masks_in_a_step_whatever_its_batch(monkeypatch) -> None:
+    """Second of the step's only batch, or first of its second one; another step masks other frames."""
+    found: list[Tensor] = []
+
+    def masked(mel_BMT: Tensor, *args: Any) -> Tensor:
+        found.append(mask_time(torch.ones_like(mel_BMT), *args)[:, 0])
+        return mel_BMT
+
+    monkeypatch.setattr("omniaudio.tasks.tokenizer.mask_time", masked)
+    both = Waves().batch(0, 0, 1)
+    second = dataclasses.replace(
+        both, keys=["b"], wav_BN=both.wav_BN[1:], num_samples_B=both.num_samples_B[1:],
+        kinds=["asr"], texts=[""], languages=["es"],
+    )  # fmt: skip
+    for accumulate, batches_seen, batch in ((1, 3, both), (2, 6, second), (1, 4, both)):
+        task = make_task(accumulate=accumulate, mask_share=0.9)
+        task.configure_model()
+        task.log_stats = lambda *_: None  # type: ignore[method-assign]
+        task.batches_seen = batches_seen
+        task.losses(batch, "train")
+    num_frames = 9000 // 160
+    one, other, later = (rows[-1, :num_frames] for rows in found)
+    assert torch.equal(one, other) and not torch.equal(one, later) and 0 < float(one.mean()) < 1
 
 
 def test_the_judge_hears_a_share_of_the_clips_of_training_and_all_that_are_held_out(monkeypatch) -> None:
