@@ -23,6 +23,9 @@ from omniaudio.types import Batch, Codes, CodesWaveBatch, WaveBatch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MAX_SEARCHED = 1 << 13
+"""Samples on either side of where a clip's codes should stand, if the clips without codes lay evenly."""
+
 MAX_CACHE_BYTES = 1 << 30
 """Memory of a process for decoded clips."""
 
@@ -125,7 +128,6 @@ class WaveSteps:
         if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
             raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
-        self._code_places: dict[str, int] | None = None
         if crop_sec > batch_sec:
             raise UserError(
                 f"crop_sec {crop_sec:g} exceeds batch_sec {batch_sec:g}: a step must hold the longest clip"
@@ -222,15 +224,21 @@ class WaveSteps:
         return codes if whole else codes[: int(self.crop_sec * code_rate_hz)]
 
     def _code_place(self, codes: ShardReader, item: int) -> int:
-        """Position of a clip's codes: its own, or what its key says where some clips have no codes."""
+        """Position of a clip's codes: its own, or one near by where some clips have no codes."""
         key = self.reader.entries[item].key
         if item < len(codes) and codes.entries[item].key == key:
             return item
-        if self._code_places is None:
-            self._code_places = {entry.key: i for i, entry in enumerate(codes.entries)}
-        if key not in self._code_places:
-            raise UserError(f"{codes.folder}: no codes for {key!r}; extract the codes of this split again")
-        return self._code_places[key]
+        # Codes are in the order of the clips: behind the first clip without some, their places lag by ever more.
+        num_clips, lacking = len(self.reader), abs(len(self.reader) - len(codes))
+        guess = item + round((len(codes) - num_clips) * item / num_clips)
+        first = max(0, guess - MAX_SEARCHED, item - lacking)
+        near = range(first, min(guess + MAX_SEARCHED, item + lacking, len(codes) - 1) + 1)
+        for place in sorted(near, key=lambda place: abs(place - guess)):
+            if codes.entries[place].key == key:
+                return place
+        raise UserError(
+            f"{codes.folder}: no codes for {key!r} where they should stand; extract the codes of this split again"
+        )
 
     def _collate(self, crops: list[_Crop], kinds: list[str]) -> WaveBatch:
         entries = [self.reader.entries[crop.item] for crop in crops]

@@ -142,17 +142,6 @@ def test_a_stream_goes_on_from_any_batch(shards, workers):
     assert rest == whole[3:]
 
 
-def test_codes_that_lack_some_clips_are_found_by_key(shards, tmp_path):
-    with ShardWriter(
-        tmp_path, "train", fingerprint={"code_rate_hz": 12.5, "codebook_sizes": [16, 16]}
-    ) as codes:
-        for i in (7, 2, 5):
-            frames = np.full((20, 2), i, np.uint16)
-            codes.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {"num_frames": 20})
-    source = steps(shards, codes_dir=tmp_path)
-    assert [int(source._codes_of(i, whole=True)[0, 0]) for i in (2, 5, 7)] == [2, 5, 7]
-
-
 def test_resampling_and_padding_to_a_least_length(shards):
     batch = steps(shards, sample_rate_hz=24000, min_sec=1.5).batch(0, 0, 1)
     assert batch.sample_rate_hz == 24000
@@ -222,3 +211,29 @@ def test_the_largest_batch_has_the_longest_clip_of_all_windows(shards, monkeypat
     first, second = source.largest(num_parts=1)
     assert first.wav_BN.shape == (2, 2.4 * RATE) and second.wav_BN.shape[0] == 3
     assert 4.9 * RATE < second.wav_BN.numel() <= 5.0 * RATE + 3
+
+
+@pytest.mark.parametrize("gone", [{0}, {8}, {2, 3, 4}, {0, 1, 2, 3, 4, 5, 7}, {1, 3, 5, 7}])
+def test_codes_of_clips_behind_gaps_are_found_near_their_place(shards, tmp_path, monkeypatch, gone):
+    with ShardWriter(
+        tmp_path, "train", fingerprint={"code_rate_hz": 12.5, "codebook_sizes": [16, 16]}
+    ) as writer:
+        for i in sorted(set(range(9)) - gone):
+            frames = np.full((3, 2), i, np.uint16)
+            writer.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {"num_frames": 3, "language": "en"})
+    source = steps(shards, codes_dir=tmp_path)
+    for i in range(9):
+        if i in gone:
+            with pytest.raises(UserError, match=f"no codes for 'clip-{i}' where they should stand"):
+                source._codes_of(i, True)
+        else:
+            assert source._codes_of(i, True)[0, 0] == i
+    asked = []
+    entries = source.codes.entries
+    monkeypatch.setattr("omniaudio.data.steps.MAX_SEARCHED", 2)
+    source.codes.entries = type(
+        "Watched", (), {"__len__": lambda _: 9, "__getitem__": lambda _, i: asked.append(i) or entries[i]}
+    )()
+    with pytest.raises(UserError, match="no codes for"):
+        source._codes_of(min(gone), True)
+    assert len(asked) <= 1 + 5, "however many clips there are"
