@@ -87,7 +87,7 @@ def write_page(experiment: Experiment) -> Path:
     page.add("listen", "Listen: speech through the codes", _listen_lead(experiment), *_listen(experiment))
     page.add("says", "What it says", _says_lead(experiment), *_says(experiment))
     number_section(page, experiment.results, experiment.folder)
-    stage_section(page, experiment.config, experiment.stages)
+    stage_section(page, experiment.config, experiment.stages, experiment.folder)
     curve_section(page, experiment.stages, experiment.folder)
     freeze_section(page, experiment.stages)
     environment_section(page, experiment.config, experiment.newest())

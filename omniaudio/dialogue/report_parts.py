@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
     page.add("numbers", "Numbers", lead, *shown)
 
 
-def stage_section(page: Page, config: Mapping[str, Any], stages: Mapping[str, StageRecord]) -> None:
+def stage_section(
+    page: Page, config: Mapping[str, Any], stages: Mapping[str, StageRecord], folder: Path
+) -> None:
     """Table of all stages, and of the data."""
     rows = [_stage_row(record, config["stages"][name]) for name, record in stages.items()]
     absent = [name for name, record in stages.items() if not record.done]
@@ -94,6 +97,7 @@ def stage_section(page: Page, config: Mapping[str, Any], stages: Mapping[str, St
     checks = read_json(Path(config["data_dir"]) / "checks.json")
     if checks.get("clips"):
         parts.append(html.card("<h3>Data</h3>", _data_table(checks)))
+    parts += build_cards(Path(config["data_dir"]), folder)
     read = {name: record.folder / "data.html" for name, record in stages.items()}
     parts += [
         html.card(
@@ -108,6 +112,33 @@ def stage_section(page: Page, config: Mapping[str, Any], stages: Mapping[str, St
         "In the order of the recipe; each restarts where it stopped and skips what is done.",
         *parts,
     )
+
+
+def build_cards(data_dir: Path, folder: Path) -> list[str]:
+    """What each step of the build of the data let through, and the distributions at its gates; nothing if the data
+    were not built (``omniaudio build``).
+
+    Args:
+        folder: of the report; the picture is copied into it.
+    """
+    report = read_json(data_dir / "build.json")
+    if not report.get("steps"):
+        return []
+    rows = [
+        [html.code(name), f"{out:,}", f"{good:,}", f"{good / out:.1%}" if out else ""]
+        for name, (out, good) in report["steps"].items()
+    ]
+    faults = sorted(report["faults"].items(), key=lambda reason: -reason[1])
+    told = ", ".join(f"{reason} {count:,}" for reason, count in faults) or "none"
+    table = html.table(["step", "#segments given out", "#let through", "#share"], rows)
+    pictures = []
+    if (data_dir / "build.png").is_file():
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data_dir / "build.png", folder / "images" / "build.png")
+        pictures.append(
+            html.image("images/build.png", "what came to every gate of the build, and where it cuts")
+        )
+    return [html.card("<h3>How the data were built</h3>", table, html.note(f"left out: {told}"), *pictures)]
 
 
 def _stage_row(record: StageRecord, what: str) -> list[str]:

@@ -1,5 +1,7 @@
+import json
 from pathlib import Path
 
+from omniaudio.dialogue import report_parts
 from omniaudio.dialogue.report_parts import (
     curve_section,
     freeze_section,
@@ -34,7 +36,7 @@ def test_one_loss_is_not_drawn_twice():
 def test_stage_table_has_steps_minutes_and_fall(tmp_path):
     made = page()
     record = stage(stamp={"seconds": 90, "date": "today"}, curves={"train/loss": CURVE, "val/loss": CURVE})
-    stage_section(made, {"stages": {"sft": "talks"}, "data_dir": str(tmp_path)}, {"sft": record})
+    stage_section(made, {"stages": {"sft": "talks"}, "data_dir": str(tmp_path)}, {"sft": record}, tmp_path)
     html = made.sections[0][2]
     assert ">1.5<" in html and ">10<" in html and "2.000 → 1.000" in html and "(-50%)" in html
 
@@ -72,3 +74,23 @@ def test_a_run_without_losses_says_so(tmp_path):
     made = page()
     curve_section(made, {"sft": stage()}, tmp_path)
     assert "No losses yet" in made.sections[0][2]
+
+
+def test_what_a_build_let_through_is_on_the_page(tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "report"
+    data.mkdir()
+    assert report_parts.build_cards(data, folder) == []
+    report = {
+        "steps": {"speak": [1200, 1100], "gate<1>": [1100, 11]},
+        "faults": {"no <text>": 3, "noise": 1086},
+    }
+    (data / "build.json").write_text(json.dumps(report))
+    (data / "build.png").write_bytes(b"a picture")
+    (card,) = report_parts.build_cards(data, folder)
+    assert (
+        "1,200" in card
+        and "1.0%" in card
+        and "noise 1,086, no &lt;text&gt; 3" in card
+        and "gate<1>" not in card
+    )
+    assert (folder / "images" / "build.png").read_bytes() == b"a picture" and "images/build.png" in card
