@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
-from omniaudio.data.mixture import deal
+from omniaudio.data.mixture import PlannedDocument, deal
 from omniaudio.data.planning import CHUNK, share_of
 from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader
@@ -151,9 +151,11 @@ def _documents(
 ) -> Iterator[Any]:
     plan = source.plan
     steps = [plan[step] for step in range(planned)]
-    tokens = Counter[str]()
+    tokens, documents, seconds = Counter[str](), Counter[str](), Counter[str]()
     for document in (document for step in steps for document in step):
         tokens[document.kind] += document.num_tokens
+        documents[document.kind] += 1
+        seconds[document.kind] += seconds_of(source, document)
     wanted, total = plan.shares_at(0), sum(tokens.values())
     table = Table(title=f"documents by kind, {planned} steps planned", title_justify="left")
     for name in (
@@ -162,6 +164,7 @@ def _documents(
         "realised",
         "an epoch: documents",
         "positions",
+        "hours",
         "epochs in all steps",
     ):
         table.add_column(name, justify="left" if name == "kind" else "right")
@@ -169,8 +172,9 @@ def _documents(
         number, positions = plan.epoch_size(kind, LOOKED_AT)
         share = tokens[kind] / total
         epochs = max_steps * plan.tokens_per_step * share / max(1.0, positions)
-        cells = (f"{wanted[kind]:.1%}", f"{share:.1%}", f"{number:,}", f"{positions:,.0f}", f"{epochs:.3g}")
-        table.add_row(kind, *cells)
+        spoken = number * seconds[kind] / max(1, documents[kind]) / 3600
+        cells = (f"{wanted[kind]:.1%}", f"{share:.1%}", f"{number:,}", f"{positions:,.0f}", f"{spoken:,.2f}")
+        table.add_row(kind, *cells, f"{epochs:.3g}")
     yield table
     yield Text("lengths of documents")
     lengths = [document.num_tokens for step in steps for document in step]
@@ -188,6 +192,13 @@ def _documents(
         f"  largest batch of one of {num_parts} parts: {max(parts):,} positions; no padding\n"
         f"  longer than {plan.longest:,} positions, left out: {left_out or 'none'}"
     )
+
+
+def seconds_of(source: DocumentSteps | TextSteps, document: PlannedDocument) -> float:
+    """Seconds of speech of the clips of a document."""
+    if isinstance(source, TextSteps) or document.kind == "text":
+        return 0.0
+    return float(_seconds(source.reader, np.array(document.item_ids)).sum())
 
 
 def _shown_clips(source: WaveSteps, show: int) -> Iterator[Any]:

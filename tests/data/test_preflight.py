@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
-from omniaudio.data.mixture import Mixture
-from omniaudio.data.preflight import as_html, histogram, preflight
+from omniaudio.data.mixture import Mixture, PlannedDocument
+from omniaudio.data.preflight import as_html, histogram, preflight, seconds_of
 from omniaudio.data.shards import ShardWriter, dump_npy
 from omniaudio.data.steps import WaveSteps
 from omniaudio.frontend.audio import encode_audio
@@ -21,9 +21,12 @@ RATE = 16000
 def folder(tmp_path_factory):
     """Eight English clips of a second, two Italian ones of three; codes of them; two texts."""
     folder = tmp_path_factory.mktemp("data")
-    with ShardWriter(folder / "audio", "train") as audio, ShardWriter(
-        folder / "codes", "train", fingerprint={"codebook_sizes": [8, 4], "code_rate_hz": 12.5}
-    ) as codes:
+    with (
+        ShardWriter(folder / "audio", "train") as audio,
+        ShardWriter(
+            folder / "codes", "train", fingerprint={"codebook_sizes": [8, 4], "code_rate_hz": 12.5}
+        ) as codes,
+    ):
         for i in range(10):
             seconds, language, corpus = (1, "en", "home") if i < 8 else (3, "it", "away")
             facts = {"language": language, "corpus": corpus, "speaker": "v", "text": f"number {i}"}
@@ -45,7 +48,9 @@ def told(source, **settings):
 
 
 def test_hours_padding_and_epochs_of_clips(folder):
-    source = WaveSteps(folder / "audio", "train", RATE, batch_sec=4, crop_sec=2, min_band_hz=8000, kind_weights={"aqa": 1})
+    source = WaveSteps(
+        folder / "audio", "train", RATE, batch_sec=4, crop_sec=2, min_band_hz=8000, kind_weights={"aqa": 1}
+    )
     page = told(source, max_steps=9, num_parts=2)
     rows = [line.replace("│", " ").split() for line in page.splitlines()]
     assert ["home", "en", "8", "0.00", "8", "2"] in rows and ["away", "it", "2", "0.00", "2", "0"] in rows
@@ -62,10 +67,16 @@ def test_a_stage_without_steps_reads_no_data(folder):
     assert "max_steps=0: no data is read" in told(texts, max_steps=0)
 
 
-def test_shares_epochs_and_samples_of_documents(folder):
+def test_shares_epochs_and_samples_of_documents(folder, monkeypatch):
     mixture = Mixture(weights={"asr": 3, "tts": 1, "text": 1})
     source = DocumentSteps(
-        TokenSpace(270, [8, 4]), folder / "tokenizer.json", mixture, 200, folder / "codes", "train", folder / "texts.txt"
+        TokenSpace(270, [8, 4]),
+        folder / "tokenizer.json",
+        mixture,
+        200,
+        folder / "codes",
+        "train",
+        folder / "texts.txt",
     )
     page = told(source, max_steps=50, num_parts=2, show=3)
     rows = {line.split("│")[1].strip(): line.split("│") for line in page.splitlines() if line.count("│") > 5}
@@ -73,12 +84,29 @@ def test_shares_epochs_and_samples_of_documents(folder):
     assert rows["text"][4].strip() == "2"
     realised = [float(rows[kind][3].strip().rstrip("%")) for kind in ("asr", "tts", "text")]
     assert realised == pytest.approx([60, 20, 20], abs=4)
-    positions, epochs = (float(rows["tts"][i].replace(",", "")) for i in (5, 6))
+    positions, epochs = (float(rows["tts"][i].replace(",", "")) for i in (5, 7))
     assert epochs == pytest.approx(50 * 200 * realised[1] / 100 / positions, rel=0.01)
     for kind in ("asr", "tts", "text"):
         assert f"[{kind}]" in page
-    assert "<audio_start><12 frames><audio_end>number" in page or "<audio_start><37 frames><audio_end>number" in page
-    assert "longer than a step, left out: none" in page
+    assert (
+        "<audio_start><12 frames><audio_end>number" in page
+        or "<audio_start><37 frames><audio_end>number" in page
+    )
+    assert "longer than 200 positions, left out: none" in page
+    planned = [
+        PlannedDocument(kind, items, 0, 9)
+        for kind, items in (("asr", (8,)), ("intlv", (0, 8)), ("text", (1,)))
+    ]
+    assert [seconds_of(source, document) for document in planned] == pytest.approx([37 / 12.5, 49 / 12.5, 0])
+    monkeypatch.setattr(
+        "omniaudio.data.preflight._seconds", lambda reader, items: np.full(len(items), 3600.0)
+    )
+    rows = {
+        line.split("│")[1].strip(): line.split("│")
+        for line in told(source, max_steps=50).splitlines()
+        if line.count("│") > 7
+    }
+    assert [rows[kind][6].strip() for kind in ("asr", "tts", "text")] == ["10.00", "10.00", "0.00"]
 
 
 def test_as_many_samples_are_shown_as_were_asked_for(folder):
@@ -91,7 +119,9 @@ def test_what_is_learned_is_green_on_the_page(folder):
     source = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "texts.txt", 40)
     page = as_html(preflight(source, max_steps=5))
     (folder / "long.txt").write_text("word " * 500)
-    long = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "long.txt", 9000, max_positions=9000)
+    long = TextSteps(
+        TokenSpace(270), folder / "tokenizer.json", folder / "long.txt", 9000, max_positions=9000
+    )
     assert re.search(r"\[21\d\d\s+more\]", told(long, max_steps=1))
     assert page.startswith("<pre>") and "<html" not in page
     learned = [part for part in page.split("<span") if part.startswith(' style="color: #008000')]
