@@ -3,6 +3,7 @@
     omniaudio <verb> key=value ...      run a verb; keys are those of conf/<verb>.yaml
     omniaudio <verb> --help             what it reads and writes, its keys and their values
     omniaudio <verb> ... --print        the resolved config, without running
+    omniaudio train ... --dry_run       what the training would need and read (omniaudio plan), without training
 
 verbs, in the order of a recipe:
 """
@@ -37,6 +38,7 @@ VERBS = {
     "doctor": "check this machine before a long run",
 }
 
+DRY_RUN = ("--dry_run", "--dry-run", "dry_run=true")
 COMPOSES = ("train", "plan")
 """Verbs that compose a training from the config groups."""
 
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{__doc__}" + "\n".join(f"    {verb:<9} {what}" for verb, what in VERBS.items()))
         return
     verb, *overrides = words
+    if verb == "train" and any(word in DRY_RUN for word in overrides):
+        verb, overrides = "plan", [word for word in overrides if word not in DRY_RUN]
     try:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; verbs are {', '.join(VERBS)}")

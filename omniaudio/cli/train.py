@@ -9,6 +9,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
 
     omniaudio train experiment=<system>/tokenizer data=asterisk scale=mini
     omniaudio train experiment=<system>/pretrain_stage2 scale=mini strategy=zero2 devices=2
+    omniaudio train experiment=<system>/tokenizer scale=full --dry_run    what it would need and read; trains nothing
 """
 
 from __future__ import annotations

@@ -112,3 +112,25 @@ def test_a_key_that_is_also_a_group_takes_a_path():
     words = ["system=baichuan_audio", "scale=tiny", "tokenizer=/some/where/final/tokenizer"]
     assert cli.compose("extract", words)["tokenizer"] == "/some/where/final/tokenizer"
     assert cli.compose("build", ["recogniser=none", "engine=http", "engine.url=http://a", "engine.names=[b]"])
+
+
+@pytest.mark.parametrize("word", ["--dry_run", "dry_run=true"])
+def test_a_dry_run_of_a_training_is_its_plan(monkeypatch, tmp_path, word):
+    from omniaudio.cli import plan, train
+
+    planned = []
+    monkeypatch.setattr(plan, "main", planned.append)
+    monkeypatch.setattr(train, "main", lambda config: pytest.fail("it trains"))
+    cli.main(
+        [
+            "train",
+            "experiment=baichuan_audio/text_lm",
+            "scale=tiny",
+            f"exp_dir={tmp_path}",
+            word,
+            "max_steps=7",
+        ]
+    )
+    (config,) = planned
+    assert config["stage"] == "text_lm" and config["max_steps"] == 7 and config["data_too"]
+    assert not list(tmp_path.iterdir())
