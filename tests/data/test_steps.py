@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,31 @@ def test_codes_of_clips_behind_gaps_are_found_near_their_place(shards, tmp_path,
     with pytest.raises(UserError, match="no codes for"):
         source._codes_of(min(gone), True)
     assert len(asked) <= 1 + 5, "however many clips there are"
+
+
+def test_a_run_may_go_on_with_other_ranks_and_workers_again_and_again(shards):
+    """(ranks, workers, batches of a step) from step to step: the clips of one process, in its order, none twice."""
+    whole = keys(steps(shards).batch(step, 0, 1) for step in range(14))
+    found, memo = [], None
+    for ranks, workers, accumulate, first, last in (
+        (1, 0, 1, 0, 4),
+        (2, 2, 1, 4, 7),
+        (4, 0, 1, 7, 11),
+        (1, 1, 2, 11, 14),
+    ):
+        streams = []
+        for rank in range(ranks):
+            source = steps(shards)
+            assert memo is None or source.plan.recall(memo)
+            stream = StepStream(source, first * accumulate, last * accumulate, rank, ranks, accumulate)
+            streams.append(list(DataLoader(stream, batch_size=None, num_workers=workers)))
+        for i in range(last - first):
+            parts = [stream[i * accumulate + micro].keys for micro in range(accumulate) for stream in streams]
+            num_clips = len(whole[first + i])
+            dealt = [parts[place % len(parts)][place // len(parts)] for place in range(num_clips)]
+            assert sum(map(len, parts[:num_clips])) == num_clips, (
+                "more parts than clips: the rest repeat some"
+            )
+            found.append(dealt)
+        memo = json.loads(json.dumps(streams[-1][-1].memo))
+    assert found == whole
