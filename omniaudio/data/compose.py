@@ -152,9 +152,9 @@ class DocumentComposer:
         if kind in CHATS:
             facts = self.reader.entries[item_ids[0]].facts
             pieces = self._pieces(kind, item_ids[0] - facts["place"])
-            (messages,) = (messages for group, messages in pieces if group[0] == item_ids[0])
+            (said,) = (messages for group, messages in pieces if group[0] == item_ids[0])
             name = facts["passage"] if not facts["place"] else f"{facts['passage']}+{facts['place']}"
-            return form.chat.document(_sounding(messages, codes), kind, name)
+            return form.chat.document(_sounding(said, codes), kind, name)
         key = "+".join(self.reader.entries[i].key for i in item_ids)
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
         if kind in ANSWERS:
@@ -213,7 +213,7 @@ class DocumentComposer:
         Behind the last reply that is whole there may be more clips; they count to the last piece.
         """
         chat = self._chat(first)
-        clips = ((self.reader.entries[i].facts, i) for i in chat)
+        clips: Iterator[tuple[Any, Any]] = ((self.reader.entries[i].facts, i) for i in chat)
         pieces: list[tuple[int, list[Message]]] = []  # first clip, messages
         length = begin = 0
         for messages, num_clips in exchanges(clips, speech=kind.partition("@")[0] == "sft_chat"):

@@ -6,7 +6,7 @@ Everything follows from the index and the plan; no audio is decoded.
 from __future__ import annotations
 
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -151,7 +151,8 @@ def _documents(
 ) -> Iterator[Any]:
     plan = source.plan
     steps = [plan[step] for step in range(planned)]
-    tokens, documents, seconds = Counter[str](), Counter[str](), Counter[str]()
+    tokens, documents = Counter[str](), Counter[str]()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for document in (document for step in steps for document in step):
         tokens[document.kind] += document.num_tokens
         documents[document.kind] += 1
