@@ -10,6 +10,7 @@ from omniaudio.corpus.build.audio_steps import (
     SpeakerClusters,
     SpeakerConsistency,
     VoiceActivity,
+    at_sound,
     cluster,
 )
 from omniaudio.corpus.build.segment import Segment
@@ -108,10 +109,10 @@ def test_segments_share_out_the_sound_of_their_piece():
     assert (first.text, second.text, first.place, second.place) == ("One two three.", "Four five six.", 0, 1)
     assert (
         first.wav_N[0] == 0
-        and first.duration_sec == pytest.approx(1.2)
-        and second.start_sec == pytest.approx(11.8)
-    )
-    assert second.wav_N[-1] == piece.wav_N[-1] and second.duration_sec == pytest.approx(1.2)
+        and first.duration_sec == pytest.approx(1.5)
+        and second.start_sec == pytest.approx(11.5)
+    ), "the pause is shared out"
+    assert second.wav_N[-1] == piece.wav_N[-1] and second.duration_sec == pytest.approx(1.5)
     more = CutAtPauses(min_sec=0.5)([piece, piece])
     assert [s.place for s in more] == [0, 1, 2, 3] and len({s.key for s in more}) == 4
 
@@ -123,7 +124,7 @@ def test_no_segment_is_too_short_to_be_learned_from():
     parts = CutAtPauses(min_sec=0.5)([recording(np.zeros(3 * RATE), words=at_end)])
     assert [(s.text, s.fault) for s in parts] == [("One two three.", ""), ("Four five six. Seven", "")]
     assert sum(len(s.wav_N) for s in parts) == 3 * RATE
-    inside = ((" A.", 0.0, 1.0), (" B.", 1.5, 1.5), (" C.", 2.0, 3.0))
+    inside = ((" A.", 0.0, 1.5), (" B.", 1.5, 1.5), (" C.", 1.5, 3.0))
     parts = CutAtPauses(min_sec=0.0)([recording(np.zeros(3 * RATE), words=inside)])
     assert [(s.text, s.fault) for s in parts] == [("A.", ""), ("B.", "shorter than 0.1 s"), ("C.", "")]
     (short,) = CutAtPauses()([recording(np.zeros(300), words=((" A", 0.0, 0.01),))])
@@ -133,8 +134,30 @@ def test_no_segment_is_too_short_to_be_learned_from():
 def test_times_of_words_count_from_their_segment():
     words = timed("One two three. Four five six.", pauses={"three.": 0.6})
     _, second = CutAtPauses(min_sec=0.5)([recording(np.zeros(3 * RATE), words=words)])
-    assert [start for _, start, _ in second.words] == pytest.approx([0.0, 0.4, 0.8])
+    assert [start for _, start, _ in second.words] == pytest.approx([0.3, 0.7, 1.1])
     assert second.words[-1][2] == pytest.approx(second.duration_sec)
+
+
+def test_pauses_are_heard_where_a_recogniser_lets_words_last_until_the_next():
+    """One two [silence of a second] three four: the times of the words are without any gap."""
+    wav = np.sin(np.arange(4 * RATE) / 5).astype(np.float32)
+    wav[int(1.2 * RATE) : int(2.2 * RATE)] *= 1e-3
+    words = ((" One", 0.0, 0.6), (" two", 0.6, 1.9), (" three", 1.9, 3.0), (" four", 3.0, 4.0))
+    heard = at_sound(recording(wav, words=words))
+    assert [word for word, _, _ in heard] == [" One", " two", " three", " four"]
+    assert [(round(a, 2), round(b, 2)) for _, a, b in heard] == [
+        (0, 0.6),
+        (0.6, 1.26),
+        (2.14, 3.0),
+        (3.0, 4.0),
+    ]
+    first, second = CutAtPauses(min_sec=0.5, max_sec=2.0)([recording(wav, words=words)])
+    assert (first.text, second.text) == ("One two", "three four")
+    assert first.duration_sec == pytest.approx(1.7, abs=0.02) == 4 - second.duration_sec
+    (whole,) = CutAtPauses(min_sec=0.5, max_sec=2.0)(
+        [recording(np.sin(np.arange(4 * RATE) / 5), words=words)]
+    )
+    assert whole.text == "One two three four"
 
 
 class TwoVoices:
