@@ -155,6 +155,7 @@ class PooledPlan(ChapteredPlan[int]):
         seed: of all shuffles.
         pool: items that are sorted together; larger pads less and shuffles less. A small window has four pools.
         shuffle: False keeps the index's order (validation).
+        groups: items -> name of each one's group (its corpus), whose shares are logged.
 
     Raises:
         UserError: an item alone exceeds the budget, or there are no items.
@@ -167,7 +168,9 @@ class PooledPlan(ChapteredPlan[int]):
         seed: int,
         pool: int = 4096,
         shuffle: bool = True,
+        groups: Callable[[np.ndarray], Sequence[str]] | None = None,
     ) -> None:
+        self.groups = groups
         self.lengths: Any = (
             np.asarray(lengths, dtype=np.float64) if isinstance(lengths, Sequence) else lengths
         )
@@ -179,7 +182,12 @@ class PooledPlan(ChapteredPlan[int]):
         super().__init__(["pooled", len(self.lengths), budget, seed, pool, shuffle])
 
     def first_state(self) -> State:
-        return {"window": 0}
+        return {"window": 0, "amounts": {}}
+
+    def told(self, state: State) -> dict[str, float]:
+        """Share of each group in what was planned, in the unit of the lengths."""
+        total = sum(state.get("amounts", {}).values())
+        return {f"share/{name}": amount / total for name, amount in sorted(state.get("amounts", {}).items())}
 
     def chapter(self, state: State) -> tuple[list[list[int]], State]:
         """A window."""
@@ -208,13 +216,17 @@ class PooledPlan(ChapteredPlan[int]):
         if self.shuffle and number == 0:
             length_of = dict(zip(items.tolist(), lengths.tolist(), strict=True))
             largest_first(steps, lambda step: (len(step) * length_of[step[0]], length_of[step[0]]))
-        return steps, {"window": number + 1}
+        amounts = dict(state.get("amounts", {}))
+        if self.groups is not None:
+            for name, length in zip(self.groups(items), lengths.tolist(), strict=True):
+                amounts[name] = amounts.get(name, 0.0) + length
+        return steps, {"window": number + 1, "amounts": amounts}
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """All steps of one epoch: every item once."""
         number = self.windows.num_windows
         windows = range(epoch * number, (epoch + 1) * number)
-        return [step for window in windows for step in self.chapter({"window": window})[0]]
+        return [step for window in windows for step in self.chapter({"window": window, "amounts": {}})[0]]
 
     def _cut(self, chosen: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """Greedy steps from items sorted by falling length: the first item of a step is its longest."""

@@ -134,9 +134,21 @@ class WaveSteps:
             )
         longest = self.augment.longest if self.augment is not None else 1.0
         self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz, longest)
-        self.plan = PooledPlan(self.lengths, batch_sec, self.seed, shuffle=training)
+        self._corpora: dict[int, str] = {}
+        self.plan = PooledPlan(
+            self.lengths, batch_sec, self.seed, shuffle=training, groups=self._corpora_of if training else None
+        )
         self._cache: dict[int, np.ndarray] = {}
         self._cache_bytes = 0
+
+    def _corpora_of(self, items: np.ndarray) -> list[str]:
+        """The corpus of each clip; only the first of a corpus is read."""
+        numbers = np.asarray(self.reader.column("corpus")[items])
+        for number, first in zip(*np.unique(numbers, return_index=True), strict=True):
+            if number not in self._corpora:
+                facts = self.reader.entries[int(items[first])].facts
+                self._corpora[number] = str(facts.get("corpus") or "unnamed")
+        return [self._corpora[number] for number in numbers.tolist()]
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]

@@ -85,8 +85,10 @@ def test_segments_become_interleaved_documents_of_their_passages(tmp_path):
 class Echo:
     """A judge that hears what it should, word after word a second; of a recording it knows two sentences."""
 
-    def __init__(self, source, device, batch_size):
-        assert (source, device) == ("none", "cpu") and batch_size in (1, 3), "as the config says"
+    def __init__(self, source, device, dtype, batch_size):
+        assert (source, device, dtype) == ("none", "cpu", "bf16") and batch_size in (1, 3), (
+            "as the config says"
+        )
 
     def transcribe_and_align(self, wavs, rate_hz, languages, texts):
         return list(texts), [
@@ -122,6 +124,7 @@ def built(folder, monkeypatch, *words_of_the_user):
     given = [
         "recogniser=none",
         "device=cpu",
+        "dtype=bf16",
         "batch_size=3",
         "executor.num_workers=0",
         "split={train: 1, dev: 0, test: 0}",
@@ -136,7 +139,13 @@ def test_the_pipeline_of_texts(tmp_path, monkeypatch, capsys):
     (_, one), (_, two) = built(tmp_path, monkeypatch, "pipeline=synthetic", *texts)
     assert (one["text"], two["text"]) == ("It costs $5 today, not $6.", "This is another sentence.")
     assert "five dollars" in one["spoken"] and one["words"][1] == [" costs", 1.0, 2.0] and one["cer"] == 0
-    elsewhere = ["recogniser=none", "device=cuda", "batch_size=1", "split={train: 1, dev: 0, test: 0}"]
+    elsewhere = [
+        "recogniser=none",
+        "device=cuda",
+        "batch_size=1",
+        "dtype=bf16",
+        "split={train: 1, dev: 0, test: 0}",
+    ]
     main(["build", "pipeline=synthetic", *texts, *elsewhere, f"data_dir={tmp_path / 'out'}"])
     assert "is built already" in capsys.readouterr().out, "the same on another machine"
 

@@ -266,3 +266,20 @@ def test_a_run_may_go_on_with_other_ranks_and_workers_again_and_again(shards):
             found.append(dealt)
         memo = json.loads(json.dumps(streams[-1][-1].memo))
     assert found == whole
+
+
+def test_shares_of_the_corpora_are_told_once_they_were_planned(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train") as writer:
+        for i in range(30):
+            wav_N = np.full(RATE // (1 if i % 3 else 2), 0.1, np.float32)
+            facts = {"sample_rate_hz": RATE, "num_samples": len(wav_N), "text": "a", "language": "en", "speaker": "s"}
+            facts |= {"corpus": "long"} if i % 3 else {"corpus": "short"} if i else {}
+            writer.write(f"c{i}", {"flac": encode_audio(wav_N, RATE)}, facts)
+    source = WaveSteps(tmp_path, "train", RATE, batch_sec=4.0, crop_sec=2.0)
+    epoch = len(source.plan.epoch(0))
+    assert source.plan.memo(0)["told"] == {}
+    told = source.plan.memo(epoch)["told"]
+    assert told == pytest.approx({"share/long": 20 / 25, "share/short": 4.5 / 25, "share/unnamed": 0.5 / 25})
+    again = WaveSteps(tmp_path, "train", RATE, batch_sec=4.0, crop_sec=2.0)
+    assert again.plan.recall(source.plan.memo(epoch)) and again.plan.memo(2 * epoch)["told"] == pytest.approx(told)
+    assert WaveSteps(tmp_path, "train", RATE, batch_sec=4.0, crop_sec=2.0, seed=None).plan.memo(epoch)["told"] == {}

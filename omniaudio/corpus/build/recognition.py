@@ -23,17 +23,24 @@ class Recognise:
         batch_size: segments at once.
         times: also find when the words of the segment's text are said, into ``words``.
         device: torch device; null takes a GPU where there is one.
+        dtype: fp32 or bf16, which is nearly twice as fast where the processor has it.
     """
 
     def __init__(
-        self, model: str, batch_size: int = 8, times: bool = False, device: str | None = None
+        self,
+        model: str,
+        batch_size: int = 8,
+        times: bool = False,
+        device: str | None = None,
+        dtype: str = "fp32",
     ) -> None:
-        self.model, self.batch_size, self.times, self.device = model, batch_size, times, device
+        self.model, self.batch_size, self.times = model, batch_size, times
+        self.device, self.dtype = device, dtype
         self._judge: AsrJudge | None = None
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         if self._judge is None and segments:
-            self._judge = AsrJudge(self.model, device_for(self.device), batch_size=self.batch_size)
+            self._judge = AsrJudge(self.model, device_for(self.device), self.dtype, self.batch_size)
         found = list(segments)
         able = [i for i, segment in enumerate(found) if segment.duration_sec <= MAX_SEC]
         able.sort(key=lambda i: found[i].duration_sec)  # similar lengths write similarly much
@@ -94,15 +101,18 @@ class Transcribe:
         model: hub name or local folder of a Whisper checkpoint.
         language: ISO 639-1; null takes the segment's.
         device: torch device; null takes a GPU where there is one.
+        dtype: fp32 or bf16, which is nearly twice as fast where the processor has it.
     """
 
-    def __init__(self, model: str, language: str | None = None, device: str | None = None) -> None:
-        self.model, self.language, self.device = model, language, device
+    def __init__(
+        self, model: str, language: str | None = None, device: str | None = None, dtype: str = "fp32"
+    ) -> None:
+        self.model, self.language, self.device, self.dtype = model, language, device, dtype
         self._judge: AsrJudge | None = None
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
         if self._judge is None and segments:
-            self._judge = AsrJudge(self.model, device_for(self.device), batch_size=1)
+            self._judge = AsrJudge(self.model, device_for(self.device), self.dtype, batch_size=1)
         return [self._transcribed(segment) for segment in segments]
 
     def _transcribed(self, segment: Segment) -> Segment:

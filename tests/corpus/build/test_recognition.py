@@ -10,8 +10,8 @@ from omniaudio.errors import UserError
 class Parrot:
     """A judge that writes how long each waveform is; notes the batches. The words of a text share its time."""
 
-    def __init__(self, source, device, batch_size=1):
-        self.batches, self.device = [], device
+    def __init__(self, source, device, dtype, batch_size):
+        self.batches, self.device, self.dtype = [], device, dtype
 
     def transcribe_and_align(self, wavs, rate_hz, languages, texts):
         words = [
@@ -45,11 +45,11 @@ def test_segments_are_heard_in_batches_of_similar_length_and_keep_their_order(mo
 
 def test_words_of_the_known_text_get_times_and_models_their_device(monkeypatch):
     monkeypatch.setattr(recognition, "AsrJudge", Parrot)
-    step = Recognise("m", batch_size=2, times=True, device="meta")
+    step = Recognise("m", batch_size=2, times=True, device="meta", dtype="bf16")
     found = step([segment(2, text="one two"), segment(1, text="three"), segment(31, text="four")])
     assert [s.heard for s in found] == ["2 in en", "1 in en", ""]
     assert [s.words for s in found] == [((" one", 0, 1), (" two", 1, 2)), ((" three", 0, 1),), ()]
-    assert step._judge.device == "meta"
+    assert (step._judge.device, step._judge.dtype) == ("meta", "bf16")
     plain = Recognise("m")
     assert [s.words for s in plain([segment(1, text="three")])] == [()]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
