@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from omniaudio.errors import UserError
 from omniaudio.lm.attention import register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
+from omniaudio.lm.lora import add_lora
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
@@ -59,7 +60,7 @@ class CausalBackbone(nn.Module):
         pretrained: name on a model hub, or a local folder, to start from; the sizes above must be its
             sizes. A smaller vocabulary is extended (text ids never move).
         entries: further entries of the transformers config of this kind of model (``head_dim``, ``attention_bias``,
-            ``rope_parameters``, ...).
+            ``rope_parameters``, ...); and ``lora``, the arguments of ``add_lora``.
     """
 
     model_type: ClassVar[str] = "qwen2"
@@ -84,7 +85,7 @@ class CausalBackbone(nn.Module):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
-        self.recompute = recompute
+        self.recompute, lora = recompute, entries.pop("lora", None)
         if unknown := sorted(set(entries) - AutoConfig.for_model(self.model_type).to_dict().keys()):
             raise UserError(
                 f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
@@ -108,6 +109,8 @@ class CausalBackbone(nn.Module):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
         else:
             model = _load(pretrained, config)
+        if lora is not None:
+            add_lora(model.model.layers, **lora)
         self.config: PreTrainedConfig = model.config
         self.embed_tokens: nn.Embedding = model.model.embed_tokens
         self.layers: nn.ModuleList = model.model.layers

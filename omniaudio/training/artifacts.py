@@ -16,6 +16,7 @@ from torch import nn
 from omniaudio.config import build
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint
+from omniaudio.lm.lora import adapted
 
 WEIGHTS, CONFIG, FINGERPRINT = "model.safetensors", "config.yaml", "fingerprint.json"
 
@@ -76,6 +77,7 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str)
         UserError: names every missing, unused or misshapen tensor.
     """
     ours = module.state_dict(keep_vars=True)
+    state = adapted(state, ours, where)
     shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in ours.items()}
     problems = [f"missing {name}" for name in shapes.keys() - state.keys()]
     problems += [f"unused {name}" for name in state.keys() - shapes.keys()]

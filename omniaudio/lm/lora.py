@@ -1,0 +1,84 @@
+"""Low-rank adapters on the text backbone (LoRA, arXiv:2106.09685), by peft: a group of parameters like any other.
+
+'backbone.lora={rank: 16}' 'task.trainable=["lm.backbone.layers.*.lora_*", "lm.audio_embed.*", "lm.audio_head.*"]'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from omniaudio.errors import UserError
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear maps of the layers that may have an adapter."""
+BASE, ADAPTER = ".base_layer.", ".lora_"
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int = 16,
+    alpha: float = 32.0,
+    dropout: float = 0.0,
+    targets: Sequence[str] = TARGETS,
+) -> None:
+    """Put adapters beside the linear maps of a model's layers; at first they change nothing.
+
+    Args:
+        rank: of the product that is added to a weight.
+        alpha: the product counts alpha / rank.
+        dropout: share of the adapter's inputs that is dropped in training.
+        targets: names of the linear maps, of ``TARGETS``.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if rank < 1:
+        raise UserError(f"backbone.lora.rank: {rank} must be at least 1")
+    if wrong := sorted(set(targets) - set(TARGETS)):
+        raise UserError(f"backbone.lora.targets: {wrong[0]!r} is not one of {', '.join(TARGETS)}")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    inject_adapter_in_model(config, model)
+
+
+def adapted(
+    state: Mapping[str, Tensor], ours: Mapping[str, Any], where: str = "weights"
+) -> dict[str, Tensor]:
+    """The state of a model without adapters as one of the same model with them, which keep their first weights.
+
+    Args:
+        state: names -> tensors.
+        ours: those of the module that is to take it; without adapters, nothing changes.
+        where: the state comes from, for messages.
+
+    Raises:
+        UserError: the module lacks the adapters that the state has, or ZeRO 3 has sharded them.
+    """
+    there, here = (any(ADAPTER in name for name in names) for names in (state, ours))
+    if there and not here:
+        raise UserError(
+            f"{where}: the weights have adapters and the config none: give backbone.lora as they were trained with"
+        )
+    if there or not here:
+        return dict(state)
+    left, found = dict(state), {}
+    for name, tensor in ours.items():
+        if ADAPTER in name:
+            if hasattr(tensor, "ds_id"):
+                raise UserError("backbone.lora: adapters cannot begin under zero3; use strategy=zero2 or ddp")
+            found[name] = tensor.detach().cpu()
+        elif (plain := name.replace(BASE, ".")) in left:
+            found[name] = left.pop(plain)
+    return {**left, **found}
+
+
+def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """The state of the same model without adapters, which computes the same."""
+    found = {name.replace(BASE, "."): tensor for name, tensor in state.items() if ADAPTER not in name}
+    for name, down in state.items():
+        if ".lora_A." in name:
+            weight = name.partition(ADAPTER)[0] + ".weight"
+            up = state[name.replace(".lora_A.", ".lora_B.")]
+            found[weight] = found[weight] + (alpha / rank) * (up @ down)
+    return found
