@@ -216,6 +216,29 @@ def test_a_published_llm_is_taken_as_it_is_and_read_by_later_stages(tiny_data, t
     assert any(name.startswith("judge.layers") for name in proof["frozen"])
 
 
+def test_adapters_are_a_group_of_parameters_like_any_other(tiny_chain, tiny_data, tmp_path):
+    """Stage 2 with adapters begins from a stage 1 without; the next stage begins from them."""
+    exp_dir = tmp_path / "exp"
+    link_earlier_stages(tiny_chain, exp_dir, "pretrain_stage2")
+    lora = "backbone.lora={rank: 2}"
+    learning = 'task.trainable=["lm.backbone.layers.*.lora_*", "lm.audio_head.*"]'
+    run_stage("pretrain_stage2", tiny_data, exp_dir, lora, learning)
+    before = load_file(exp_dir / "pretrain_stage1" / "final" / "lm" / "model.safetensors")
+    after = load_file(exp_dir / "pretrain_stage2" / "final" / "lm" / "model.safetensors")
+    base = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in after.items() if ".lora_" not in name
+    }
+    moved = {name for name, tensor in base.items() if not torch.equal(tensor, before[name])}
+    assert base.keys() == before.keys() and moved and all(name.startswith("audio_head.") for name in moved)
+    ups = [tensor for name, tensor in after.items() if ".lora_B." in name]
+    assert ups and all(up.abs().max() > 0 for up in ups), "they begin at zero"
+    run_stage("sft", tiny_data, exp_dir, lora, learning)
+    proof = json.loads((exp_dir / "sft" / "freeze.json").read_text())
+    assert any("base_layer" in name for name in proof["frozen"]) and not any(
+        ".lora_" in n for n in proof["frozen"]
+    )
+
+
 def test_the_cores_are_shared_out_among_processes_that_are_still_to_start(monkeypatch):
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
