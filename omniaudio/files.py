@@ -38,6 +38,8 @@ def link(source: Path, target: Path) -> None:
     """A hard link, or a copy where there are none."""
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise  # a copy would write into what the name stands for
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 

@@ -5,7 +5,8 @@ Reads audio shards and the tokenizer of ${exp_dir}/tokenizer; writes ${exp_dir}/
 fingerprint of the token layout. Later stages compose their sequences from these shards and never tokenize again.
 
 A shard of audio is a job; one that is done stays done, whoever is killed. Jobs are done in this process, in several
-(executor=local executor.num_workers=8), or on a Ray cluster (executor=ray device=cuda executor.gpus=1): the same bytes.
+(executor=local executor.num_workers=8), or on a Ray cluster (executor=ray device=cuda executor.gpus=1): the same bytes
+from processors of one kind with as many threads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from omniaudio.stage import stage, without
 def main(config: dict[str, Any]) -> None:
     """Extract the codes of all splits, unless it is done."""
     inputs = [config["shards_dir"], Path(config["tokenizer"]).parent.parent]
-    decisive = without(config, {"executor", "batch_size"})
+    decisive = without(config, {"executor", "batch_size", "device"})  # another machine may go on
     with stage(Path(config["exp_dir"]) / "codes", config=config, inputs=inputs, decisive=decisive) as run:
         if run.done:
             return
@@ -29,6 +30,9 @@ def main(config: dict[str, Any]) -> None:
             run.log(f"{split}: {told['clips']} clips, {told['frames']} code frames")
             for line in told["damaged"]:
                 run.log(f"left out: {line}")
+    shutil.rmtree(
+        Path(config["exp_dir"]) / "codes" / "jobs", ignore_errors=True
+    )  # its shards have other names now
 
 
 def extract(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
@@ -47,6 +51,4 @@ def extract(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     }
     if todo:
         build(config["executor"], "executor").run(node, folder.resolve(), todo)
-    told = join_codes(folder, jobs, config["splits"])
-    shutil.rmtree(folder / "jobs", ignore_errors=True)  # its shards have other names now
-    return told
+    return join_codes(folder, jobs, config["splits"])

@@ -107,7 +107,7 @@ class AmazonQueen:
                         band_hz=BAND_HZ,
                         response=tuple(t for _, t in reply.segments) if reply and last else (),
                         continuation="" if last else spoken[place + 1][1],
-                        order=(number, line.place, int(not line.by_joe)),
+                        order=(number, line.place, line.number, int(not line.by_joe)),
                     )
                     if items.setdefault(clip, item).text != text:
                         left_out.append(

@@ -20,7 +20,8 @@ def write_clips(shards: Path, split: str, folder: Path) -> list[Utterance]:
     """Write every clip of a split as ``folder``/<key>.flac, as it stands in the shards.
 
     Returns:
-        what the shards' facts tell of each, in order; facts that a manifest has no field for are not among it.
+        what the shards' facts tell of each, in order; facts that a manifest has no field for are not among it. Clips
+        of a joined folder that are for one kind of document alone are left out.
 
     Raises:
         UserError: there are no such shards, or they hold no sound, or the disk is full.
@@ -28,6 +29,8 @@ def write_clips(shards: Path, split: str, folder: Path) -> list[Utterance]:
     reader = ShardReader(shards, split)
     utterances = []
     for position, entry in enumerate(track(reader.entries, f"Writing clips of {split}", len(reader))):
+        if "only" in entry.facts:  # refused by a build, or held out elsewhere (omniaudio join)
+            continue
         path = folder / f"{entry.key}.flac"
         write_whole(path, reader.member(position, "flac"))
         utterances.append(_utterance(entry.key, path.resolve(), entry.facts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 from omniaudio.corpus.build.pipeline import REFUSED
 from omniaudio.corpus.split import SPLITS
 from omniaudio.data.index import (
+    Entry,
     Listing,
     index_path,
+    link_shard,
     list_path,
     listed_splits,
     read_index,
@@ -26,11 +28,15 @@ from omniaudio.data.index import (
     write_index,
     write_listing,
 )
+from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 from omniaudio.files import link, user_os_errors, write_whole
 from omniaudio.fingerprint import digest
+from omniaudio.frontend.text import normalise_text
 
 STAMP = "joined.json"
+HELD_OUT = "held_out"
+"""In the place of a kind: what is held out elsewhere is no document of any kind."""
 
 
 def shards_of(folder: Path) -> Path:
@@ -64,23 +70,28 @@ def join(folders: Sequence[Path], out: Path, refused: bool = True) -> dict[str, 
             str(folder) for folder, is_whole in zip(folders, whole, strict=True) if not is_whole
         )
         raise UserError(f"folders: {named} holds code shards, the others hold audio: join one sort at a time")
+    here = out.resolve()
+    if inside := [folder for folder in folders if here in (folder.resolve(), *folder.resolve().parents)]:
+        raise UserError(f"{out}: {inside[0]} is joined into it; give another data_dir")
     target = out / "shards" if whole[0] else out
-    key = digest([[_content(place) for place in places], refused])
-    if (known := _stamp(out)) and known["key"] == key:
+    key = digest([[_content(place) for place in places], [_texts(folder) for folder in folders], refused])
+    if (known := _stamp(out)) and known["key"] == key and _is_whole(target):
         return dict(known["samples"])
     if out.exists() and not known and any(out.iterdir()):
         raise UserError(f"{out}: is not empty and no joined folder; give another data_dir")
     with user_os_errors(out):
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(out)
         write_whole(out / STAMP, json.dumps({"key": None}))  # whatever follows in it is ours
         target.mkdir(exist_ok=True)
     samples: dict[str, dict[str, int]] = {str(folder): {} for folder in folders}
     keys = _Keys()
+    held_out = _held_out(places)
     for split in SPLITS:
         names: list[str] = []
         for folder, place in zip(folders, places, strict=True):
             for source in (split, *(REFUSED if refused and split == "train" else ())):
-                count = _add_split(place, source, target, split, names, keys)
+                count = _add_split(place, source, target, split, names, keys, held_out)
                 if count:
                     samples[str(folder)][source] = count
         write_listing(target, split, names)
@@ -95,6 +106,39 @@ def _content(place: Path) -> list[str]:
     return [list_path(place, split).read_text("utf-8") for split in listed_splits(place)]
 
 
+def _texts(folder: Path) -> list[str]:
+    paths = (folder / name for name in ("texts/train.txt", "texts/dev.txt", "ATTRIBUTION"))
+    return [path.read_text("utf-8") for path in paths if path.is_file()]
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        for split in SPLITS:
+            ShardReader(target, split)
+    except UserError:
+        return False
+    return True
+
+
+def _held_out(places: Sequence[Path]) -> set[tuple[str, str]]:
+    """What no folder may train on: the texts and passages of all held-out samples."""
+    found: set[tuple[str, str]] = set()
+    for place in places:
+        for split in ("dev", "test"):
+            if list_path(place, split).is_file():
+                found |= {
+                    told for entry in ShardReader(place, split).entries for told in _told(entry.facts, place)
+                }
+    return found
+
+
+def _told(facts: Mapping[str, Any], place: Path) -> list[tuple[str, str]]:
+    """A sample's text, the same in all folders, and its passage, which is one of its folder."""
+    text = normalise_text(str(facts.get("text", "")), str(facts.get("language", "")))
+    passage = facts.get("passage")
+    return [("", text)] * bool(text) + [(str(place), str(passage))] * bool(passage)
+
+
 def _stamp(out: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads((out / STAMP).read_text("utf-8")))
@@ -102,8 +146,20 @@ def _stamp(out: Path) -> dict[str, Any] | None:
         return None
 
 
-def _add_split(place: Path, source: str, target: Path, split: str, names: list[str], keys: _Keys) -> int:
-    """Link the shards of one split as further shards of another; returns their samples."""
+def _add_split(
+    place: Path,
+    source: str,
+    target: Path,
+    split: str,
+    names: list[str],
+    keys: _Keys,
+    held_out: set[tuple[str, str]],
+) -> int:
+    """Link the shards of one split as further shards of another; returns their samples.
+
+    A sample of the training split whose text or passage another folder, or a refused one's own, holds out stays and is
+    learned by none.
+    """
     if not list_path(place, source).is_file():
         return 0
     count = 0
@@ -113,21 +169,29 @@ def _add_split(place: Path, source: str, target: Path, split: str, names: list[s
         copy = target / f"{names[-1]}.tar"
         head, _, entries = read_index(index_path(tar))
         keys.add([entry.key for entry in entries], place)
-        link(tar, copy)
-        if source == split:
-            link(index_path(tar), index_path(copy))
+        only = [_only(entry, place, source, split, held_out) for entry in entries]
+        if not any(only):
+            link_shard(tar, copy)
         else:
+            link(tar, copy)
             lines = [
                 {
                     "key": entry.key,
-                    "facts": {**entry.facts, "only": source},
-                    "members": {kind: [m.offset, m.size, m.crc32] for kind, m in entry.members.items()},
+                    "facts": {**entry.facts, **({"only": kind} if kind else {})},
+                    "members": {name: [m.offset, m.size, m.crc32] for name, m in entry.members.items()},
                 }
-                for entry in entries
+                for entry, kind in zip(entries, only, strict=True)
             ]
             write_index(copy, head["num_bytes"], head["fingerprint"], lines)
         count += len(entries)
     return count
+
+
+def _only(entry: Entry, place: Path, source: str, split: str, held_out: set[tuple[str, str]]) -> str:
+    """The one kind that a sample is for, HELD_OUT for none; empty for all."""
+    if split == "train" and not held_out.isdisjoint(_told(entry.facts, place)):
+        return HELD_OUT
+    return source if source != split else ""
 
 
 class _Keys:
@@ -155,19 +219,22 @@ class _Keys:
             ]
             raise UserError(
                 f"folders: {len(twice)} samples have the same key in {' and in '.join(dict.fromkeys(places))}; "
-                "prepare them in one command (corpus=several), which keeps their keys apart"
+                "prepare them in one command (corpus=several), or build one under another pipeline.corpus"
             )
 
 
 def _join_texts(folders: Sequence[Path], out: Path) -> None:
     """Each text once, in the order of the folders; attributions one after the other."""
-    for split in ("train", "dev"):
+    dev: dict[str, None] = {}
+    for split in ("dev", "train"):
         lines: dict[str, None] = {}
         for folder in folders:
             path = folder / "texts" / f"{split}.txt"
             if path.is_file():
                 lines.update(dict.fromkeys(path.read_text("utf-8").split("\n")))
-        lines.pop("", None)
+        for line in ("", *dev):  # what one folder holds out another does not train on
+            lines.pop(line, None)
+        dev = dev or lines
         write_whole(out / "texts" / f"{split}.txt", "".join(f"{line}\n" for line in lines))
     attributions = [
         path.read_text("utf-8").strip() for folder in folders if (path := folder / "ATTRIBUTION").is_file()

@@ -141,6 +141,8 @@ def _source(sources: Sequence[Fields], channel: int | list[int]) -> tuple[str, i
             return source("source", str), None if len(channels) == 1 else channels.index(one)
     if len(sources) > 1:
         raise LineError(sources[0].where, f"none of {len(sources)} files has the channel {channel}")
+    if isinstance(one, list) and set(one) != set(sources[0]("channels", list, [0])):
+        raise LineError(sources[0].where, f"channels {one} are neither one nor all of its file")
     return sources[0]("source", str), None if isinstance(one, list) else one
 
 
@@ -233,12 +235,14 @@ class HuggingFaceFolder(Listed):
         name = field("file_name", str)
         path = (home / name).resolve()
         outside = not path.is_relative_to(self.folder)
-        speaker = line.get("speaker") or line.get("speaker_id") or path.parent.name
+        speaker = (
+            field("speaker", str | int, None) or field("speaker_id", str | int, None) or path.parent.name
+        )
         yield RawItem(
             key=clean_key(f"{split}/{Path(name).with_suffix('').as_posix().lstrip('./')}".lstrip("/")),
             path=path,
             text=None if line[column] is None else str(line[column]),
-            language=language_code(line.get("language"), self.language),
+            language=language_code(field("language", str, None), self.language),
             speaker=str(speaker),
             fault="path outside the folder" if outside else None,
             split=split,
@@ -320,6 +324,11 @@ def read_lines(
         except LineError as error:
             bad.append(error)
             found.append(LeftOut(name=error.where, reason=error.what))
+        except (ValueError, OverflowError) as error:  # a path with a zero byte, an offset that is no number
+            if isinstance(error, UserError):
+                raise
+            bad.append(LineError(where, str(error)))
+            found.append(LeftOut(name=where, reason=str(error)))
     if bad and len(bad) == len(found):
         others = " (nor can any other line of it be used)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{others}")

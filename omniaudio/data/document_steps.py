@@ -11,7 +11,7 @@ import numpy as np
 from omniaudio.data.compose import DocumentComposer, cut_texts, read_texts
 from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal, largest_part
 from omniaudio.data.shards import ShardReader
-from omniaudio.data.steps import readable
+from omniaudio.data.steps import none_whole, readable
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.text import TextTokenizer
@@ -75,7 +75,10 @@ class DocumentSteps:
 
     def batch(self, step: int, part: int, num_parts: int) -> PackedBatch:
         """One part of a step's documents in a single row."""
-        documents, damaged = readable(self.document, deal(self.plan[step], part, num_parts))
+        planned = self.plan[step]
+        documents, damaged = readable(self.document, deal(planned, part, num_parts), spare=planned)
+        if not documents:
+            raise none_whole(damaged)
         batch = pack(documents)
         batch.damaged = damaged
         return batch

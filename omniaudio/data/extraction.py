@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from omniaudio.corpus.build.pipeline import DONE, Job
-from omniaudio.data.index import Listing, index_path, remove_listing, write_listing
+from omniaudio.data.index import Listing, link_shard, remove_listing, write_listing
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.data.steps import pad, readable
 from omniaudio.errors import UserError
-from omniaudio.files import link, user_os_errors, write_whole
+from omniaudio.files import user_os_errors, write_whole
 from omniaudio.frontend.audio import read_audio
 
 
@@ -91,6 +91,8 @@ class CodeExtraction:
             return i, read_audio(reader.member(i, "flac"), sample_rate_hz=tokenizer.sample_rate_hz)
 
         found, damaged = readable(read, group)
+        if not found:
+            return {}, damaged
         wav_BN, num_samples_B = pad([wav_N for _, wav_N in found])
         with torch.inference_mode():
             out = tokenizer.encode(wav_BN.to(self.device), num_samples_B.to(self.device))
@@ -137,9 +139,8 @@ def join_codes(folder: Path, jobs: Sequence[Job], splits: Sequence[str]) -> dict
             for name, value in json.loads((home / DONE).read_text("utf-8")).items():
                 told[split][name] += value
             for shard in Listing(home, split).shards:
-                tar, names[split] = home / f"{shard.name}.tar", [*names[split], f"{split}-{len(names[split]):06d}"]
-                link(tar, folder / f"{names[split][-1]}.tar")
-                link(index_path(tar), index_path(folder / f"{names[split][-1]}.tar"))
+                names[split].append(f"{split}-{len(names[split]):06d}")
+                link_shard(home / f"{shard.name}.tar", folder / f"{names[split][-1]}.tar")
         for split in splits:
             write_listing(folder, split, names[split])
     return told

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 
 from omniaudio.errors import UserError
-from omniaudio.files import user_os_errors, write_whole
+from omniaudio.files import link, user_os_errors, write_whole
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 
 FORMAT_VERSION = 2
@@ -70,6 +70,12 @@ ENTRIES = msgspec.json.Decoder(Entry)
 
 def index_path(tar_path: Path) -> Path:
     return tar_path.with_suffix(".index.jsonl")
+
+
+def link_shard(tar: Path, target: Path) -> None:
+    """A shard with its index under another name, without a copy where the file system allows."""
+    link(tar, target)
+    link(index_path(tar), index_path(target))
 
 
 def list_path(folder: Path, split: str) -> Path:

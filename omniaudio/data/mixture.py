@@ -70,7 +70,8 @@ class Mixture:
                     f"set mixture.weights.{kind}=0 or name other corpora"
                 )
             for name, share in shares.items():
-                streams[f"{kind}@{name}"] = _scaled(weight, share / sum(shares.values()))
+                # Raised to 1 / temperature with the weight, it is the share again.
+                streams[f"{kind}@{name}"] = _scaled(weight, (share / sum(shares.values())) ** self.temperature)
         if named:
             raise UserError(
                 f"mixture.corpora: {', '.join(sorted(named))} has no clips for any kind; is the name right?"
@@ -169,7 +170,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
             self.shares_at(int(step))  # said now, not when the step comes
         self.steps_per_chapter = max(1, CHAPTER_TOKENS // tokens_per_step)
         self.longest = min(max_document_tokens or tokens_per_step, tokens_per_step)
-        self._catalogue, self._seed = catalogue, seed
+        self._catalogue, self._seed = _Remembered(catalogue), seed
         super().__init__(["mixture", self.weights, tokens_per_step, seed, temperature, self.longest])
 
     def first_state(self) -> State:
@@ -237,6 +238,21 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         return {f"share/{kind}": share for kind, share in shares.items()} | counts
 
 
+class _Remembered:
+    """A catalogue that makes the groups of a window once: it serves many chapters."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.num_windows, self.num_tokens = catalogue.num_windows, catalogue.num_tokens
+        self.goes_on, self._make = catalogue.goes_on, catalogue.groups
+        self._known: dict[str, tuple[tuple[int, int], list[tuple[int, ...]]]] = {}
+
+    def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
+        known = self._known.get(kind)
+        if known is None or known[0] != (window, seed):
+            known = self._known[kind] = (window, seed), self._make(kind, window, seed)
+        return known[1]
+
+
 class _Stream:
     """The documents of one kind, without end; its state is where it stands and what it has given.
 
@@ -250,7 +266,7 @@ class _Stream:
     """
 
     def __init__(
-        self, catalogue: Catalogue, kind: str, seed: int, most: int,
+        self, catalogue: _Remembered, kind: str, seed: int, most: int,
         window: int, place: int, number: int, too_long: int, pieces: int, tokens: int, credit: float,
     ) -> None:  # fmt: skip
         self.catalogue, self.kind, self.seed, self.most = catalogue, kind, seed, most

@@ -81,6 +81,10 @@ class ChapteredPlan(Generic[Item]):
             "told": self.told(self._state),
         }
 
+    def planned(self) -> dict[str, float]:
+        """Numbers of the plan up to the end of the chapter at hand."""
+        return self.told(self._after)
+
     def recall(self, memo: Mapping[str, Any]) -> bool:
         """Go on from a memo; False, and nothing happens, if it is one of another plan."""
         if memo.get("plan") != self.identity:

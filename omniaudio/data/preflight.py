@@ -117,17 +117,21 @@ def bars(counts: Sequence[int], unit: str, edges: Sequence[float]) -> Text:
 
 def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> Iterator[Any]:
     plan, lengths = source.plan, source.lengths
-    narrow, total_sec, edges = 0, 0.0, (0, 1, 2, 4, 8, 16, 30)
+    narrow, refused, total_sec, edges = 0, 0, 0.0, (0, 1, 2, 4, 8, 16, 30)
     counts = np.zeros(len(edges), np.int64)
     for items in _chunks(len(lengths)):
         part = lengths[items]
-        narrow += int(np.isnan(part).sum())
+        elsewhere = np.asarray(source.reader.column("only")[items]) != 0
+        refused += int(elsewhere.sum())
+        narrow += int((np.isnan(part) & ~elsewhere).sum())
         total_sec += float(np.nansum(part))
         counts += np.histogram(part[~np.isnan(part)], [*edges, np.inf])[0]
     yield Text(f"clips as they are cropped (at most {source.crop_sec:g} s)")
     yield bars(counts.tolist(), "s", edges)
     if narrow:
         yield Text(f"  {narrow:,} clips are left out: their sound ends too low (min_band_hz)")
+    if refused:
+        yield Text(f"  {refused:,} clips are left out: only a language model is to learn from them")
     steps = [plan[step] for step in range(planned)]
     costs = np.array([lengths[np.array(step)].max() * len(step) for step in steps])
     real = np.array([lengths[np.array(step)].sum() for step in steps])
@@ -185,7 +189,7 @@ def _documents(
         sum(d.num_tokens for d in deal(step, part, num_parts)) for step in steps for part in range(num_parts)
     ]
     left_out = {
-        name: round(n) for name, n in plan.memo(planned - 1)["told"].items() if name.startswith("too_long/")
+        name: round(n) for name, n in plan.planned().items() if name.startswith("too_long/")
     }
     yield Text(
         f"steps: {np.mean(filled):,.0f} positions of {plan.tokens_per_step:,}; "

@@ -135,6 +135,7 @@ class WaveSteps:
         longest = self.augment.longest if self.augment is not None else 1.0
         self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz, longest)
         self._corpora: dict[int, str] = {}
+        self._code_lag = 0
         self.plan = PooledPlan(
             self.lengths, batch_sec, self.seed, shuffle=training, groups=self._corpora_of if training else None
         )
@@ -153,7 +154,9 @@ class WaveSteps:
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]
         mine = share_of(items, part, num_parts)
-        crops, damaged = readable(lambda item: self._crop(step, item), mine)
+        crops, damaged = readable(lambda item: self._crop(step, item), mine, spare=items)
+        if not crops:
+            raise none_whole(damaged)
         batch = self._collate(crops, [self.kind_of(step, crop.item) for crop in crops])
         batch.damaged = damaged
         return batch
@@ -242,15 +245,17 @@ class WaveSteps:
             return item
         # Codes are in the order of the clips: behind the first clip without some, their places lag by ever more.
         num_clips, lacking = len(self.reader), abs(len(self.reader) - len(codes))
-        guess = item + round((len(codes) - num_clips) * item / num_clips)
+        guess = item + round((len(codes) - num_clips) * item / num_clips) + self._code_lag
         first = max(0, guess - MAX_SEARCHED, item - lacking)
         near = range(first, min(guess + MAX_SEARCHED, item + lacking, len(codes) - 1) + 1)
         for place in sorted(near, key=lambda place: abs(place - guess)):
             if codes.entries[place].key == key:
                 return place
-        raise UserError(
-            f"{codes.folder}: no codes for {key!r} where they should stand; extract the codes of this split again"
-        )
+        for place in range(len(codes)):  # very uneven gaps: once, what follows is near this one
+            if codes.entries[place].key == key:
+                self._code_lag += place - guess
+                return place
+        raise UserError(f"{codes.folder}: no codes for {key!r}; extract the codes of this split again")
 
     def _collate(self, crops: list[_Crop], kinds: list[str]) -> WaveBatch:
         entries = [self.reader.entries[crop.item] for crop in crops]
@@ -276,22 +281,30 @@ class WaveSteps:
         return CodesWaveBatch(**common, codes=Codes(codes_BSK=codes_BSK, num_frames_B=num_frames_B))
 
 
-def readable(read: Callable[[Item], Result], items: Sequence[Item]) -> tuple[list[Result], list[str]]:
+def readable(
+    read: Callable[[Item], Result], items: Sequence[Item], spare: Sequence[Item] = ()
+) -> tuple[list[Result], list[str]]:
     """What is read of all items whose bytes are whole, and a line for each of the others.
 
-    Raises:
-        UserError: there is no whole one.
+    Args:
+        spare: other items of the step; where none of ``items`` is whole, the first whole one stands for them, so that
+            no rank is left without a batch.
     """
     found: list[Result] = []
     damaged: list[str] = []
-    for item in items:
+    for place, item in enumerate([*items, *spare]):
+        if place >= len(items) and found:
+            break
         try:
             found.append(read(item))
         except DamagedSampleError as error:
             damaged.append(str(error))
-    if damaged and not found:
-        raise UserError(f"all {len(damaged)} samples of a batch are damaged, the first: {damaged[0]}")
-    return found, damaged
+    return found, list(dict.fromkeys(damaged))
+
+
+def none_whole(damaged: Sequence[str]) -> UserError:
+    """What ends a run: a step of damaged samples alone."""
+    return UserError(f"all {len(damaged)} samples of a step are damaged, the first: {damaged[0]}")
 
 
 class _Crop(NamedTuple):

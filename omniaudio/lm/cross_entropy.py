@@ -51,7 +51,10 @@ def chunked_cross_entropy(
         loss_N = _cross_entropy(head, hidden_ND, label_N, z_weight)
     elif not sharded and type(head) is nn.Linear and head.bias is None:
         chunk = max(1, MAX_LOGITS // num_classes)
-        loss_N = _LinearCrossEntropy.apply(hidden_ND, head.weight, label_N, chunk, z_weight)  # type: ignore[no-untyped-call]
+        weight = (
+            head.weight if torch.is_grad_enabled() else head.weight.detach()
+        )  # its gradient is taken at once
+        loss_N = _LinearCrossEntropy.apply(hidden_ND, weight, label_N, chunk, z_weight)  # type: ignore[no-untyped-call]
     else:
         chunk = max(1, FEW_LOGITS // num_classes)
         loss_N = _again_in_backward(head, hidden_ND, label_N, chunk, sharded, z_weight)

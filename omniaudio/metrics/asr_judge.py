@@ -95,6 +95,8 @@ class AsrJudge:
         import torch
 
         assert len(wavs) == len(languages), (len(wavs), len(languages))
+        for language in dict.fromkeys(languages):
+            self._check(language)
         texts: list[str] = []
         words: list[list[TimedWord]] = []
         for start in range(0, len(wavs), self.batch_size):
@@ -173,13 +175,16 @@ class AsrJudge:
         starts = [min(float(at), seconds) for at in times[len(first) - 1 :]]
         return words_of(self._pieces(tokens, starts), starts[len(tokens)], spaced)
 
+    def _check(self, language: str) -> None:
+        if self._is_multilingual and f"<|{language}|>" not in self._model.generation_config.lang_to_id:
+            raise UserError(f"{self.source}: does not know the language {language!r}")
+
     def _prefix(self, language: str) -> list[int]:
         """Ids before a text without times."""
         settings = self._model.generation_config
         first = [int(self._model.config.decoder_start_token_id)]
         if self._is_multilingual:
-            if f"<|{language}|>" not in settings.lang_to_id:
-                raise UserError(f"{self.source}: does not know the language {language!r}")
+            self._check(language)
             first += [settings.lang_to_id[f"<|{language}|>"], settings.task_to_id["transcribe"]]
         return [*first, int(settings.no_timestamps_token_id)]
 

@@ -62,14 +62,15 @@ class Slurm:
             "--signal": "USR1@120",
         }
         lines = [f"{name}={value}" for name, value in options.items() if value is not None]
-        command = shlex.join(["omniaudio", "train", *in_the_job(words)])
+        command = shlex.join(["omniaudio", "train", *in_the_job(words, self.gpus)])
         return "\n".join(
             [
                 "#!/usr/bin/env bash",
                 *(f"#SBATCH {line}" for line in (*lines, "--requeue", *self.more)),
                 "set -u",
                 "code=0",
-                f"srun --kill-on-bad-exit=1 {command} || code=$?",
+                # srun ends the others ten minutes after one has: the first rank may be writing results meanwhile.
+                f"srun --cpus-per-task={self.cpus_per_device} --kill-on-bad-exit=0 --wait=600 {command} || code=$?",
                 f"# {REQUEUE}: the step is saved and the time is over; the same job goes on from there.",
                 f'if [[ $code -eq {REQUEUE} ]]; then scontrol requeue "$SLURM_JOB_ID"; fi',
                 'exit "$code"',
@@ -78,8 +79,9 @@ class Slurm:
         )
 
     def submit(self, words: Sequence[str], config: Mapping[str, Any]) -> str:
-        """Write the script below the stage's folder, hand it to sbatch, and return what sbatch says."""
-        folder = Path(config["exp_dir"]) / config["stage"] / "launch"
+        """Write the script below exp_dir (a stage's own folder may be set aside), hand it to sbatch, and return what
+        that says."""
+        folder = Path(config["exp_dir"]) / "launch" / config["stage"]
         path = folder / "job.sh"
         with user_os_errors(folder):
             write_whole(path, self.script(words, config, folder))
@@ -99,7 +101,8 @@ class Slurm:
         return done.stdout.strip()
 
 
-def in_the_job(words: Sequence[str]) -> list[str]:
+def in_the_job(words: Sequence[str], gpus: bool = True) -> list[str]:
     """The words of the command as the job's processes get them: they are those that train."""
     kept = [word for word in words if not word.startswith("trainer.launcher.")]
-    return ["trainer=gpu" if word == "trainer=slurm" else word for word in kept]
+    trainer = f"trainer={'gpu' if gpus else 'cpu'}"
+    return [trainer if word == "trainer=slurm" else word for word in kept]

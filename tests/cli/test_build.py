@@ -49,7 +49,7 @@ def test_texts_become_a_folder_that_trainings_read(tmp_path, capsys):
     facts = next(e.facts for e in reader.entries if "costs" in e.facts["text"])
     assert (
         "point five" in facts["spoken"]
-        and facts["passage"].startswith("text-0")
+        and facts["passage"].startswith("spoken/text-0")
         and facts["speaker"].startswith("en")
     )
     report = json.loads((tmp_path / "out" / "build.json").read_text())

@@ -41,13 +41,14 @@ def prepared(tmp_path_factory):
                 facts = {
                     "sample_rate_hz": RATE,
                     "num_samples": RATE // 2,
-                    "text": f"clip {i}",
+                    "text": f"{split} {i}",
                     "language": "en",
                 }
                 facts |= {"speaker": "s", "corpus": "own"}
                 writer.write(f"{split}-{i}", {"flac": encode_audio(tone(0.5, 0.3), RATE)}, facts)
     (folder / "texts").mkdir()
-    (folder / "texts" / "train.txt").write_text("clip 0\ntwo of p01\n")
+    (folder / "texts" / "train.txt").write_text("train 0\ntwo of p01\n")
+    (folder / "texts" / "dev.txt").write_text("dev 0\n")
     (folder / "ATTRIBUTION").write_text("Own recordings.\n")
     return folder
 
@@ -68,44 +69,79 @@ def test_all_samples_of_all_folders_are_there_and_whole(built, prepared, tmp_pat
         expected = [e.key for part in parts for e in part] + [e.key for e in refused if split == "train"]
         assert [e.key for e in reader.entries] == expected
     train = ShardReader(out / "shards", "train")
+    there = {
+        entry.key: (reader, i)
+        for place, split in ((prepared, "train"), (built, "train"), (built, "asr"))
+        for reader in [ShardReader(place / "shards", split)]
+        for i, entry in enumerate(reader.entries)
+    }
     for position, entry in enumerate(train.entries):
-        place, split = (
-            (prepared, "train")
-            if entry.key.startswith("train")
-            else (built, entry.facts.get("only", "train"))
-        )
-        there = ShardReader(place / "shards", split)
-        same = next(i for i, e in enumerate(there.entries) if e.key == entry.key)
-        assert train.member(position, "flac") == there.member(same, "flac")
-        assert {**entry.facts, "only": 0} == {**there.entries[same].facts, "only": 0}
+        reader, i = there[entry.key]
+        assert train.member(position, "flac") == reader.member(i, "flac")
+        assert {**entry.facts, "only": 0} == {**reader.entries[i].facts, "only": 0}
     texts = (out / "texts" / "train.txt").read_text().splitlines()
-    assert texts[:2] == ["clip 0", "two of p01"] and len(texts) == len(set(texts)) > 2
+    assert texts[:2] == ["train 0", "two of p01"] and len(texts) == len(set(texts)) > 2
     assert (out / "ATTRIBUTION").read_text().startswith("Own recordings.\n\n")
 
 
-def test_what_was_refused_teaches_its_own_kind_alone(built, prepared, tmp_path):
-    join([prepared, built], tmp_path / "both")
-    shards, codes = tmp_path / "both" / "shards", tmp_path / "codes"
-    reader = ShardReader(shards, "train")
-    with ShardWriter(codes, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
-        for entry in reader.entries:
-            writer.write(
-                entry.key,
-                {"codes.npy": dump_npy(np.ones((4, 2), np.uint16))},
-                {**entry.facts, "num_frames": 4},
-            )
-    composer = DocumentComposer(
-        ShardReader(codes, "train"), lambda text: list(text.encode()), TokenSpace(256, [8, 4])
+def coded(shards, folder):
+    """Codes of the training split of audio shards."""
+    with ShardWriter(folder, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
+        for entry in ShardReader(shards, "train").entries:
+            facts = {**entry.facts, "num_frames": 4}
+            writer.write(entry.key, {"codes.npy": dump_npy(np.ones((4, 2), np.uint16))}, facts)
+    return DocumentComposer(
+        ShardReader(folder, "train"), lambda text: list(text.encode()), TokenSpace(256, [8, 4])
     )
-    refused = {i for i, entry in enumerate(reader.entries) if "only" in entry.facts}
+
+
+def learned(composer):
+    kinds = ("asr", "tts", "audio", "itts")
+    return {kind: {i for group in composer.groups(kind, 0, 0) for i in group} for kind in kinds}
+
+
+def test_what_was_refused_teaches_its_own_kind_alone_and_no_held_out_passage(built, prepared, tmp_path):
+    join([prepared, built], tmp_path / "both")
+    shards = tmp_path / "both" / "shards"
+    reader = ShardReader(shards, "train")
+    held_out = {e.facts["passage"] for split in ("dev", "test") for e in entries(built / "shards", split)}
+    refused = {i for i, entry in enumerate(reader.entries) if "fault" in entry.facts}
+    unseen = {i for i in refused if reader.entries[i].facts["passage"] in held_out}
+    assert unseen and refused - unseen, "both occur"
+    assert {reader.entries[i].facts["only"] for i in unseen} == {"held_out"}
     every = set(range(len(reader)))
-    found = {
-        kind: {i for group in composer.groups(kind, 0, 0) for i in group} for kind in ("asr", "tts", "audio")
-    }
-    assert found == {"asr": every, "tts": every - refused, "audio": every - refused}
-    assert not refused & {i for group in composer.groups("itts", 0, 0) for i in group}
+    found = learned(coded(shards, tmp_path / "codes"))
+    assert found["asr"] == every - unseen
+    assert found["tts"] == found["audio"] == every - refused
+    assert not refused & found["itts"]
     waves = WaveSteps(shards, "train", RATE, batch_sec=50.0, crop_sec=5.0)
-    assert set(waves.plan.epoch(0)[0]) == every - refused
+    assert {i for step in waves.plan.epoch(0) for i in step} == every - refused
+
+
+def test_what_one_folder_holds_out_another_does_not_train_on(prepared, tmp_path):
+    other = tmp_path / "other"
+    for split, texts in (("train", ["Train 9.", "DEV 1!", "test 0"]), ("dev", ["train 3"]), ("test", [])):
+        with ShardWriter(other / "shards", split) as writer:
+            for i, text in enumerate(texts):
+                facts = {"sample_rate_hz": RATE, "num_samples": RATE // 2, "text": text, "language": "en"}
+                sound = encode_audio(tone(0.5, 0.3), RATE)
+                writer.write(f"o-{split}-{i}", {"flac": sound}, {**facts, "speaker": "s", "corpus": "o"})
+    join([prepared, other], tmp_path / "both")
+    reader = ShardReader(tmp_path / "both" / "shards", "train")
+    out = {entry.facts["text"] for entry in reader.entries if entry.facts.get("only") == "held_out"}
+    assert out == {"train 3", "DEV 1!", "test 0"}
+    kept = learned(coded(tmp_path / "both" / "shards", tmp_path / "codes"))["asr"]
+    assert {reader.entries[i].facts["text"] for i in kept} == {
+        "train 0",
+        "train 1",
+        "train 2",
+        "train 4",
+        "Train 9.",
+    }
+    (prepared / "texts" / "train.txt").write_text("train 0\ndev 0\n")
+    join([prepared, other], tmp_path / "again")
+    assert (tmp_path / "again" / "texts" / "train.txt").read_text() == "train 0\n"
+    (prepared / "texts" / "train.txt").write_text("train 0\ntwo of p01\n")
 
 
 def test_code_shards_are_joined_and_trained_on(tmp_path):
@@ -143,30 +179,36 @@ def test_code_shards_are_joined_and_trained_on(tmp_path):
         join([tmp_path / "data", tmp_path / "other"], tmp_path / "mixed")
 
 
-def test_done_it_stays_and_a_broken_off_one_is_made_anew(built, prepared, tmp_path):
+def test_done_it_stays_and_a_broken_one_is_made_anew(built, prepared, tmp_path):
     out = tmp_path / "both"
     join([prepared, built], out)
     tar = out / "shards" / "train-000000.tar"
-    place = tar.stat().st_ino
-    assert place == (prepared / "shards" / "train-000000.tar").stat().st_ino, "a link takes no space"
+    assert tar.stat().st_ino == (prepared / "shards" / "train-000000.tar").stat().st_ino, (
+        "a link takes no space"
+    )
     stamp = (out / "joined.json").stat().st_mtime_ns
     assert join([prepared, built], out)[str(prepared)] == {"train": 5, "dev": 2, "test": 1}
     assert (out / "joined.json").stat().st_mtime_ns == stamp
+    tar.unlink()
+    join([prepared, built], out)
+    assert tar.is_file() and (prepared / "shards" / "train-000000.tar").is_file()
     (out / "joined.json").write_text(json.dumps({"key": None}))
     (out / "shards" / "train.shards.json").unlink()
     join([prepared, built], out)
     assert len(ShardReader(out / "shards", "train")) > 5
     assert "asr" not in join([prepared, built], out, refused=False)[str(built)]
-    assert all("only" not in entry.facts for entry in entries(out / "shards", "train"))
+    assert not any("fault" in entry.facts for entry in entries(out / "shards", "train"))
 
 
 def test_mistakes_are_one_line(built, prepared, tmp_path):
+    join([prepared, built], tmp_path / "all")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     for folders, out, words in (
         ([prepared], "x", "1 given; name at least two"),
         ([prepared, tmp_path / "nothing"], "x", "nothing: holds no finished shards; prepare, build"),
         ([prepared, built], "full", "full: is not empty and no joined folder"),
+        ([tmp_path / "all", built], "all", "all is joined into it; give another data_dir"),
         ([prepared, prepared], "twice", r"8 samples have the same key in .*prepared.*corpus=several"),
     ):
         with pytest.raises(UserError, match=words):

@@ -225,19 +225,29 @@ def test_codes_of_clips_behind_gaps_are_found_near_their_place(shards, tmp_path,
     source = steps(shards, codes_dir=tmp_path)
     for i in range(9):
         if i in gone:
-            with pytest.raises(UserError, match=f"no codes for 'clip-{i}' where they should stand"):
+            with pytest.raises(UserError, match=f"no codes for 'clip-{i}'"):
                 source._codes_of(i, True)
         else:
             assert source._codes_of(i, True)[0, 0] == i
+    monkeypatch.setattr("omniaudio.data.steps.MAX_SEARCHED", 0)
+    assert [source._codes_of(i, True)[0, 0] for i in range(9) if i not in gone] == sorted(set(range(9)) - gone)
+
+
+def test_codes_behind_a_long_gap_are_searched_from_there_on(shards, tmp_path, monkeypatch):
+    with ShardWriter(tmp_path, "train", fingerprint={"code_rate_hz": 12.5, "codebook_sizes": [16, 16]}) as writer:
+        for i in (5, 6, 7, 8):
+            frames = np.full((3, 2), i, np.uint16)
+            writer.write(f"clip-{i}", {"codes.npy": dump_npy(frames)}, {"num_frames": 3, "language": "en"})
+    monkeypatch.setattr("omniaudio.data.steps.MAX_SEARCHED", 1)
+    source = steps(shards, codes_dir=tmp_path)
+    assert source._codes_of(5, True)[0, 0] == 5
     asked = []
     entries = source.codes.entries
-    monkeypatch.setattr("omniaudio.data.steps.MAX_SEARCHED", 2)
     source.codes.entries = type(
-        "Watched", (), {"__len__": lambda _: 9, "__getitem__": lambda _, i: asked.append(i) or entries[i]}
+        "Watched", (), {"__len__": lambda _: 4, "__getitem__": lambda _, i: asked.append(i) or entries[i]}
     )()
-    with pytest.raises(UserError, match="no codes for"):
-        source._codes_of(min(gone), True)
-    assert len(asked) <= 1 + 5, "however many clips there are"
+    assert [source._codes_of(i, True)[0, 0] for i in (6, 7)] == [6, 7] and len(asked) <= 2 * 4
+
 
 
 def test_a_run_may_go_on_with_other_ranks_and_workers_again_and_again(shards):

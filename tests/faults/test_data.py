@@ -176,7 +176,8 @@ def flip_a_byte(folder, position):
 
 
 def test_a_flipped_byte_leaves_its_sample_out_and_is_counted(tmp_path):
-    key = flip_a_byte(write_clips(tmp_path, [0.4] * 9), 5)
+    position = 5
+    key = flip_a_byte(write_clips(tmp_path, [0.4] * 9), position)
     source = wave_steps(tmp_path)
     whole = {f"c{i}" for i in range(9)}
     batches = [source.batch(step, 0, 1) for step in range(3)]
@@ -189,8 +190,14 @@ def test_a_flipped_byte_leaves_its_sample_out_and_is_counted(tmp_path):
         step for step in range(5) if any(source.reader.entries[i].key == key for i in alone.plan[step])
     )
     part = next(part for part in (0, 1) if alone.reader.entries[alone.plan[step][part]].key == key)
-    with pytest.raises(UserError, match="all 1 samples of a batch are damaged, the first: .*flac"):
-        alone.batch(step, part, 2)
+    stands_in = alone.batch(step, part, 2)
+    assert stands_in.keys == alone.batch(step, 1 - part, 2).keys and len(stands_in.damaged) == 1, (
+        "no rank is empty"
+    )
+    (other,) = (i for i in alone.plan[step] if i != position)
+    flip_a_byte(tmp_path, other)
+    with pytest.raises(UserError, match="all 2 samples of a step are damaged, the first: .*flac"):
+        wave_steps(tmp_path, batch_sec=1.0).batch(step, part, 2)
 
 
 def test_a_member_that_is_not_there_is_named(shards):

@@ -20,7 +20,8 @@ def cluster(tmp_path, monkeypatch):
     bin_dir.mkdir()
     for name, text in {
         "sbatch": f'cp "$1" {tmp_path}/job.sh; echo "$PATH" > {tmp_path}/path; echo Submitted batch job 7',
-        "srun": "shift; export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 "
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; '
+        "export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 "
         'SLURM_NNODES=1 SLURM_JOB_NODELIST=localhost SLURM_NODELIST=localhost SLURM_JOB_NAME=t; exec "$@"',
         "scontrol": f'echo "$*" > {tmp_path}/scontrol',
     }.items():
@@ -58,9 +59,10 @@ def test_the_script_asks_for_one_process_a_device():
     } <= set(head)
     assert not any("partition" in line for line in head)
     assert (
-        "srun --kill-on-bad-exit=1 omniaudio train experiment=x/text_lm trainer=gpu 'data=my corpus' ||"
-        in script
+        "srun --cpus-per-task=8 --kill-on-bad-exit=0 --wait=600 omniaudio train experiment=x/text_lm "
+        "trainer=gpu 'data=my corpus' ||" in script
     )
+    assert in_the_job(["trainer=slurm"], gpus=False) == ["trainer=cpu"]
     assert in_the_job(words) == ["experiment=x/text_lm", "trainer=gpu", "data=my corpus"]
     assert "--gpus" not in Slurm(gpus=False).script(words, CONFIG, Path("x"))
     with pytest.raises(UserError, match="'rm -r' is no option of sbatch"):
@@ -83,8 +85,7 @@ def test_a_stopped_job_goes_into_the_queue_again(cluster, code):
 def test_what_is_submitted_trains(cluster, tiny_data, capsys):
     exp_dir = cluster / "exp"
     words = [
-        *train_words("text_lm", tiny_data, exp_dir), "trainer=slurm", "trainer.accelerator=cpu",
-        "trainer.precision=32-true", "trainer.launcher.gpus=false",
+        *train_words("text_lm", tiny_data, exp_dir), "trainer=slurm", "trainer.launcher.gpus=false",
     ]  # fmt: skip
     main(["train", *words])
     assert capsys.readouterr().out.strip() == "Submitted batch job 7"
@@ -102,4 +103,4 @@ def test_what_cannot_be_submitted_is_one_line(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"there is no sbatch here; .*job\.sh is written"):
         Slurm().submit(["a=b"], config)
-    assert (tmp_path / "exp" / "text_lm" / "launch" / "job.sh").is_file()
+    assert (tmp_path / "exp" / "launch" / "text_lm" / "job.sh").is_file()

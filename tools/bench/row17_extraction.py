@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def codes_of(name: str) -> list[torch.Tensor]:
 
 
 def ours() -> list[torch.Tensor]:
+    shutil.rmtree(folder / "ours", ignore_errors=True)  # or nothing is left to do
     extract(config, folder / "ours")
     return codes_of("ours")
 

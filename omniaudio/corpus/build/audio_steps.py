@@ -129,6 +129,8 @@ class CutAtPauses:
                     1  # a piece between them was refused: what follows it does not follow what was before it
                 )
             groups = self.cut(at_sound(piece), piece.duration_sec)
+            if not groups:
+                found.append(piece.refused("no times of words"))
             cuts = [(before[-1][2] + behind[0][1]) / 2 for before, behind in pairwise(groups)]
             for words, begin, end in zip(groups, [0.0, *cuts], [*cuts, piece.duration_sec], strict=False):
                 found.append(_part(piece, words, place, begin, end))
@@ -166,7 +168,8 @@ def at_sound(
         margin_sec: that is left before and behind the sound.
         quiet: share of the level of loud speech (95th percentile) under which a frame is silent.
     """
-    size = round(frame_sec * piece.rate_hz)
+    size = max(1, round(frame_sec * piece.rate_hz))
+    frame_sec = size / max(1, piece.rate_hz)
     if piece.wav_N is None or len(piece.wav_N) < size:
         return list(piece.words)
     frames_TN = piece.wav_N[: len(piece.wav_N) // size * size].reshape(-1, size)
@@ -191,7 +194,7 @@ def _part(
     begin, end = round(begin_sec * piece.rate_hz), round(end_sec * piece.rate_hz)
     part = replace(
         piece,
-        key=f"{piece.passage}/{place:04d}",
+        key=f"{piece.key}-{place:04d}",  # a refused piece of the passage keeps its own
         place=place,
         text="".join(word for word, _, _ in words).strip(),
         wav_N=piece.wav_N[begin:end],

@@ -27,10 +27,10 @@ import numpy as np
 from omniaudio.corpus.build.segment import Gate, Segment, Step
 from omniaudio.corpus.split import SPLITS, check_fractions, split_of
 from omniaudio.data.chats import OPTIONAL, count_chats
-from omniaudio.data.index import index_path, write_listing
-from omniaudio.data.shards import ShardReader, ShardWriter
+from omniaudio.data.index import link_shard, write_listing
+from omniaudio.data.shards import KEY, ShardReader, ShardWriter
 from omniaudio.errors import UserError
-from omniaudio.files import link, user_os_errors, write_whole
+from omniaudio.files import user_os_errors, write_whole
 from omniaudio.frontend.audio import encode_audio
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
 
@@ -65,6 +65,8 @@ class Pipeline:
         self, source: Any, steps: Mapping[str, Step], fractions: Mapping[str, float], corpus: str
     ) -> None:
         check_fractions(fractions)
+        if not KEY.fullmatch(corpus):
+            raise UserError(f"pipeline.corpus {corpus!r}: letters, digits, '-' and '_' are allowed")
         self.source, self.steps, self.fractions, self.corpus = source, dict(steps), dict(fractions), corpus
 
     def run(self, job: Job, folder: Path) -> None:
@@ -128,7 +130,7 @@ class Pipeline:
                 "language": segment.language,
                 "speaker": segment.speaker or segment.passage,
                 "corpus": self.corpus,
-                "passage": segment.passage,
+                "passage": f"{self.corpus}/{segment.passage}",
                 "place": segment.place,
                 "start_sec": round(segment.start_sec, 4),
                 **{name: round(v, 4) for name, v in sorted(segment.scores.items()) if math.isfinite(v)},
@@ -146,7 +148,9 @@ class Pipeline:
             if segment.fault:
                 facts |= {"fault": segment.fault, "heard": segment.heard}
             report.wrote(writer.split, segment)
-            writer.write(segment.key, {"flac": encode_audio(segment.wav_N, segment.rate_hz)}, facts)
+            writer.write(
+                f"{self.corpus}/{segment.key}", {"flac": encode_audio(segment.wav_N, segment.rate_hz)}, facts
+            )
 
 
 def _passages(segments: Sequence[Segment]) -> list[list[Segment]]:
@@ -270,8 +274,7 @@ def join(folder: Path, jobs: Sequence[Job], pipeline: Pipeline, key: str = "") -
             for job in jobs:
                 for tar in sorted((folder / "jobs" / job.name).glob(f"{split}-*.tar")):
                     name = f"{split}-{len(names):06d}"
-                    for source, target in ((tar, f"{name}.tar"), (index_path(tar), f"{name}.index.jsonl")):
-                        link(source, shards / target)
+                    link_shard(tar, shards / f"{name}.tar")
                     names.append(name)
             write_listing(shards, split, names)
     for split in ("train", "dev"):

@@ -298,6 +298,9 @@ class HttpEngine:
                 reason = str(getattr(error, "reason", error))
             if number + 1 < self.tries:
                 time.sleep(2**number)
+        if self._answered and text != PLAIN:  # the engine may be well, and this text break it
+            self._asked(PLAIN, voice, language)
+            raise SynthesisError(f"the engine fails: {reason}")
         raise UserError(
             f"engine.url {self.url}: {reason}, {self.tries} times; the same command goes on from here"
         )

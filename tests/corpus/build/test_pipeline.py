@@ -50,7 +50,7 @@ def test_segments_passages_texts_and_what_was_refused(tmp_path):
     found = {entry.key: (split, entry.facts) for split, r in readers.items() for entry in r.entries}
     # the words "one" are unspoken, "two" have level 0.5 and "three" 0.7
     assert {key.rpartition("/")[0] for key, (split, _) in found.items() if split in FRACTIONS} == {
-        f"p{i:02d}" for i in range(12) if i % 3
+        f"c/p{i:02d}" for i in range(12) if i % 3
     }
     assert all(
         facts["text"].startswith("three") and facts["fault"] == "level over 0.65"
@@ -60,7 +60,7 @@ def test_segments_passages_texts_and_what_was_refused(tmp_path):
     assert sum(split == "asr" for split, _ in found.values()) == 4 and len(readers["tts"]) == 0
     two = next(facts for split, facts in found.values() if split in FRACTIONS)
     assert (two["text"], two["place"], two["level"], two["corpus"]) == (
-        f"two of {two['passage']}",
+        f"two of {two['passage'].removeprefix('c/')}",
         1,
         0.5,
         "c",
@@ -205,13 +205,13 @@ def test_chats_know_their_messages_and_what_is_left_of_them_is_counted(tmp_path)
     for reader in readers:
         for entry in reader.entries:
             chats.setdefault(entry.facts["passage"], []).append((entry.facts, entry.key))
-    assert sorted(chats) == ["t0", "t1", "t2", "t3"]
-    assert [facts["turn_parts"] for facts, _ in chats["t1"]] == [1, 2, 1, 1]
-    assert to_messages(chats["t1"]) == []
-    assert to_messages(chats["t0"], speech=False) == [
+    assert sorted(chats) == ["c/t0", "c/t1", "c/t2", "c/t3"]
+    assert [facts["turn_parts"] for facts, _ in chats["c/t1"]] == [1, 2, 1, 1]
+    assert to_messages(chats["c/t1"]) == []
+    assert to_messages(chats["c/t0"], speech=False) == [
         {"role": "system", "content": ["S"]},
-        {"role": "user", "content": ["t0/0000"]},
+        {"role": "user", "content": ["c/t0/0000"]},
         {"role": "assistant", "content": ["two t0", " two t0"]},
-        {"role": "user", "content": ["t0/0003"]},
+        {"role": "user", "content": ["c/t0/0003"]},
         {"role": "assistant", "content": ["two t0"]},
     ]

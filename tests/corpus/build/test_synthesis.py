@@ -83,16 +83,17 @@ def test_a_passage_has_one_voice_and_passages_have_many(espeak):
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Speaks what it is asked; is busy once at ``busy``; refuses ``bad``; answers nonsense to ``noise``."""
+    """Speaks what it is asked; is busy once at ``busy``, always when gone; refuses ``bad``; is no audio at ``noise``."""
 
     asked: list = []
+    gone = False
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((request, self.headers.get("X-Key")))
         text = request["tts_text"]
         busy = text == "busy" and sum(r["tts_text"] == "busy" for r, _ in self.asked) == 1
-        status = 503 if busy or text == "down" else 400 if text == "bad" else 200
+        status = 503 if busy or self.gone or text == "down" else 400 if text == "bad" else 200
         body = b"nonsense" if text == "noise" else encode_audio(tone(0.5, rate_hz=24_000), 24_000, "WAV")
         self.send_response(status)
         self.end_headers()
@@ -196,7 +197,7 @@ def test_a_first_text_that_is_refused_is_the_texts_fault_or_the_configs(cosyvoic
             build({**cosyvoice, **wrong}, "engine")
 
 
-def test_an_engine_over_http(engine):
+def test_an_engine_over_http(engine, monkeypatch):
     assert [voice.name for voice in engine.voices("en")] == ["ann", "bob"]
     wav = engine.speak("hello", Voice("bob", {}), "en", 16_000)
     assert len(wav) == 8000 and Answers.asked == [
@@ -207,8 +208,11 @@ def test_an_engine_over_http(engine):
         engine.speak("bad", Voice("ann", {}), "en", 16_000)
     with pytest.raises(SynthesisError, match="no audio"):
         engine.speak("noise", Voice("ann", {}), "en", 16_000)
+    with pytest.raises(SynthesisError, match="the engine fails: 503"):
+        engine.speak("down", Voice("ann", {}), "en", 16_000)  # and speaks another text
+    monkeypatch.setattr(Answers, "gone", True)
     with pytest.raises(UserError, match="503 .*, 2 times; the same command goes on"):
-        engine.speak("down", Voice("ann", {}), "en", 16_000)
+        engine.speak("hello", Voice("ann", {}), "en", 16_000)
     with pytest.raises(UserError, match="an address beginning with"):
         HttpEngine("file:///etc/passwd", [], {})
 
