@@ -292,15 +292,18 @@ class Task(LightningModule):
         learning = [p for p in self.parameters() if p.requires_grad]
         for parameter in learning:  # those of the batch before it, as in a step of several
             parameter.grad = torch.zeros_like(parameter)
-        with self.trainer.precision_plugin.train_step_context():
-            for terms in self.rehearsed(batch):
+        passes = self.rehearsed(batch)
+        while True:
+            with self.trainer.precision_plugin.train_step_context():  # the way back is outside of it
+                terms = next(passes, None)
+                if terms is None:
+                    break
                 losses = {name: term.total / max(1.0, float(term.count)) for name, term in terms.items()}
                 self.counts.update(dict.fromkeys(losses, 1.0))
                 if self.balance is not None:
                     self._measure(losses, {name: self.loss_weights[name] for name in losses})
-                torch.stack(
-                    [self.loss_weights[name] * loss for name, loss in losses.items()]
-                ).sum().backward()
+                total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
+            total.backward()
         for parameter in learning:
             parameter.grad = None
 

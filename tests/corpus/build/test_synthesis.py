@@ -83,7 +83,7 @@ def test_a_passage_has_one_voice_and_passages_have_many(espeak):
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Speaks what it is asked; is busy once at ``busy``, always when gone; refuses ``bad``; is no audio at ``noise``."""
+    """Speaks what it is asked; is busy once at ``busy``, always when gone; refuses ``bad``; no audio at ``noise``."""
 
     asked: list = []
     gone = False
