@@ -56,7 +56,7 @@ class Member(msgspec.Struct, array_like=True, gc=False):
     crc32: int
 
 
-class Entry(msgspec.Struct):
+class Entry(msgspec.Struct, gc=False):
     """A sample: a line in the index of its shard."""
 
     key: str
@@ -192,8 +192,12 @@ def _head(text: bytes, path: Path) -> dict[str, Any]:
 def _entry(text: bytes, path: str | Path) -> Entry:
     try:
         return ENTRIES.decode(text)
-    except msgspec.DecodeError as error:  # of its form, too
-        raise UserError(f"{path}: broken index ({error}); make the shards again") from error
+    except msgspec.DecodeError as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: str | Path, error: msgspec.DecodeError) -> UserError:
+    return UserError(f"{path}: broken index ({error}); make the shards again")
 
 
 class Listing:
@@ -283,10 +287,14 @@ class Listing:
         number = bisect_right(self._ends, position)
         path = self._index_paths.get(number) or self._checked_index(number)
         text = self.maps[path]
-        if self._places is None:
-            self._places = np.ascontiguousarray(self.column(LINE)).data
-        place = self._places[position]
-        entry = _entry(text[place : text.find(b"\n", place) + 1], path)
+        places = self._places
+        if places is None:
+            places = self._places = np.ascontiguousarray(self.column(LINE)).data
+        place = places[position]
+        try:
+            entry = ENTRIES.decode(text[place : text.find(b"\n", place)])
+        except msgspec.DecodeError as error:  # of its form, too
+            raise _broken(path, error) from error
         entry.shard = number
         return entry
 
@@ -304,22 +312,19 @@ class Listing:
         return self._index_paths[number]
 
 
-class Maps:
-    """Files mapped for reading; when there are too many, the one that was opened first is closed."""
+class Maps(dict[str, mmap.mmap]):
+    """Files mapped for reading, by path; when there are too many, the one that was opened first is closed."""
 
     def __init__(self, max_open: int = MAX_OPEN) -> None:
+        super().__init__()
         self.max_open = max_open
-        self._maps: dict[str, mmap.mmap] = {}
 
-    def __getitem__(self, path: str) -> mmap.mmap:
-        found = self._maps.get(path)
-        if found is not None:
-            return found
+    def __missing__(self, path: str) -> mmap.mmap:
         with user_os_errors(Path(path)), open(path, "rb") as file:
             opened = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(self._maps) >= self.max_open:
-            self._maps.pop(next(iter(self._maps))).close()
-        self._maps[path] = opened
+        if len(self) >= self.max_open:
+            self.pop(next(iter(self))).close()
+        self[path] = opened
         return opened
 
 

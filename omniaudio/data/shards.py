@@ -240,11 +240,12 @@ class ShardReader:
     def member(self, position: int, kind: str) -> bytes:
         """One member of a sample, checked like all."""
         entry = self.entries[position]
-        if kind not in entry.members:
+        member = entry.members.get(kind)
+        if member is None:
             raise UserError(
                 f"{self.shards[entry.shard]}: sample {entry.key!r} has no {kind!r}, only {', '.join(entry.members)}"
             )
-        return self._member(entry, kind, entry.members[kind])
+        return self._member(entry, kind, member)
 
     def verify(self) -> int:
         """Read all: each member and its header is as its index says, and there are no others."""
@@ -316,10 +317,12 @@ class _Entries(Sequence[Entry]):
         return entry
 
     def _read(self, position: int) -> Entry:
-        num_entries = self._listing.num_entries
-        if not -num_entries <= position < num_entries:
-            raise IndexError(position)
-        entry = self._listing.entry(int(position) % num_entries)
+        listing = self._listing
+        if not 0 <= position < listing.num_entries:
+            if not -listing.num_entries <= position < 0:
+                raise IndexError(position)
+            position += listing.num_entries
+        entry = listing.entry(int(position))
         if not (KEY.fullmatch(entry.key) and KNOWN_TYPES.issuperset(entry.members)):
             for kind in entry.members:
                 shard = self._listing.shards[entry.shard].name
