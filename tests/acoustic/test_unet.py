@@ -26,10 +26,11 @@ def test_convolution_is_causal() -> None:
 
 
 def test_time_embedding_tells_times_apart() -> None:
+    torch.manual_seed(0)
     embedding = TimeEmbedding(6, 4)
     a, b, c = embedding(torch.tensor([0.1, 0.1, 0.9]))
-    assert torch.equal(a, b)
-    assert not torch.allclose(a, c)
+    torch.testing.assert_close(a, b)  # rows of one product may round apart
+    assert not torch.allclose(a, c, atol=1e-3)
 
 
 def test_future_reaches_to_the_end_of_the_chunk_only() -> None:
