@@ -184,7 +184,9 @@ class Codec(_Sometimes):
         wav_N, band_hz = sound
         codec = self.codecs[int(rng.integers(len(self.codecs)))]
         if codec == "mulaw":
-            return _fitted(resample(_mulaw(resample(wav_N, rate_hz, 8000)), 8000, rate_hz), wav_N), min(band_hz, 4000)
+            return _fitted(resample(_mulaw(resample(wav_N, rate_hz, 8000)), 8000, rate_hz), wav_N), min(
+                band_hz, 4000
+            )
         if codec == "g722":
             coded_N = _g722(resample(wav_N, rate_hz, 16_000))
             return _fitted(resample(coded_N, 16_000, rate_hz), wav_N), min(band_hz, 8000)

@@ -225,7 +225,10 @@ class DocumentComposer:
                 pieces.append((chat[begin], list(messages)))
                 length = more
             begin += num_clips
-        ends = [*(number for number, _ in pieces[1:]), chat[-1] + 1]  # without a whole reply there is no piece
+        ends = [
+            *(number for number, _ in pieces[1:]),
+            chat[-1] + 1,
+        ]  # without a whole reply there is no piece
         return [(tuple(range(i, end)), messages) for (i, messages), end in zip(pieces, ends, strict=False)]
 
     def encode(self, text: str) -> list[int]:

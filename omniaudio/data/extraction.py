@@ -45,7 +45,12 @@ class CodeExtraction:
     """
 
     def __init__(
-        self, tokenizer: str, shards_dir: str, batch_size: int, device: str = "cpu", num_threads: int | None = None
+        self,
+        tokenizer: str,
+        shards_dir: str,
+        batch_size: int,
+        device: str = "cpu",
+        num_threads: int | None = None,
     ) -> None:
         self.folder, self.shards_dir, self.batch_size = tokenizer, shards_dir, batch_size
         self.device, self.num_threads = device, num_threads
@@ -109,7 +114,9 @@ class CodeExtraction:
                 torch.set_num_threads(self.num_threads)
             tokenizer: Any = load_module(self.folder, self.device)
             if max(tokenizer.codebook_sizes) > np.iinfo(np.uint16).max + 1:
-                raise UserError(f"{self.folder}: a book of {max(tokenizer.codebook_sizes)} codes; shards hold 65536")
+                raise UserError(
+                    f"{self.folder}: a book of {max(tokenizer.codebook_sizes)} codes; shards hold 65536"
+                )
             self._tokenizer = tokenizer
         return self._tokenizer
 

@@ -174,7 +174,9 @@ def check_format(loaded: Any, path: Path) -> None:
     """Raise a UserError unless this version can read it."""
     found = loaded.get("format") if isinstance(loaded, dict) else type(loaded).__name__
     if found != FORMAT_VERSION:
-        raise UserError(f"{path}: format {found!r}, this version reads {FORMAT_VERSION}; make the shards again")
+        raise UserError(
+            f"{path}: format {found!r}, this version reads {FORMAT_VERSION}; make the shards again"
+        )
 
 
 def _head(text: bytes, path: Path) -> dict[str, Any]:
@@ -242,7 +244,12 @@ class Listing:
         self.maps = Maps()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_columns": {}, "_places": None, "maps": Maps()}  # opened again in a worker process
+        return {
+            **self.__dict__,
+            "_columns": {},
+            "_places": None,
+            "maps": Maps(),
+        }  # opened again in a worker process
 
     def column(self, name: str) -> np.ndarray:
         """A fact of all samples in order, mapped: a number (0 where it is not given), or ``text_number`` of a text."""
@@ -256,7 +263,9 @@ class Listing:
         path, dtype = columns_path(self.folder, self.split) / f"{name}.bin", np.dtype(self.dtypes[name])
         found, expected = path.stat().st_size if path.is_file() else -1, self.num_entries * dtype.itemsize
         if found != expected:
-            raise UserError(f"{path}: expected {expected} bytes, found {max(0, found)}; make the shards again")
+            raise UserError(
+                f"{path}: expected {expected} bytes, found {max(0, found)}; make the shards again"
+            )
         if not self.num_entries:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype, mode="r").view(np.ndarray)
@@ -280,7 +289,9 @@ class Listing:
             start += len(lines)
         if self.content and content.hexdigest() != self.content:
             listed = list_path(self.folder, self.split).name
-            raise UserError(f"{self.folder}: the indexes of {self.split!r} are not those of {listed}; make the shards again")
+            raise UserError(
+                f"{self.folder}: the indexes of {self.split!r} are not those of {listed}; make the shards again"
+            )
 
     def entry(self, position: int) -> Entry:
         """A sample, read from the index of its shard."""

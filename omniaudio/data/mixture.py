@@ -71,7 +71,9 @@ class Mixture:
                 )
             for name, share in shares.items():
                 # Raised to 1 / temperature with the weight, it is the share again.
-                streams[f"{kind}@{name}"] = _scaled(weight, (share / sum(shares.values())) ** self.temperature)
+                streams[f"{kind}@{name}"] = _scaled(
+                    weight, (share / sum(shares.values())) ** self.temperature
+                )
         if named:
             raise UserError(
                 f"mixture.corpora: {', '.join(sorted(named))} has no clips for any kind; is the name right?"

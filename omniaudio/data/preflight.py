@@ -188,9 +188,7 @@ def _documents(
     parts = [
         sum(d.num_tokens for d in deal(step, part, num_parts)) for step in steps for part in range(num_parts)
     ]
-    left_out = {
-        name: round(n) for name, n in plan.planned().items() if name.startswith("too_long/")
-    }
+    left_out = {name: round(n) for name, n in plan.planned().items() if name.startswith("too_long/")}
     yield Text(
         f"steps: {np.mean(filled):,.0f} positions of {plan.tokens_per_step:,}; "
         f"{1 - np.mean(filled) / plan.tokens_per_step:.2%} are unused\n"

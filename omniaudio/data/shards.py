@@ -27,7 +27,16 @@ from typing import Any, overload
 import numpy as np
 from isal.isal_zlib import crc32
 
-from omniaudio.data.index import Entry, Listing, Member, index_path, read_index, remove_listing, write_index, write_listing
+from omniaudio.data.index import (
+    Entry,
+    Listing,
+    Member,
+    index_path,
+    read_index,
+    remove_listing,
+    write_index,
+    write_listing,
+)
 from omniaudio.errors import DamagedSampleError, UserError
 from omniaudio.files import PARTIAL_ENDING, partial_path, put_in_place, user_os_errors
 from omniaudio.fingerprint import Fingerprint
@@ -37,6 +46,7 @@ MEMBER_TYPES = ("flac", "wav", "ogg", "mp3", "json", "npy", "txt")
 
 KNOWN_TYPES = {*MEMBER_TYPES, "codes.npy"}
 KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+_is_key = KEY.fullmatch
 MAX_NAME_BYTES = 100  # of a plain tar header
 BLOCK = tarfile.BLOCKSIZE
 MAX_CACHED_ENTRIES = 1 << 16
@@ -234,8 +244,7 @@ class ShardReader:
 
     def read(self, position: int) -> dict[str, bytes]:
         """The members of a sample by type, checked against size and crc32: a DamagedSampleError if they differ."""
-        entry = self.entries[position]
-        return {kind: self._member(entry, kind, member) for kind, member in entry.members.items()}
+        return {kind: self.member(position, kind) for kind in self.entries[position].members}
 
     def member(self, position: int, kind: str) -> bytes:
         """One member of a sample, checked like all."""
@@ -245,16 +254,24 @@ class ShardReader:
             raise UserError(
                 f"{self.shards[entry.shard]}: sample {entry.key!r} has no {kind!r}, only {', '.join(entry.members)}"
             )
-        return self._member(entry, kind, member)
+        # What stands at the place that the index names; headers and links are never followed.
+        path, offset, size = self._paths[entry.shard], member.offset, member.size
+        content = self.listing.maps[path][offset : offset + size]
+        if crc32(content) != member.crc32 or len(content) != size:
+            raise DamagedSampleError(
+                f"{path}: member '{entry.key}.{kind}': expected {size} bytes with crc32 {member.crc32:08x}, "
+                f"found {len(content)} with {crc32(content):08x}; make the shard again"
+            )
+        return content
 
     def verify(self) -> int:
         """Read all: each member and its header is as its index says, and there are no others."""
         ends = [0] * len(self.shards)
         self.listing.verify()
-        for entry in self.entries:
+        for position, entry in enumerate(self.entries):
             for kind, member in entry.members.items():
                 self._check_header(entry, kind, member)
-                self._member(entry, kind, member)
+                self.member(position, kind)
                 if member.offset - BLOCK != ends[entry.shard]:
                     raise UserError(
                         f"{self.shards[entry.shard]}: member '{entry.key}.{kind}': expected at byte "
@@ -281,18 +298,6 @@ class ShardReader:
                 f"{header.size} bytes{'' if header.isreg() else ' that is no regular file'}"
             )
 
-    def _member(self, entry: Entry, kind: str, member: Member) -> bytes:
-        """What stands at the place that the index names; headers and links are never followed."""
-        path = self._paths[entry.shard]
-        content = self.listing.maps[path][member.offset : member.offset + member.size]
-        found = crc32(content)
-        if found != member.crc32 or len(content) != member.size:
-            raise DamagedSampleError(
-                f"{path}: member '{entry.key}.{kind}': expected {member.size} bytes with crc32 {member.crc32:08x}, "
-                f"found {len(content)} with {found:08x}; make the shard again"
-            )
-        return content
-
 
 class _Entries(Sequence[Entry]):
     """The samples of a listing, each read when it is asked for."""
@@ -312,23 +317,21 @@ class _Entries(Sequence[Entry]):
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
         entry = self._cache.get(position)
-        if entry is None:
-            entry = self._cache[position] = self._read(position)
-        return entry
-
-    def _read(self, position: int) -> Entry:
+        if entry is not None:
+            return entry
         listing = self._listing
         if not 0 <= position < listing.num_entries:
             if not -listing.num_entries <= position < 0:
                 raise IndexError(position)
             position += listing.num_entries
-        entry = listing.entry(int(position))
-        if not (KEY.fullmatch(entry.key) and KNOWN_TYPES.issuperset(entry.members)):
+        entry = listing.entry(position)
+        if not (_is_key(entry.key) and KNOWN_TYPES.issuperset(entry.members)):
             for kind in entry.members:
                 shard = self._listing.shards[entry.shard].name
                 check_member_name(f"{entry.key}.{kind}", f"{self._listing.folder}/{shard}.tar")
         if len(self._cache) >= MAX_CACHED_ENTRIES:
             self._cache.clear()
+        self._cache[position] = entry
         return entry
 
 

@@ -137,7 +137,11 @@ class WaveSteps:
         self._corpora: dict[int, str] = {}
         self._code_lag = 0
         self.plan = PooledPlan(
-            self.lengths, batch_sec, self.seed, shuffle=training, groups=self._corpora_of if training else None
+            self.lengths,
+            batch_sec,
+            self.seed,
+            shuffle=training,
+            groups=self._corpora_of if training else None,
         )
         self._cache: dict[int, np.ndarray] = {}
         self._cache_bytes = 0
@@ -355,7 +359,8 @@ class ClipSeconds:
 
     def __getitem__(self, items: np.ndarray) -> np.ndarray:
         num_samples, rate_hz, band, only = (
-            np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz", "band_hz", "only")
+            np.asarray(self.reader.column(name)[items])
+            for name in ("num_samples", "sample_rate_hz", "band_hz", "only")
         )
         seconds = np.clip(num_samples / rate_hz * self.longest, self.min_sec, self.crop_sec)
         fits = (np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz) & (only == 0)
