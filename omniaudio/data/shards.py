@@ -105,8 +105,10 @@ def _npy_head(start: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int, int] |
 def load_npy(content: bytes) -> np.ndarray:
     """The array of a .npy file; one that holds objects (pickles) is refused."""
     head = _npy_head(content[:128])
-    if head is not None and len(content) == head[3]:
-        return np.ndarray(head[1], head[0], bytearray(content), head[2])
+    if head is not None:
+        dtype, shape, offset, end = head
+        if len(content) == end:
+            return np.ndarray(shape, dtype, bytearray(content), offset)
     try:
         array: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     except ValueError as error:
