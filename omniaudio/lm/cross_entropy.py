@@ -111,6 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     ctx.grad_ND[here] = error_nV @ weight
                 if ctx.grad_VD is not None:
                     _add_product(ctx.grad_VD, error_nV, hidden)
+                del error_nV  # before the next one is made
         return loss_N
 
     @staticmethod
@@ -161,6 +162,7 @@ def _weight_gradient(
             _, error_nV = _loss_and_error(hidden, weight, label_N[here], ctx.z_weight)
             error_nV *= grad_N[here, None].to(ctx.dtype)
             _add_product(grad_VD, error_nV, hidden)
+            del error_nV
     return grad_VD
 
 
