@@ -125,7 +125,7 @@ def _counted_messages(
                 content.append(spoken)
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
-    return list(zip(messages, sounds, strict=False))
+    return list(zip(messages, sounds[: len(messages)], strict=True))
 
 
 def chat_facts(text: str, where: str) -> dict[str, int | str]:

@@ -7,7 +7,6 @@ last. A job that is done is never done again; when all are, their shards become 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,12 +58,9 @@ class CodeExtraction:
 
     def run(self, job: Job, folder: Path) -> None:
         """Do a job, unless it is done; what a broken-off try left is removed."""
-        home = folder / "jobs" / job.name
-        if (home / DONE).is_file():
+        home = job.begun(folder)
+        if home is None:
             return
-        with user_os_errors(home):
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
         (source,) = job.sources
         write_whole(home / DONE, json.dumps(self._extract(source["split"], source["shard"], home)))
 

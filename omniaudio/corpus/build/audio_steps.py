@@ -132,7 +132,8 @@ class CutAtPauses:
             if not groups:
                 found.append(piece.refused("no times of words"))
             cuts = [(before[-1][2] + behind[0][1]) / 2 for before, behind in pairwise(groups)]
-            for words, begin, end in zip(groups, [0.0, *cuts], [*cuts, piece.duration_sec], strict=False):
+            ends = [*cuts, piece.duration_sec][: len(groups)]
+            for words, begin, end in zip(groups, [0.0, *ends[:-1]][: len(groups)], ends, strict=True):
                 found.append(_part(piece, words, place, begin, end))
                 place += 1
             next_place[piece.passage], last_piece[piece.passage] = place, piece.place

@@ -50,6 +50,16 @@ class Job:
     def name(self) -> str:
         return f"{self.number:06d}"
 
+    def begun(self, folder: Path) -> Path | None:
+        """Its own folder, empty; None if it is done. Who does it writes ``DONE`` into that, last."""
+        home = folder / "jobs" / self.name
+        if (home / DONE).is_file():
+            return None
+        with user_os_errors(home):
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
+        return home
+
 
 class Pipeline:
     """The chain of steps, and what it does with a job.
@@ -71,12 +81,9 @@ class Pipeline:
 
     def run(self, job: Job, folder: Path) -> None:
         """Do a job, unless it is done; what a broken-off try left is removed."""
-        home = folder / "jobs" / job.name
-        if (home / DONE).is_file():
+        home = job.begun(folder)
+        if home is None:
             return
-        with user_os_errors(home):
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
         report = Report(self.steps)
         texts: dict[str, list[str]] = {split: [] for split in SPLITS}
         unspoken: list[list[str]] = []
