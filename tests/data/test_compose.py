@@ -129,6 +129,19 @@ def chats(tmp_path):
     return DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE)
 
 
+def test_what_was_refused_of_a_chat_is_none_of_its_clips(tmp_path):
+    """The shards of refused segments of a joined folder may begin with a clip of the chat that ends those before."""
+    clips = to_clips([("user", [b"q"]), ("assistant", [b"a"]), ("user", [b"r"])], "one")
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, (sound, facts) in enumerate(clips):
+            known = {"language": "en", "speaker": "s", "text": sound.decode(), "num_frames": 3}
+            frames = np.zeros((3, 2), np.uint16)
+            refused = {"only": "asr"} if i == 2 else {}
+            writer.write(f"c{i}", {"codes.npy": dump_npy(frames)}, {**known, **facts, **refused})
+    composer = DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE)
+    assert composer.groups("sft_chat", 0, 0) == [(0, 1)]
+
+
 def test_chats_are_documents_with_loss_on_whole_replies(chats):
     assert chats.occurs("sft_chat", "")
     groups = chats.groups("sft_chat", 0, 0)

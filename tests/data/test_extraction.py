@@ -96,3 +96,20 @@ def test_two_processes_make_the_same_bytes(whole, make, audio, tmp_path):
     join_codes(tmp_path, jobs, SPLITS)
     shutil.rmtree(tmp_path / "jobs")
     assert contents(tmp_path) == contents(whole[0])
+
+
+def test_a_damaged_clip_alone_in_its_batch_is_left_out_too(make, audio, tmp_path):
+    shutil.copytree(audio, tmp_path / "audio")
+    reader = ShardReader(tmp_path / "audio", "dev")
+    entry = reader.entries[0]
+    tar = reader.shards[entry.shard]
+    content = bytearray(tar.read_bytes())
+    content[entry.members["flac"].offset + 99] ^= 1
+    tar.write_bytes(content)
+    jobs = jobs_of(tmp_path / "audio", ["dev"])
+    extraction = CodeExtraction(**make(batch_size=1, shards_dir=str(tmp_path / "audio")))
+    for job in jobs:
+        extraction.run(job, tmp_path / "codes")
+    told = join_codes(tmp_path / "codes", jobs, ["dev"])["dev"]
+    assert told["clips"] == 1 and "dev-0.flac" in told["damaged"][0]
+    assert [e.key for e in ShardReader(tmp_path / "codes", "dev").entries] == ["dev-1"]
