@@ -49,7 +49,6 @@ KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _is_key = KEY.fullmatch
 MAX_NAME_BYTES = 100  # of a plain tar header
 BLOCK = tarfile.BLOCKSIZE
-MAX_CACHED_ENTRIES = 1 << 16
 
 
 def check_member_name(name: str, where: str) -> tuple[str, str]:
@@ -306,7 +305,7 @@ class _Entries(Sequence[Entry]):
 
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
-        self._cache: dict[int, Entry] = {}
+        self._last: tuple[int, Entry] | None = None  # a sample's facts and its members are asked for in turn
 
     def __len__(self) -> int:
         return self._listing.num_entries
@@ -318,9 +317,9 @@ class _Entries(Sequence[Entry]):
     def __getitem__(self, position: int | slice) -> Entry | list[Entry]:
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
-        entry = self._cache.get(position)
-        if entry is not None:
-            return entry
+        last = self._last
+        if last is not None and last[0] == position:
+            return last[1]
         listing = self._listing
         if not 0 <= position < listing.num_entries:
             if not -listing.num_entries <= position < 0:
@@ -331,9 +330,7 @@ class _Entries(Sequence[Entry]):
             for kind in entry.members:
                 shard = self._listing.shards[entry.shard].name
                 check_member_name(f"{entry.key}.{kind}", f"{self._listing.folder}/{shard}.tar")
-        if len(self._cache) >= MAX_CACHED_ENTRIES:
-            self._cache.clear()
-        self._cache[position] = entry
+        self._last = position, entry
         return entry
 
 
