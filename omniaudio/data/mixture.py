@@ -33,14 +33,14 @@ class Mixture:
 
     Args:
         weights: share of LLM positions by kind; a number, or pairs (step, share).
-        corpora: share of each corpus in a folder with several, within every kind that is made of clips; empty takes
+        corpora: share of each corpus in a folder with several, within every kind that is made of clips; None takes
             clips as they come, so each corpus has as much as it holds.
         temperature: shares are raised to 1 / temperature.
         max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
     """
 
     weights: Mapping[str, Weight]
-    corpora: Mapping[str, float] = field(default_factory=dict)
+    corpora: Mapping[str, float] | None = None
     temperature: float = 1.0
     max_clips: int = 6
     max_joined_frames: int = 375
@@ -149,6 +149,8 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
             is a whole step.
     """
 
+    name = "mixture.weights"  # in the config
+
     def __init__(
         self,
         catalogue: Catalogue,
@@ -158,14 +160,14 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         temperature: float = 1.0,
         max_document_tokens: int | None = None,
     ) -> None:
-        self.weights = {kind: _points(kind, weight) for kind, weight in weights.items()}
+        self.weights = {kind: _points(kind, weight, self.name) for kind, weight in weights.items()}
         self.weights = {kind: points for kind, points in self.weights.items() if max(points[1]) > 0}
         self.kinds = sorted(self.weights)
         if not self.weights:
-            raise UserError(f"mixture.weights: {dict(weights)} must be >= 0 and not all 0")
+            raise UserError(f"{self.name}: {dict(weights)} must be >= 0 and not all 0")
         if temperature <= 0:
             raise UserError(
-                f"mixture.temperature: {temperature} must be > 0; 1 takes the weights as they are"
+                f"{self.name.rpartition('.')[0]}.temperature: {temperature} must be > 0; 1 takes the weights as they are"
             )
         self.tokens_per_step, self.temperature = tokens_per_step, temperature
         for step in {step for points in self.weights.values() for step in points[0]} | {0.0}:
@@ -189,7 +191,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         late = [PlannedDocument(kind, tuple(ids), seed, num) for kind, ids, seed, num in state["late"]]
         wanted = FILLED * self.steps_per_chapter * self.tokens_per_step - sum(d.num_tokens for d in late)
         drawn = late + _draw(streams, self.shares_at(first), wanted)
-        steps, late = _share_out(drawn, self.steps_per_chapter, self.tokens_per_step)
+        steps, late = self.arrange(drawn)
         order = np.random.default_rng(seed_of(self._seed, "", first, "steps")).permutation(len(steps))
         after = {
             "step": first + len(steps),
@@ -198,8 +200,19 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         }
         steps = [steps[i] for i in order]
         if first == 0:
-            largest_first(steps, _size)
+            largest_first(steps, self.size)
         return steps, after
+
+    def arrange(
+        self, documents: Sequence[PlannedDocument]
+    ) -> tuple[list[list[PlannedDocument]], list[PlannedDocument]]:
+        """The steps of a chapter, and what finds no room in them."""
+        return _share_out(documents, self.steps_per_chapter, self.tokens_per_step)
+
+    def size(self, step: Sequence[PlannedDocument]) -> tuple[int, int]:
+        """Positions in all, and of the longest document."""
+        lengths = [document.num_tokens for document in step]
+        return sum(lengths), max(lengths)
 
     def shares_at(self, step: int) -> dict[str, float]:
         """Share of positions that each kind is to have at a step; they sum to 1."""
@@ -209,7 +222,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
         }
         total = sum(weights.values())
         if total <= 0:
-            raise UserError(f"mixture.weights: all are 0 at step {step}")
+            raise UserError(f"{self.name}: all are 0 at step {step}")
         return {kind: weight / total for kind, weight in weights.items()}
 
     def epoch_size(self, kind: str, looked_at: int) -> tuple[int, float]:
@@ -346,12 +359,6 @@ def _share_out(
     return steps, [documents[i] for i in sorted(late)]
 
 
-def _size(step: Sequence[PlannedDocument]) -> tuple[int, int]:
-    """Positions in all, and of the longest document."""
-    lengths = [document.num_tokens for document in step]
-    return sum(lengths), max(lengths)
-
-
 def deal(documents: Sequence[PlannedDocument], part: int, num_parts: int) -> list[PlannedDocument]:
     """One part's documents of a step, longest first to the part with the fewest positions, so that parts cost alike.
 
@@ -381,7 +388,7 @@ def largest_part(tokens_per_step: int, longest: int, num_parts: int) -> int:
     return min(tokens_per_step, max(longest, math.ceil(second)))
 
 
-def _points(kind: str, weight: Weight) -> tuple[list[float], list[float]]:
+def _points(kind: str, weight: Weight, name: str = MixturePlan.name) -> tuple[list[float], list[float]]:
     """Steps and weights at them."""
     pairs = [[0.0, weight]] if isinstance(weight, int | float) else weight
     try:
@@ -391,7 +398,7 @@ def _points(kind: str, weight: Weight) -> tuple[list[float], list[float]]:
         good = False
     if not good:
         raise UserError(
-            f"mixture.weights.{kind}: {weight} must be a share >= 0, or pairs [step, share >= 0] with rising steps"
+            f"{name}.{kind}: {weight} must be a share >= 0, or pairs [step, share >= 0] with rising steps"
         )
     return steps, values
 

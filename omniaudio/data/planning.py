@@ -210,7 +210,7 @@ class PooledPlan(ChapteredPlan[int]):
         for start in range(0, len(items), pool):
             chosen = np.concatenate([rest, np.arange(start, min(start + pool, len(items)))])
             chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
-            cut = self._cut(chosen, lengths)
+            cut = cut_by_padded_cost(chosen, lengths, self.budget)
             # The last step of a pool is rarely full: its items wait for the next pool.
             rest = cut.pop() if start + pool < len(items) else np.arange(0)
             steps += [items[step].tolist() for step in cut]
@@ -232,17 +232,18 @@ class PooledPlan(ChapteredPlan[int]):
         windows = range(epoch * number, (epoch + 1) * number)
         return [step for window in windows for step in self.chapter({"window": window, "amounts": {}})[0]]
 
-    def _cut(self, chosen: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-        """Greedy steps from items sorted by falling length: the first item of a step is its longest."""
-        steps, begin = [], 0
-        while begin < len(chosen):
-            longest = float(lengths[chosen[begin]])
-            size = int(self.budget / longest) + 1
-            while size > 1 and size * longest > self.budget:
-                size -= 1
-            steps.append(chosen[begin : begin + size])
-            begin += size
-        return steps
+
+def cut_by_padded_cost(chosen: np.ndarray, lengths: np.ndarray, budget: float) -> list[np.ndarray]:
+    """Greedy steps from items sorted by falling length: the first item of a step is its longest."""
+    steps, begin = [], 0
+    while begin < len(chosen):
+        longest = float(lengths[chosen[begin]])
+        size = int(budget / longest) + 1
+        while size > 1 and size * longest > budget:
+            size -= 1
+        steps.append(chosen[begin : begin + size])
+        begin += size
+    return steps
 
 
 def largest_padded(budget: float, longest: float, num_parts: int) -> list[tuple[int, float]]:

@@ -20,6 +20,7 @@ from omniaudio.data.mixture import PlannedDocument, deal
 from omniaudio.data.planning import CHUNK, share_of
 from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader
+from omniaudio.data.clip_mixture import WeightedClips
 from omniaudio.data.steps import WaveSteps
 from omniaudio.sequence.show import pieces_of
 
@@ -141,13 +142,29 @@ def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> I
         for step in steps
         for part in range(num_parts)
     ]
-    epoch = total_sec / real.mean()
     yield Text(
         f"steps: {np.mean(sizes):.1f} clips ({min(sizes)} to {max(sizes)}), {costs.mean():.1f} s with padding, of "
         f"{plan.budget:g} allowed; {1 - real.sum() / costs.sum():.1%} are padding\n"
-        f"  largest batch of one of {num_parts} parts: {max(parts):.1f} s\n"
-        f"  an epoch has about {epoch:,.0f} steps; {max_steps:,} steps are {max_steps / epoch:.3g} epochs"
+        f"  largest batch of one of {num_parts} parts: {max(parts):.1f} s"
     )
+    if isinstance(plan, WeightedClips):
+        yield _corpora(plan, real.mean() * max_steps, planned)
+    else:
+        epoch = total_sec / real.mean()
+        yield Text(f"  an epoch has about {epoch:,.0f} steps; {max_steps:,} steps are {max_steps / epoch:.3g} epochs")
+
+
+def _corpora(plan: WeightedClips, total_sec: float, planned: int) -> Table:
+    """Shares of the corpora in the seconds of a training, and how often their clips are heard."""
+    table = Table(title="clips by corpus", title_justify="left")
+    for name in ("corpus", "share wanted at first", "realised", "an epoch: hours", "epochs in all steps"):
+        table.add_column(name, justify="left" if name == "corpus" else "right")
+    realised, wanted = plan.planned(), plan.shares_at(0)
+    for corpus in sorted(wanted):
+        share, epoch = realised[f"share/{corpus}"], max(1.0, plan.epoch_sec(corpus, LOOKED_AT))
+        cells = (f"{wanted[corpus]:.1%}", f"{share:.1%}", f"{epoch / 3600:,.2f}")
+        table.add_row(corpus, *cells, f"{total_sec * share / epoch:.3g}")
+    return table
 
 
 def _documents(

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from omniaudio.data.augment import Augmentation
+from omniaudio.data.clip_mixture import ClipMixture, CorporaOfClips, WeightedClips
 from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, largest_padded, share_of
 from omniaudio.data.prompts import WRITTEN
@@ -95,8 +96,8 @@ class WaveSteps:
         codes_dir: folder of code shards of the same split; batches then carry the codes of the crop.
         min_band_hz: leave out clips whose sound ends below this frequency, unless all do: what is to be generated needs
             examples of it.
-        kind_weights: how often a clip is asked for its transcript (asr), a response (aqa), its translation (s2tt), or
-            what follows it (intlv); a clip without such a text is not asked for it. None asks for transcripts only.
+        mixture: what clips are asked for, and shares of the corpora in a training; None asks for transcripts, of clips
+            as they come.
         seed: of all draws; None for held-out data: no shuffling, crops at the start, nothing drawn.
         augment: changes to the waveforms of a training; the same for the same step and key.
     """
@@ -113,7 +114,7 @@ class WaveSteps:
         min_sec: float = 0.0,
         codes_dir: str | Path | None = None,
         min_band_hz: float = 0.0,
-        kind_weights: Mapping[str, float] | None = None,
+        mixture: ClipMixture | None = None,
         augment: Augmentation | None = None,
     ) -> None:
         self.reader = ShardReader(shards_dir, split)
@@ -124,9 +125,8 @@ class WaveSteps:
             raise UserError(
                 "augment: the codes of codes_dir are those of the clips as they are; leave out one of both"
             )
-        self.kind_weights = dict(kind_weights or {"asr": 1.0})
-        if unknown := sorted(set(self.kind_weights) - set(WRITTEN)):
-            raise UserError(f"kind_weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}")
+        mixture = mixture or ClipMixture()
+        self.kind_weights = dict(mixture.weights)
         self.codes = ShardReader(codes_dir, split) if codes_dir else None
         if crop_sec > batch_sec:
             raise UserError(
@@ -134,26 +134,17 @@ class WaveSteps:
             )
         longest = self.augment.longest if self.augment is not None else 1.0
         self.lengths = ClipSeconds(self.reader, min_sec, crop_sec, min_band_hz, longest)
-        self._corpora: dict[int, str] = {}
+        corpora = CorporaOfClips(self.reader)
         self._code_lag = 0
-        self.plan = PooledPlan(
-            self.lengths,
-            batch_sec,
-            self.seed,
-            shuffle=training,
-            groups=self._corpora_of if training else None,
+        self.plan: PooledPlan | WeightedClips = (
+            WeightedClips(mixture, corpora, self.lengths, batch_sec, self.seed)
+            if training and mixture.corpora
+            else PooledPlan(
+                self.lengths, batch_sec, self.seed, shuffle=training, groups=corpora.names if training else None
+            )
         )
         self._cache: dict[int, np.ndarray] = {}
         self._cache_bytes = 0
-
-    def _corpora_of(self, items: np.ndarray) -> list[str]:
-        """The corpus of each clip; only the first of a corpus is read."""
-        numbers = np.asarray(self.reader.column("corpus")[items])
-        for number, first in zip(*np.unique(numbers, return_index=True), strict=True):
-            if number not in self._corpora:
-                facts = self.reader.entries[int(items[first])].facts
-                self._corpora[number] = str(facts.get("corpus") or "unnamed")
-        return [self._corpora[number] for number in numbers.tolist()]
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         items = self.plan[step]

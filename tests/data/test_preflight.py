@@ -9,6 +9,7 @@ from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.mixture import Mixture, PlannedDocument
 from omniaudio.data.preflight import as_html, histogram, preflight, seconds_of
 from omniaudio.data.shards import ShardWriter, dump_npy
+from omniaudio.data.clip_mixture import ClipMixture
 from omniaudio.data.steps import WaveSteps
 from omniaudio.frontend.audio import encode_audio
 from omniaudio.frontend.text import TextTokenizer
@@ -49,7 +50,7 @@ def told(source, **settings):
 
 def test_hours_padding_and_epochs_of_clips(folder):
     source = WaveSteps(
-        folder / "audio", "train", RATE, batch_sec=4, crop_sec=2, min_band_hz=8000, kind_weights={"aqa": 1}
+        folder / "audio", "train", RATE, batch_sec=4, crop_sec=2, min_band_hz=8000, mixture=ClipMixture(weights={"aqa": 1})
     )
     page = told(source, max_steps=9, num_parts=2)
     rows = [line.replace("│", " ").split() for line in page.splitlines()]
