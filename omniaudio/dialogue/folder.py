@@ -27,6 +27,7 @@ from omniaudio.dialogue.model import PARTS, DialogueSettings, SpokenLanguageMode
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints, merge_fingerprints
 from omniaudio.frontend.text import TextTokenizer
+from omniaudio.lm.decoding import lay_out_for_decoding
 from omniaudio.training.artifacts import (
     load_module,
     load_state,
@@ -73,7 +74,9 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
         **parts, text_tokenizer=TextTokenizer.from_file(folder / TOKENIZER), settings=settings
     )
     check_fingerprints(layout_of(model), json.loads((folder / FINGERPRINT).read_text("utf-8")), str(folder))
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    lay_out_for_decoding(model.lm)
+    return model
 
 
 def layout_of(model: SpokenLanguageModel) -> Fingerprint:

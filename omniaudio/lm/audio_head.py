@@ -33,19 +33,24 @@ class DepthAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_FKD: Tensor, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
-        """All depths at once, or the next depth after ``past``; returns the new past too."""
+    def forward(self, x_FKD: Tensor) -> Tensor:
+        """All depths at once."""
         query, key, value = rearrange(self.qkv(x_FKD), "f k (n h d) -> n f h k d", n=3, h=self.num_heads)
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         # A handful of depths: plain products take half the time of a fused kernel here.
         score_FHKK = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        num_new, num_all = score_FHKK.shape[-2:]
-        later_KK = torch.ones(num_new, num_all, dtype=torch.bool, device=x_FKD.device).triu(
-            num_all - num_new + 1
-        )
+        num_depths = x_FKD.shape[1]
+        later_KK = torch.ones(num_depths, num_depths, dtype=torch.bool, device=x_FKD.device).triu(1)
         weight_FHKK = score_FHKK.masked_fill(later_KK, -torch.inf).softmax(dim=-1).to(value.dtype)
-        return self.out(rearrange(weight_FHKK @ value, "f h k d -> f k (h d)")), (key, value)
+        return self.out(rearrange(weight_FHKK @ value, "f h k d -> f k (h d)"))
+
+    def step(self, x_FD: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """The depth after ``past``, which sees all of them; returns the new past too."""
+        qkv_FNHKd = self.qkv(x_FD).view(len(x_FD), 3, self.num_heads, 1, -1)
+        query, key, value = qkv_FNHKd.unbind(1)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(attended.reshape(x_FD.shape)), (key, value)
 
 
 class DepthLinear(nn.Module):
@@ -60,11 +65,15 @@ class DepthLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_width, num_depths * in_width))
         nn.init.normal_(self.weight, std=in_width**-0.5)
 
-    def forward(self, x_FKD: Tensor, first_depth: int = 0) -> Tensor:
-        """Depths ``first_depth`` and following, as many as ``x`` holds."""
-        last = first_depth + x_FKD.shape[1]
-        weight_KDO = rearrange(self.weight, "o (k d) -> k d o", k=self.num_depths)[first_depth:last]
+    def forward(self, x_FKD: Tensor) -> Tensor:
+        """The first depths, as many as ``x`` holds."""
+        weight_KDO = rearrange(self.weight, "o (k d) -> k d o", k=self.num_depths)[: x_FKD.shape[1]]
         return torch.bmm(x_FKD.transpose(0, 1), weight_KDO).transpose(0, 1)
+
+    def step(self, x_FD: Tensor, depth: int) -> Tensor:
+        """One depth."""
+        width = x_FD.shape[1]
+        return functional.linear(x_FD, self.weight[:, depth * width : (depth + 1) * width])
 
 
 class DepthLayer(nn.Module):
@@ -81,13 +90,16 @@ class DepthLayer(nn.Module):
         self.linear1 = DepthLinear(width, ffn_size, num_depths)
         self.linear2 = DepthLinear(ffn_size, width, num_depths)
 
-    def forward(
-        self, x_FKD: Tensor, first_depth: int = 0, past: KeyValue | None = None
-    ) -> tuple[Tensor, KeyValue]:
-        attended_FKD, past = self.attention(self.norm1(x_FKD), past)
-        x_FKD = self.norm2(x_FKD + attended_FKD)
-        inner = functional.gelu(self.linear1(x_FKD, first_depth))
-        return x_FKD + self.linear2(inner, first_depth), past
+    def forward(self, x_FKD: Tensor) -> Tensor:
+        """All depths at once."""
+        x_FKD = self.norm2(x_FKD + self.attention(self.norm1(x_FKD)))
+        return x_FKD + self.linear2(functional.gelu(self.linear1(x_FKD)))
+
+    def step(self, x_FD: Tensor, depth: int, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """One depth after those in ``past``."""
+        attended_FD, past = self.attention.step(self.norm1(x_FD), past)
+        x_FD = self.norm2(x_FD + attended_FD)
+        return x_FD + self.linear2.step(functional.gelu(self.linear1.step(x_FD, depth)), depth), past
 
 
 class AudioHead(nn.Module):
@@ -137,7 +149,7 @@ class AudioHead(nn.Module):
         """
         x_FKD = torch.cat([hidden_FD[:, None], prefix_FKD.to(hidden_FD.dtype)], dim=1)
         for layer in self.layers:
-            x_FKD, _ = layer(x_FKD)
+            x_FKD = layer(x_FKD)
         return self.norm(x_FKD)
 
     def logits(self, hidden_FD: Tensor, prefix_FKD: Tensor) -> list[Tensor]:
@@ -166,8 +178,7 @@ class AudioHead(nn.Module):
             (F, book size + 1).
         """
         depth = past[0][0].shape[2] if past else 0
-        x_FKD = x_FD[:, None]
         for i, layer in enumerate(self.layers):
-            x_FKD, key_value = layer(x_FKD, depth, past[i] if depth else None)
+            x_FD, key_value = layer.step(x_FD, depth, past[i] if depth else None)
             past[i : i + 1] = [key_value]
-        return self.heads[depth](self.norm(x_FKD)[:, 0])
+        return self.heads[depth](self.norm(x_FD))

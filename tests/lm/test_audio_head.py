@@ -15,7 +15,7 @@ def test_depth_linear_uses_the_weights_of_its_depth():
     x = torch.randn(5, 4, 2)
     wanted = torch.stack([x[:, k] @ linear.weight[:, 2 * k : 2 * k + 2].T for k in range(4)], dim=1)
     assert_close(linear(x), wanted)
-    assert_close(linear(x[:, 2:3], first_depth=2), wanted[:, 2:3])
+    assert_close(linear.step(x[:, 2], 2), wanted[:, 2])
 
 
 def test_steps_with_cache_equal_the_teacher_forced_pass():

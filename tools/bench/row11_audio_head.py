@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -9,10 +10,13 @@ from common import compare
 from torch import nn
 
 from omniaudio.lm.audio_head import AudioHead, KeyValue
+from omniaudio.lm.decoding import lay_out_for_decoding
 
 BOOKS, WIDTH = 8, 896
 torch.manual_seed(0)
 head = AudioHead(WIDTH, [1024] * BOOKS, num_layers=3, head_dim=64).eval()
+laid_out = copy.deepcopy(head)
+lay_out_for_decoding(laid_out)  # as omniaudio.load does
 tables = nn.ModuleList(nn.Embedding(1025, WIDTH) for _ in range(BOOKS))
 hidden_FD = torch.randn(1, WIDTH)
 
@@ -21,7 +25,7 @@ hidden_FD = torch.randn(1, WIDTH)
 def ours() -> list[int]:
     x_FD, past, codes = hidden_FD, list[KeyValue](), list[int]()
     for book in range(BOOKS):
-        codes.append(int(head.step(x_FD, past)[0].argmax()))
+        codes.append(int(laid_out.step(x_FD, past)[0].argmax()))
         embed_FD = tables[book](torch.tensor(codes[-1:]))
         x_FD = embed_FD if book == 0 else x_FD + embed_FD
     return codes

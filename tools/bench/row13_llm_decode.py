@@ -7,6 +7,7 @@ from common import compare
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.lm.decoding import lay_out_for_decoding
 
 WORDS = 128
 torch.manual_seed(0)
@@ -25,6 +26,7 @@ state = {
 }
 theirs.model.load_state_dict(state)
 theirs.lm_head.load_state_dict(ours_lm.lm_head.state_dict())
+lay_out_for_decoding(ours_lm)  # as omniaudio.load does
 prompt_L = torch.arange(1, 65)
 
 
