@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -146,7 +146,8 @@ class Speakable:
 
 
 class Normalise:
-    """Numbers, dates, prices and signs as words, in English and Chinese (wetext); other languages stay as they are."""
+    """Numbers, dates, prices and signs as words, in English and Chinese (wetext); other languages stay as they are, and
+    so does a word that wetext has no reading for (``#8``, ``20+``)."""
 
     def __init__(self) -> None:
         self._normalisers: dict[str, Any] = {}
@@ -160,7 +161,17 @@ class Normalise:
             return text
         if language not in self._normalisers:
             self._normalisers[language] = _normaliser(language)
-        return str(self._normalisers[language].normalize(text))
+        normalise = self._normalisers[language].normalize
+        whole = _read_by(normalise, text)
+        return " ".join(_read_by(normalise, word) or word for word in text.split()) if whole is None else whole
+
+
+def _read_by(normalise: Callable[[str], str], text: str) -> str | None:
+    """None where the library has no reading: it says so by an assertion, or by an empty text."""
+    try:
+        return str(normalise(text)).strip() or None
+    except AssertionError:
+        return None
 
 
 def _normaliser(language: str) -> Any:
