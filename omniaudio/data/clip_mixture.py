@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from omniaudio.data.index import text_number
-from omniaudio.data.mixture import MixturePlan, PlannedDocument, Weight
+from omniaudio.data.mixture import MixturePlan, PlannedDocument, Weight, corpus_points
 from omniaudio.data.planning import CHUNK, ChapteredPlan, Lengths, ShuffledWindows, State, cut_by_padded_cost
 from omniaudio.data.prompts import WRITTEN
 from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 
+SHARES = "mixture.clips.corpora"
 STEPS_PER_CHAPTER = 128
 UNITS_A_SEC = 1000
 
@@ -26,7 +28,7 @@ class ClipMixture:
         weights: how often a clip is asked for its transcript (asr), a response (aqa), its translation (s2tt), or what
             follows it (intlv); a clip without such a text is not asked for it.
         corpora: share of each corpus in the seconds of a training, a number or pairs (step, share); one that is not
-            named is not heard. None takes clips as they come, so each corpus has as much as it holds.
+            named is not heard. None gives each as much as it holds.
         temperature: shares of corpora are raised to 1 / temperature; above 1 the small ones come more often.
     """
 
@@ -39,6 +41,16 @@ class ClipMixture:
             raise UserError(
                 f"mixture.clips.weights: {', '.join(unknown)} is unknown; one of {', '.join(WRITTEN)}"
             )
+        if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in self.weights.values()) or not any(
+            self.weights.values()
+        ):
+            raise UserError(f"mixture.clips.weights: {dict(self.weights)} must be numbers >= 0 and not all 0")
+        corpus_points(self.corpora, SHARES)
+
+    @property
+    def as_they_come(self) -> bool:
+        """Whether clips are heard once an epoch, whatever their corpus."""
+        return not self.corpora and self.temperature == 1
 
 
 class CorporaOfClips:
@@ -67,11 +79,14 @@ class CorporaOfClips:
         for start in range(0, len(self.reader), CHUNK):
             items = np.arange(start, min(start + CHUNK, len(self.reader)))
             numbers = self.numbers(items)
-            _, firsts = np.unique(numbers, return_index=True)
-            _, lasts = np.unique(numbers[::-1], return_index=True)
-            for name, first, last in zip(self.names(items[firsts]), firsts, lasts, strict=True):
-                begin = spans[name][0] if name in spans else int(items[first])
-                spans[name] = begin, int(items[len(items) - 1 - last]) + 1
+            (bends,) = np.nonzero(numbers[1:] != numbers[:-1])
+            firsts, lasts = np.append(0, bends + 1), np.append(bends, len(items) - 1)  # of each run of one corpus
+            _, chosen = np.unique(numbers[firsts], return_index=True)
+            _, from_end = np.unique(numbers[lasts][::-1], return_index=True)
+            ends = items[lasts[::-1][from_end]]
+            for name, first, last in zip(self.names(items[firsts[chosen]]), items[firsts[chosen]], ends, strict=True):
+                begin = spans[name][0] if name in spans else int(first)
+                spans[name] = begin, int(last) + 1
         return spans
 
 
@@ -88,16 +103,29 @@ class _ClipsByCorpus:
     def groups(self, kind: str, window: int, seed: int) -> list[tuple[int, ...]]:
         begin, end = self.spans[kind]
         items = begin + ShuffledWindows(end - begin, seed)[window]
-        number = 0 if kind == "unnamed" else text_number(kind)
-        items = items[self.corpora.numbers(items) == np.uint64(number)]
+        items = items[self._mine(kind, items)]
         return [(item,) for item in items[~np.isnan(self.lengths[items])].tolist()]
 
     def occur(self, kind: str) -> bool:
         """Whether a corpus has a clip with a length."""
         return any(self.groups(kind, window, 0) for window in range(self.num_windows(kind)))
 
+    def seconds(self, kind: str) -> float:
+        """All that a corpus holds."""
+        begin, end = self.spans[kind]
+        total = 0.0
+        for start in range(begin, end, CHUNK):
+            items = np.arange(start, min(start + CHUNK, end))
+            total += float(np.nansum(self.lengths[items[self._mine(kind, items)]]))
+        return total
+
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
-        return max(1, round(UNITS_A_SEC * float(self.lengths[np.array(item_ids[:1])][0])))
+        return max(1, math.ceil(UNITS_A_SEC * float(self.lengths[np.array(item_ids[:1])][0])))
+
+    def _mine(self, kind: str, items: np.ndarray) -> np.ndarray:
+        numbers = self.corpora.numbers(items)
+        mine: np.ndarray = numbers == np.uint64(text_number(kind))
+        return mine | (numbers == 0) if kind == "unnamed" else mine
 
     def goes_on(self, kind: str, item_ids: Sequence[int]) -> bool:
         return False
@@ -106,7 +134,7 @@ class _ClipsByCorpus:
 class _PaddedMixture(MixturePlan):
     """A mixture whose steps are of similar lengths and count their padding, instead of filled to the brim."""
 
-    name = "mixture.clips.corpora"
+    name = SHARES
 
     def arrange(
         self, documents: Sequence[PlannedDocument]
@@ -136,27 +164,34 @@ class WeightedClips(ChapteredPlan[int]):
         seed: of all shuffles.
 
     Raises:
-        UserError: a corpus that the split does not have, or one of whose clips none may be heard.
+        UserError: a corpus that the split does not have; no clip may be heard.
+
+    Attributes:
+        unheard: corpora with a share, but without a clip that may be heard here.
     """
 
     def __init__(
         self, mixture: ClipMixture, corpora: CorporaOfClips, lengths: Lengths, budget: float, seed: int
     ) -> None:
-        spans, shares = corpora.spans(), mixture.corpora or {}
+        spans = corpora.spans()
+        clips = _ClipsByCorpus(corpora, spans, lengths)
+        named = corpus_points(mixture.corpora, SHARES)
+        shares: dict[str, Weight] = {name: (mixture.corpora or {})[name] for name in named}
         if unknown := sorted(set(shares) - set(spans)):
             raise UserError(
-                f"mixture.clips.corpora: {', '.join(unknown)} is not in {corpora.reader.folder}, which has "
-                f"{', '.join(sorted(spans))}"
+                f"{SHARES}: {', '.join(unknown)} is not in {corpora.reader.folder}, which has {', '.join(sorted(spans))}"
             )
-        clips = _ClipsByCorpus(corpora, spans, lengths)
-        if silent := [name for name in sorted(shares) if not clips.occur(name)]:
+        self.unheard = [name for name in sorted(shares or spans) if not clips.occur(name)]
+        shares = shares or {name: clips.seconds(name) for name in spans}
+        shares = {name: share for name, share in shares.items() if name not in self.unheard}
+        if not shares:
             raise UserError(
-                f"mixture.clips.corpora: none of the clips of {', '.join(silent)} may be heard here: their sound ends too "
-                "low (min_band_hz), or only a language model is to learn from them"
+                f"{SHARES}: no clip of {', '.join(self.unheard)} may be heard here: their sound ends too low "
+                "(min_band_hz), or only a language model is to learn from them"
             )
         self.budget = budget
         self._mixture = _PaddedMixture(
-            clips, shares, round(UNITS_A_SEC * budget), seed,
+            clips, shares, math.ceil(UNITS_A_SEC * budget), seed,
             mixture.temperature,
         )  # fmt: skip
         self._mixture.steps_per_chapter = STEPS_PER_CHAPTER

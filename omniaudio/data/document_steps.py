@@ -64,7 +64,7 @@ class DocumentSteps:
             loss_on_intlv_audio=mixture.loss_on_intlv_audio,
             longest=longest + 1,
         )
-        streams = mixture.streams(self.composer.occurs)
+        streams = mixture.streams(self.composer.occurs, all_named=split == "train")
         self.plan = MixturePlan(
             self.composer, streams, tokens_per_step, seed, mixture.temperature, max_positions
         )

@@ -25,6 +25,8 @@ FILLED = (
 
 Weight = float | Sequence[Sequence[float]]
 """A share, or pairs (step, share) with straight lines between them."""
+Points = tuple[list[float], list[float]]
+"""Steps, and shares at them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,50 +37,66 @@ class Mixture:
         weights: share of LLM positions by kind; a number, or pairs (step, share).
         corpora: share of each corpus in a folder with several, within every kind that is made of clips; None takes
             clips as they come, so each corpus has as much as it holds.
-        temperature: shares are raised to 1 / temperature.
+        temperature: shares, of the kinds and of the corpora within a kind, are raised to 1 / temperature.
         max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
     """
 
     weights: Mapping[str, Weight]
-    corpora: Mapping[str, float] | None = None
+    corpora: Mapping[str, Weight] | None = None
     temperature: float = 1.0
     max_clips: int = 6
     max_joined_frames: int = 375
     loss_on_intlv_audio: bool = False
 
-    def streams(self, occurs: Callable[[str, str], bool]) -> dict[str, Weight]:
+    def streams(self, occurs: Callable[[str, str], bool], *, all_named: bool = True) -> dict[str, Weight]:
         """Kinds, or kinds of corpora (``asr@fotaq``), with their weights.
 
         Args:
             occurs: whether a corpus has clips for a kind.
+            all_named: False lets corpora be named that have no clips: held-out splits need not have all.
         """
-        if not self.corpora:
+        points = corpus_points(self.corpora, "mixture.corpora")
+        if not points:
             return dict(self.weights)
-        if min(self.corpora.values()) < 0:
-            raise UserError(f"mixture.corpora: {dict(self.corpora)} must be >= 0")
         streams: dict[str, Weight] = {}
-        named = {name for name, share in self.corpora.items() if share > 0}
+        missing = set(points)
         for kind, weight in self.weights.items():
             if kind == "text" or not max(_points(kind, weight)[1]):
                 streams[kind] = weight
                 continue
-            shares = {name: share for name, share in self.corpora.items() if share > 0 and occurs(kind, name)}
-            named -= set(shares)
-            if not shares:
+            there = {name: share for name, share in points.items() if occurs(kind, name)}
+            missing -= set(there)
+            if there:
+                streams |= {
+                    f"{kind}@{name}": part
+                    for name, part in self._parts(_points(kind, weight), there).items()
+                }
+            elif all_named:
                 raise UserError(
-                    f"mixture.corpora: none of {', '.join(self.corpora)} has clips for the kind {kind!r}; "
+                    f"mixture.corpora: none of {', '.join(points)} has clips for the kind {kind!r}; "
                     f"set mixture.weights.{kind}=0 or name other corpora"
                 )
-            for name, share in shares.items():
-                # Raised to 1 / temperature with the weight, it is the share again.
-                streams[f"{kind}@{name}"] = _scaled(
-                    weight, (share / sum(shares.values())) ** self.temperature
-                )
-        if named:
+            else:
+                streams[kind] = weight
+        if missing and all_named:
             raise UserError(
-                f"mixture.corpora: {', '.join(sorted(named))} has no clips for any kind; is the name right?"
+                f"mixture.corpora: {', '.join(sorted(missing))} has no clips for any kind; is the name right?"
             )
         return streams
+
+    def _parts(self, weight: Points, shares: Mapping[str, Points]) -> dict[str, Weight]:
+        """A kind's weight shared out among corpora, at every step where one of them bends."""
+        parts: dict[str, list[tuple[float, float]]] = {name: [] for name in shares}
+        for step in sorted({*weight[0], *(step for points in shares.values() for step in points[0])}):
+            at = {
+                name: float(np.interp(step, *points)) ** (1 / self.temperature)
+                for name, points in shares.items()
+            }
+            for name, share in at.items():
+                # Raised to 1 / temperature with the weight, it is the share again.
+                part = (share / max(sum(at.values()), 1e-12)) ** self.temperature
+                parts[name].append((step, float(np.interp(step, *weight)) * part))
+        return dict(parts)
 
 
 class Catalogue(Protocol):
@@ -388,12 +406,13 @@ def largest_part(tokens_per_step: int, longest: int, num_parts: int) -> int:
     return min(tokens_per_step, max(longest, math.ceil(second)))
 
 
-def _points(kind: str, weight: Weight, name: str = MixturePlan.name) -> tuple[list[float], list[float]]:
+def _points(kind: str, weight: Weight, name: str = MixturePlan.name) -> Points:
     """Steps and weights at them."""
     pairs = [[0.0, weight]] if isinstance(weight, int | float) else weight
     try:
         steps, values = ([float(pair[i]) for pair in pairs] for i in (0, 1))
-        good = all(len(pair) == 2 for pair in pairs) and steps == sorted(set(steps)) and min(values) >= 0
+        good = all(len(pair) == 2 for pair in pairs) and steps == sorted(set(steps))
+        good = good and min(values) >= 0 and math.isfinite(max(values))
     except (TypeError, ValueError, IndexError):
         good = False
     if not good:
@@ -403,10 +422,21 @@ def _points(kind: str, weight: Weight, name: str = MixturePlan.name) -> tuple[li
     return steps, values
 
 
-def _scaled(weight: Weight, factor: float) -> Weight:
-    if isinstance(weight, int | float):
-        return weight * factor
-    return [[step, share * factor] for step, share in weight]
+def corpus_points(corpora: Any, name: str) -> dict[str, Points]:
+    """Steps and shares at them, of every corpus that has a share at some step.
+
+    Raises:
+        UserError: not a mapping of names to shares >= 0 or pairs; all are 0.
+    """
+    if corpora is None:
+        return {}
+    if not isinstance(corpora, Mapping):
+        raise UserError(f"{name}: {corpora} must be corpora with their shares, as {{first: 1, second: 3}}")
+    points = {str(corpus): _points(str(corpus), share, name) for corpus, share in corpora.items()}
+    found = {corpus: pair for corpus, pair in points.items() if max(pair[1]) > 0}
+    if points and not found:
+        raise UserError(f"{name}: {dict(corpora)} must be >= 0 and not all 0")
+    return found
 
 
 def _normalised(tokens: Mapping[str, float]) -> dict[str, float]:

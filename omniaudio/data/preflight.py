@@ -148,6 +148,8 @@ def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> I
         f"  largest batch of one of {num_parts} parts: {max(parts):.1f} s"
     )
     if isinstance(plan, WeightedClips):
+        if plan.unheard:
+            yield Text(f"  nothing of {', '.join(plan.unheard)} is heard, though it has a share: see above")
         yield _corpora(plan, real.mean() * max_steps, planned)
     else:
         epoch = total_sec / real.mean()

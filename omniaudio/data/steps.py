@@ -138,7 +138,7 @@ class WaveSteps:
         self._code_lag = 0
         self.plan: PooledPlan | WeightedClips = (
             WeightedClips(mixture, corpora, self.lengths, batch_sec, self.seed)
-            if training and mixture.corpora
+            if training and not mixture.as_they_come
             else PooledPlan(
                 self.lengths, batch_sec, self.seed, shuffle=training, groups=corpora.names if training else None
             )

@@ -179,6 +179,7 @@ class AudioHead(nn.Module):
         """
         depth = past[0][0].shape[2] if past else 0
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, DepthLayer)
             x_FD, key_value = layer.step(x_FD, depth, past[i] if depth else None)
             past[i : i + 1] = [key_value]
         return self.heads[depth](self.norm(x_FD))

@@ -34,9 +34,7 @@ def offered() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("stage", "words"), offered())
 def test_the_words_of_the_readme_compose(stage: str, words: str) -> None:
-    split = (
-        shlex.split(words) if "'" in words else re.split(r" (?=[\w.]+=)", words.replace("--scale ", "scale="))
-    )
+    split = shlex.split(words.replace("--scale ", "scale="))
     defaults = {"experiment": f"baichuan_audio/{stage}", "scale": "tiny"}
     named = {word.partition("=")[0] for word in split}
     assert compose("train", [*(f"{k}={v}" for k, v in defaults.items() if k not in named), *split])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omniaudio.data import clip_mixture
 from omniaudio.data.clip_mixture import ClipMixture, CorporaOfClips, WeightedClips
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
@@ -75,6 +76,29 @@ def test_steps_keep_the_budget_and_pad_little(corpus) -> None:
     assert sum(lengths[plan[step]].sum() for step in range(300)) / sum(costs) > 0.97
 
 
+def test_a_corpus_that_nobody_may_hear_here_is_left_out(corpus) -> None:
+    """Telephone speech has a share in the tokenizer's training, and none in the vocoder's."""
+    names = np.array(corpus[0].names(np.arange(600)))
+    lengths = np.where(names == "small", np.nan, corpus[1])
+    mixture = ClipMixture(corpora={"large": 1, "small": 3, "unnamed": 0})
+    plan = WeightedClips(mixture, corpus[0], lengths, BUDGET, seed=0)
+    assert plan.unheard == ["small"] and plan.shares_at(0) == {"large": 1.0}
+
+
+def test_a_temperature_alone_evens_out_what_the_corpora_hold(corpus) -> None:
+    names, lengths = np.array(corpus[0].names(np.arange(600))), np.nan_to_num(corpus[1])
+    held = {name: float(lengths[names == name].sum()) ** 0.5 for name in ("large", "small", "unnamed")}
+    wanted = {name: seconds / sum(held.values()) for name, seconds in held.items()}
+    assert plan_of(corpus, temperature=2.0).shares_at(0) == pytest.approx(wanted)
+    assert ClipMixture().as_they_come and not ClipMixture(temperature=2.0).as_they_come
+
+
+def test_spans_of_a_split_that_is_read_in_pieces(corpus, monkeypatch) -> None:
+    whole = corpus[0].spans()
+    monkeypatch.setattr(clip_mixture, "CHUNK", 7)
+    assert corpus[0].spans() == whole
+
+
 def test_shares_may_change_with_the_step(corpus) -> None:
     plan = plan_of(corpus, corpora={"large": 1, "small": [[0, 0], [1000, 1]]})
     assert "small" not in heard(corpus, plan, range(100))
@@ -97,8 +121,13 @@ def test_mistakes_are_one_line(corpus) -> None:
     with pytest.raises(UserError, match=r"mixture.clips.corpora.large: -1 must be a share >= 0"):
         plan_of(corpus, corpora={"large": -1})
     of_none = np.full(600, np.nan)
-    with pytest.raises(UserError, match=r"mixture.clips.corpora: none of the clips of small may be heard here: .*min_band"):
+    with pytest.raises(UserError, match=r"mixture.clips.corpora: no clip of small may be heard here: .*min_band"):
         WeightedClips(ClipMixture(corpora={"small": 1}), corpus[0], of_none, BUDGET, seed=0)
+    with pytest.raises(UserError, match=r"mixture.clips.corpora: \['large'\] must be corpora with their shares"):
+        ClipMixture(corpora=["large"])  # type: ignore[arg-type]
+    for weights in ({"asr": 0}, {"asr": -1}, {"asr": "much"}):
+        with pytest.raises(UserError, match="mixture.clips.weights: .* must be numbers >= 0 and not all 0"):
+            ClipMixture(weights=weights)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"mixture.clips.corpora: .* not all 0"):
         plan_of(corpus, corpora={"large": 0})
     with pytest.raises(UserError, match="mixture.clips.weights: tts is unknown; one of asr, aqa, s2tt, intlv"):

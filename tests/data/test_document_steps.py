@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
-from omniaudio.data.mixture import Mixture, largest_part
+from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, largest_part
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.data.steps import StepStream
 from omniaudio.errors import UserError
@@ -63,12 +63,45 @@ def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
         if document.kind == "asr@small":
             assert document.item_ids[0] % 4 == 0
     for corpora, expected in (
-        ({"big": -1}, "must be >= 0"),
+        ({"big": -1}, "must be a share >= 0"),
+        (["big"], "must be corpora with their shares"),
+        ({"big": 0}, "not all 0"),
         ({"bgi": 1}, "none of bgi has clips for the kind 'asr'"),
         ({"big": 1, "bgi": 1}, "bgi has no clips for any kind"),
     ):
         with pytest.raises(UserError, match=expected):
             steps(folder, corpora=corpora)
+
+
+def test_shares_of_corpora_may_change_with_the_step_and_be_tempered():
+    def weights(step, **settings):
+        streams = Mixture(weights={"asr": [[0, 1], [100, 3]], "text": 1}, **settings).streams(lambda kind, name: True)
+        points = {name: weight if isinstance(weight, list) else [(0, weight)] for name, weight in streams.items()}
+        return {name: float(np.interp(step, *zip(*pairs, strict=True))) for name, pairs in points.items()}
+
+    corpora = {"big": [[0, 1], [50, 1], [100, 0]], "small": 3}
+    assert weights(0, corpora=corpora) == pytest.approx({"asr@big": 0.25, "asr@small": 0.75, "text": 1})
+    assert weights(50, corpora=corpora) == pytest.approx({"asr@big": 0.5, "asr@small": 1.5, "text": 1})
+    assert weights(100, corpora=corpora) == pytest.approx({"asr@big": 0, "asr@small": 3, "text": 1})
+    even = MixturePlan(
+        OneByOne([5]),
+        Mixture(weights={"asr": 4, "tts": 1}, corpora={"big": 9, "small": 1}, temperature=2.0).streams(lambda *_: True),
+        100,
+        temperature=2.0,
+    ).shares_at(0)
+    kinds, names = {"asr": 2 / 3, "tts": 1 / 3}, {"big": 3 / 4, "small": 1 / 4}
+    assert even == pytest.approx({f"{k}@{n}": kinds[k] * names[n] for k in kinds for n in names})
+
+
+def test_a_held_out_split_need_not_have_all_corpora(folder, tmp_path):
+    for path in folder.glob("train*"):
+        new = tmp_path / path.name.replace("train", "dev")
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, new)
+    listing = tmp_path / "dev.shards.json"
+    listing.write_text(listing.read_text().replace("train-", "dev-"))
+    mixture = Mixture(weights={"asr": 1, "aqa": 1}, corpora={"small": 1, "elsewhere": 3})
+    source = DocumentSteps(TokenSpace(270, [8, 4]), folder / "tokenizer.json", mixture, 200, tmp_path, "dev")
+    assert source.plan.kinds == ["aqa", "asr@small"], "aqa has no clips of small: those that there are stand in"
 
 
 def test_documents_of_damaged_codes_are_left_out(folder, tmp_path):

@@ -122,12 +122,17 @@ def test_the_same_step_gives_the_same_batch(shards):
     assert torch.equal(one.batch(3, 0, 1).wav_BN, other.batch(3, 0, 1).wav_BN)
 
 
+WEIGHTED = ClipMixture(corpora={"unnamed": 1})
+
+
+@pytest.mark.parametrize("mixture", [None, WEIGHTED])
 @pytest.mark.parametrize(("num_ranks", "workers", "accumulate"), [(1, 2, 1), (2, 0, 1), (2, 2, 1), (1, 0, 2)])
-def test_ranks_workers_and_accumulation_share_the_same_global_steps(shards, num_ranks, workers, accumulate):
-    whole = keys(steps(shards).batch(step, 0, 1) for step in range(6))
+def test_ranks_workers_and_accumulation_share_the_same_global_steps(shards, num_ranks, workers, accumulate, mixture):
+    whole = keys(steps(shards, mixture=mixture).batch(step, 0, 1) for step in range(6))
     parts: list[list[list[str]]] = []
     for rank in range(num_ranks):
-        stream = StepStream(steps(shards), 0, 6 * accumulate, rank, num_ranks, accumulate)
+        source = steps(shards, mixture=mixture)
+        stream = StepStream(source, 0, 6 * accumulate, rank, num_ranks, accumulate)
         parts.append(keys(DataLoader(stream, batch_size=None, num_workers=workers)))
     for step, expected in enumerate(whole):
         ours = [
@@ -136,10 +141,12 @@ def test_ranks_workers_and_accumulation_share_the_same_global_steps(shards, num_
         assert set(ours) == set(expected)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_goes_on_from_any_batch(shards, workers):
-    whole = keys(DataLoader(StepStream(steps(shards), 0, 7), batch_size=None))
-    rest = keys(DataLoader(StepStream(steps(shards), 3, 7), batch_size=None, num_workers=workers))
+@pytest.mark.parametrize(("workers", "mixture"), [(0, None), (2, None), (2, WEIGHTED)])
+def test_a_stream_goes_on_from_any_batch(shards, workers, mixture):
+    whole = keys(DataLoader(StepStream(steps(shards, mixture=mixture), 0, 7), batch_size=None))
+    rest = keys(
+        DataLoader(StepStream(steps(shards, mixture=mixture), 3, 7), batch_size=None, num_workers=workers)
+    )
     assert rest == whole[3:]
 
 

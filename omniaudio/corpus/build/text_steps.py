@@ -163,7 +163,9 @@ class Normalise:
             self._normalisers[language] = _normaliser(language)
         normalise = self._normalisers[language].normalize
         whole = _read_by(normalise, text)
-        return " ".join(_read_by(normalise, word) or word for word in text.split()) if whole is None else whole
+        return (
+            " ".join(_read_by(normalise, word) or word for word in text.split()) if whole is None else whole
+        )
 
 
 def _read_by(normalise: Callable[[str], str], text: str) -> str | None:

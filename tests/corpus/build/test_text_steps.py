@@ -114,7 +114,9 @@ def test_numbers_become_words_in_english_and_chinese():
     assert normalise.spoken("It costs $12.50.", "en") == "It costs twelve point five dollars."
     assert "二十五摄氏度" in normalise.spoken("气温25℃", "zh")
     assert normalise.spoken("Costa 12 euro", "it") == "Costa 12 euro"
-    assert normalise.spoken("Room #8 has 3 beds.", "en") == "Room #8 has three beds.", "wetext ends in an assertion"
+    assert normalise.spoken("Room #8 has 3 beds.", "en") == "Room #8 has three beds.", (
+        "wetext ends in an assertion"
+    )
     (segment,) = normalise([Segment(key="a", passage="p", text="It is 3.", language="en")])
     assert (segment.text, segment.spoken) == ("It is 3.", "It is three.")
 
