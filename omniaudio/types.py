@@ -39,6 +39,7 @@ class Utterance:
     continuation: str = ""  # text of the clip that follows in the same passage
     translation: str = ""  # in English
     chat: str = ""  # its place in a chat, as json: omniaudio.data.chats
+    built: str = ""  # what else a build knows of it, as json: omniaudio.corpus.from_shards
     start_sec: float = 0.0  # where it lies in the file
     channel: int = -1  # of the file; -1: its only one, or the mean of all
 

@@ -37,6 +37,7 @@ class RawItem:
     translation: str = ""  # in English
     order: tuple[int, ...] = ()  # when it is said in its dialogue, where the corpus knows; else keys decide
     chat: str = ""  # its place in a chat, as json: omniaudio.data.chats
+    built: str = ""  # what else a build knows of it, as json: omniaudio.corpus.from_shards
 
     @property
     def wordless(self) -> bool:

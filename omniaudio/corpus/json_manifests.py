@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from omniaudio.corpus.from_shards import built_facts
 from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key, unique_keys
 from omniaudio.data.chats import chat_facts
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
-MORE = ("corpus", "continuation", "translation", "chat")
+MORE = ("corpus", "continuation", "translation", "chat", "built")
 SLACK_SEC = 0.1  # by which a supervision may reach beyond its cut: times are rounded
 TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript")
 """Names of the column with the words in a Hugging Face audio folder, in the order of preference."""
@@ -394,9 +395,10 @@ def _more(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Facts beyond those that the format has a field for."""
     field = Fields(dict(found), where)
     facts = {name: field(name, str, "") for name in MORE}
-    if facts["chat"]:
+    for name, facts_of in (("chat", chat_facts), ("built", built_facts)):
         try:
-            chat_facts(facts["chat"], where)
+            if facts[name]:
+                facts_of(facts[name], where)
         except UserError as error:
             raise LineError(where, str(error).removeprefix(f"{where}: ")) from error
     response = field("response", str, "")

@@ -1,8 +1,8 @@
 """Kaldi data directories, both ways.
 
 Read are ``wav.scp``, ``text``, ``segments``, ``utt2spk``, ``utt2lang``, and a file ``utt2<fact>`` for each further fact
-of an utterance (response, continuation, translation, chat, corpus, sample_rate_hz, band_hz, channel). Written is the
-same; a space in a speaker's name, which these tables cannot hold, stands there as ``%20``.
+of an utterance (response, continuation, translation, chat, built, corpus, sample_rate_hz, band_hz, channel). Written
+is the same; a space in a speaker's name, which these tables cannot hold, stands there as ``%20``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import Utterance
 
-TEXT_FACTS = ("continuation", "translation", "corpus", "chat")
+TEXT_FACTS = ("continuation", "translation", "corpus", "chat", "built")
 """Facts that are one text in a recording and in an utterance."""
 NUMBERS = ("sample_rate_hz", "band_hz", "channel")
 """Facts that are whole numbers."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from omniaudio.corpus.checks import Checks, Finding
+from omniaudio.corpus.from_shards import built_facts
 from omniaudio.corpus.items import Corpus, Inventory, RawItem
 from omniaudio.corpus.manifest import write_manifest
 from omniaudio.corpus.split import SPLITS, check_fractions, split_of
@@ -94,6 +95,8 @@ def inventory_key(inventory: Inventory) -> str:
         stat = item.path.stat() if item.path.is_file() else None
         size_time = [stat.st_size, stat.st_mtime_ns] if stat else None
         facts = {**dataclasses.asdict(item), "path": None}
+        if not item.built:
+            del facts["built"]  # what was prepared before there was such a fact stays
         del facts["order"]  # of dialogues alone: what is prepared does not depend on it
         state.append([facts, size_time])
     return digest([state, [dataclasses.asdict(entry) for entry in inventory.left_out]])
@@ -154,16 +157,18 @@ def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict
 
 
 def _passage(item: RawItem) -> str:
-    """The chat of which an item is a part; empty for none."""
-    return str(chat_facts(item.chat, item.key)["passage"]) if item.chat else ""
+    """The chat, or passage of a build, of which an item is a part; empty for none."""
+    facts = chat_facts(item.chat, item.key) if item.chat else {}
+    facts |= built_facts(item.built, item.key) if item.built else {}
+    return str(facts.get("passage", ""))
 
 
 def _chats(inventory: Inventory) -> dict[str, str]:
-    """What is said in every chat: a chat is in one split."""
+    """What is said in every chat or passage: each is in one split."""
     said: dict[str, list[str]] = {}
     for item in inventory.items:
-        if item.chat:
-            said.setdefault(_passage(item), []).append(item.text or "")
+        if passage := _passage(item):
+            said.setdefault(passage, []).append(item.text or "")
     return {passage: " ".join(texts).strip() or passage for passage, texts in said.items()}
 
 
@@ -181,8 +186,10 @@ def _write_shards(
             facts["band_hz"] = utterance.sample_rate_hz // 2
         if utterance.chat:
             facts |= chat_facts(utterance.chat, utterance.key)
-        for name in (*PLACE, "chat", *(name for name in OPTIONAL if not facts[name])):
+        for name in (*PLACE, "chat", "built", *(name for name in OPTIONAL if not facts[name])):
             del facts[name]
+        if utterance.built:  # its start_sec is that in the recording of the build
+            facts |= built_facts(utterance.built, utterance.key)
         facts |= {"sample_rate_hz": sample_rate_hz, "num_samples": num_samples}
         writer.write(utterance.key, {"flac": flac}, facts)
 
@@ -205,6 +212,7 @@ def _utterance(item: RawItem, finding: Finding, corpus_name: str, manifest: Path
         continuation=item.continuation,
         translation=item.translation,
         chat=item.chat,
+        built=item.built,
         start_sec=item.start_sec,
         channel=-1 if item.channel is None else item.channel,
     )

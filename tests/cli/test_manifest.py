@@ -5,6 +5,7 @@ from omniaudio.corpus.kaldi import KaldiFolder
 from omniaudio.corpus.manifest import write_manifest
 from omniaudio.corpus.split import SPLITS
 from omniaudio.data.shards import ShardReader
+from tests.cli.test_build import built
 from tests.corpus.make_audio import tone, write_audio
 from tests.corpus.test_from_shards import make_shards
 from tests.corpus.test_kaldi import check_round_trip, make_utterances
@@ -31,12 +32,22 @@ def shards(folder):
     return found
 
 
-def prepare_list(form, out, data_dir):
+def prepare_list(form, out, data_dir, *more):
     """Prepare what was written in a form, with the checks as they stand in the config."""
     name = {"lhotse": "cuts.jsonl.gz", "nemo": "manifest.json"}.get(form)
     path = f"corpus.path={{{','.join(f'{split}: {out}/{split}/{name}' for split in SPLITS)}}}"
     where = path if name else f"corpus.folder={out}"
-    main(["prepare", f"corpus={form}", where, f"data_dir={data_dir}", "text_source=none", "num_workers=0"])
+    main(
+        [
+            "prepare",
+            f"corpus={form}",
+            where,
+            f"data_dir={data_dir}",
+            "text_source=none",
+            "num_workers=0",
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize("form", ["kaldi", "lhotse", "nemo"])
@@ -67,7 +78,28 @@ def test_the_clips_of_a_built_folder_go_out_and_come_back(tmp_path, form, capsys
         assert clips.keys() == {facts["key"] for facts in built[split]}
         for told in built[split]:
             facts, flac = clips[told.pop("key")]
-            assert flac == told.pop("flac") and facts == told
+            assert flac == told.pop("flac") and facts == {**told, "score": 0.5}
+
+
+def test_all_that_a_build_knows_goes_out_and_comes_back(tmp_path, monkeypatch):
+    texts = "It costs $5 today, not $6. This is another sentence.\nThere is one more, of 7 words.\n"
+    (tmp_path / "t.txt").write_text(texts)
+    words = ["pipeline=synthetic", "text_source=file", f"text_source.path={tmp_path / 't.txt'}"]
+    clips = built(tmp_path, monkeypatch, *words)
+    assert {name for _, facts in clips for name in facts} > {
+        "passage",
+        "place",
+        "start_sec",
+        "spoken",
+        "words",
+        "cer",
+    }
+    assert [facts["place"] for _, facts in clips] == [0, 1, 0]
+    for form in ("kaldi", "lhotse", "nemo"):
+        main(["manifest", f"data_dir={tmp_path}/out", f"form={form}", f"out={tmp_path}/{form}"])
+        again = tmp_path / f"{form}_again"
+        prepare_list(form, tmp_path / form, again, "split={train: 1, dev: 0, test: 0}")
+        assert list(shards(again)["train"].items()) == list(shards(tmp_path / "out")["train"].items())
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

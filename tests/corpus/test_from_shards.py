@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from omniaudio.corpus.from_shards import write_clips
+from omniaudio.corpus.from_shards import built_facts, write_clips
 from omniaudio.data.chats import chat_facts, to_clips
 from omniaudio.data.shards import ShardWriter
 from omniaudio.errors import UserError
@@ -43,6 +43,27 @@ def test_clips_are_files_and_facts_are_kept(tmp_path):
     asked, replied, alone = found
     assert chat_facts(replied.chat, "")["role"] == "assistant" and json.loads(asked.chat)["turns"] == 2
     assert (alone.chat, alone.response) == ("", "Yes.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"place": "1"}',
+        '{"place": true}',
+        '{"words": [["a", 0]]}',
+        '{"num_samples": 1}',
+        '{"role": "user"}',
+        '{"cer": NaN}',
+        '{"cer": 1' + "0" * 400 + "}",
+        '{"../x": 1}',
+        '{"spoken": "\\ud800"}',
+    ],
+)
+def test_facts_that_no_build_writes_are_refused(text):
+    with pytest.raises(UserError, match="m:1: built is .*, expected json with passage, place"):
+        built_facts(text, "m:1")
 
 
 def test_shards_without_sound_are_named(tmp_path):

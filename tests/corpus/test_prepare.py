@@ -7,6 +7,7 @@ import pytest
 from omniaudio.corpus.asterisk import AsteriskSounds
 from omniaudio.corpus.folder import AudioFolder
 from omniaudio.corpus.items import Inventory, RawItem
+from omniaudio.corpus.json_manifests import NemoManifest
 from omniaudio.corpus.manifest import read_manifest
 from omniaudio.corpus.messages import ChatMessages
 from omniaudio.corpus.prepare import Plan, fetch, inventory_key, is_prepared, prepare
@@ -211,3 +212,23 @@ def test_when_a_line_is_said_in_its_dialogue_does_not_matter_to_what_is_prepared
     item = RawItem(key="a", path=tmp_path / "a.wav", text="t", language="en", speaker="s")
     keys = [inventory_key(Inventory([replace(item, order=order)])) for order in ((), (1, 2))]
     assert keys[0] == keys[1] != inventory_key(Inventory([replace(item, text="u")]))
+
+
+def test_a_passage_of_a_build_is_in_one_split_and_what_was_prepared_before_keeps_its_key(tmp_path, make_plan):
+    lines = []
+    for i in range(48):
+        write_audio(tmp_path / "in" / f"{i}.wav", tone(0.6))
+        built = json.dumps({"passage": f"p{i // 2}", "place": i % 2})
+        lines.append(
+            json.dumps({"audio_filepath": f"{i}.wav", "text": f"say number {i}", "built": built}) + "\n"
+        )
+    (tmp_path / "in" / "list.jsonl").write_text("".join(lines))
+    prepare(NemoManifest(str(tmp_path / "in" / "list.jsonl"), "en", "n"), tmp_path / "out", make_plan())
+    places = {}
+    for split in SPLITS:
+        for entry in ShardReader(tmp_path / "out" / "shards", split).entries:
+            places.setdefault(entry.facts["passage"], []).append((split, entry.facts["place"]))
+    assert len(places) == 24 and len({split for (split, _), _ in places.values()}) == 3
+    assert all(found == [(found[0][0], 0), (found[0][0], 1)] for found in places.values())
+    item = RawItem(key="a", path=tmp_path / "a.wav", text="t", language="en", speaker="s")
+    assert inventory_key(Inventory([item])) == "3a61379d6b22e749"
