@@ -16,6 +16,7 @@ import numpy as np
 
 from omniaudio.corpus.build.pipeline import REFUSED
 from omniaudio.corpus.split import SPLITS
+from omniaudio.data.chats import HELD_OUT, count_held_out
 from omniaudio.data.index import (
     Entry,
     Listing,
@@ -35,8 +36,8 @@ from omniaudio.fingerprint import digest
 from omniaudio.frontend.text import normalise_text
 
 STAMP = "joined.json"
-HELD_OUT = "held_out"
-"""In the place of a kind: what is held out elsewhere is no document of any kind."""
+COUNTED = "clips and chats that are held out"
+"""Part of the key: folders that were joined before these were counted are joined again."""
 
 
 def shards_of(folder: Path) -> Path:
@@ -56,7 +57,8 @@ def join(folders: Sequence[Path], out: Path, refused: bool = True) -> dict[str, 
         refused: also take what builds refused (splits asr and tts), each for its own kind.
 
     Returns:
-        samples by folder and split.
+        by folder ``samples`` by split, and what is ``held_out`` of those that stand in the training split, because
+        their text or passage is in a held-out split of any folder (see ``count_held_out``).
 
     Raises:
         UserError: a folder without shards, both sorts, a key in two folders, ``out`` holds something else.
@@ -74,9 +76,11 @@ def join(folders: Sequence[Path], out: Path, refused: bool = True) -> dict[str, 
     if inside := [folder for folder in folders if here in (folder.resolve(), *folder.resolve().parents)]:
         raise UserError(f"{out}: {inside[0]} is joined into it; give another data_dir")
     target = out / "shards" if whole[0] else out
-    key = digest([[_content(place) for place in places], [_texts(folder) for folder in folders], refused])
+    key = digest(
+        [[_content(place) for place in places], [_texts(folder) for folder in folders], refused, COUNTED]
+    )
     if (known := _stamp(out)) and known["key"] == key and _is_whole(target):
-        return dict(known["samples"])
+        return known
     if out.exists() and not known and any(out.iterdir()):
         raise UserError(f"{out}: is not empty and no joined folder; give another data_dir")
     with user_os_errors(out):
@@ -98,8 +102,19 @@ def join(folders: Sequence[Path], out: Path, refused: bool = True) -> dict[str, 
     keys.check()
     if whole[0]:
         _join_texts(folders, out)
-    write_whole(out / STAMP, json.dumps({"key": key, "samples": samples}, ensure_ascii=False, indent=1))
-    return samples
+    told = {"key": key, "samples": samples, "held_out": _count_held_out(target, samples)}
+    write_whole(out / STAMP, json.dumps(told, ensure_ascii=False, indent=1))
+    return told
+
+
+def _count_held_out(target: Path, samples: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """By folder; the samples of each follow each other in the training split."""
+    reader, counts, begin = ShardReader(target, "train"), {}, 0
+    for folder, number in samples.items():
+        end = begin + sum(number.get(split, 0) for split in ("train", *REFUSED))
+        counts[folder] = count_held_out(reader, range(begin, end))
+        begin = end
+    return counts
 
 
 def _content(place: Path) -> list[str]:

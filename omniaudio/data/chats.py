@@ -18,11 +18,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+import numpy as np
+
+from omniaudio.data.index import text_number
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
 from omniaudio.sequence.chat import Message, Role, Segment
+
+if TYPE_CHECKING:
+    from omniaudio.data.shards import ShardReader
 
 ROLES: tuple[Role, ...] = get_args(Role)
 FACTS = {
@@ -36,6 +42,9 @@ FACTS = {
     "after": str,
 }
 OPTIONAL = ("before", "after")
+HELD_OUT = "held_out"
+"""Fact ``only`` of a clip that stands in a training split and is learned by no kind of document: its text or passage
+is held out in another folder that was joined to its own (omniaudio join)."""
 
 Written = tuple[int, Role, str]
 
@@ -159,6 +168,43 @@ def count_chats(clips: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         whole = len(turns) == parts[0]["turns"]
         counts["without a whole reply" if not replied else "whole" if whole else "cut"] += 1
     return dict(counts)
+
+
+def count_held_out(reader: ShardReader, items: range) -> dict[str, int]:
+    """What is held out of some samples of a split.
+
+    Returns:
+        ``clips`` that are ``HELD_OUT``; and, of the chats that have such clips, those that are ``chats_cut`` (a reply
+        is left) and those that are ``chats_lost`` by it: a chat ends before its first clip that is held out.
+    """
+    only, role, passage = (
+        reader.column(name)[items.start : items.stop] for name in ("only", "role", "passage")
+    )
+    held_out = np.flatnonzero(only == text_number(HELD_OUT))
+    counts = {"clips": len(held_out), "chats_cut": 0, "chats_lost": 0}
+    end = 0
+    for first in held_out[role[held_out] != 0].tolist():
+        if first < end or "fault" in reader.entries[items.start + first].facts:
+            continue  # counted with its chat; or refused by a build: no part of a chat
+        begin = end = first
+        while begin and passage[begin - 1] == passage[first]:
+            begin -= 1
+        while end < len(only) and passage[end] == passage[first] and only[end] in (0, only[first]):
+            end += 1
+        clips = [(reader.entries[items.start + i].facts, "a sound") for i in range(begin, end)]
+        had, left = len(to_messages(clips)), len(to_messages(clips[: first - begin]))
+        counts["chats_cut"] += 0 < left < had
+        counts["chats_lost"] += 0 == left < had
+    return counts
+
+
+def held_out_line(counts: Mapping[str, int]) -> str:
+    """What ``count_held_out`` found, in words; empty for nothing."""
+    if not counts["clips"]:
+        return ""
+    chats = f"; {counts['chats_cut']:,} chats are cut and {counts['chats_lost']:,} lost by it"
+    told = chats if counts["chats_cut"] or counts["chats_lost"] else ""
+    return f"{counts['clips']:,} clips are not learned: their text or passage is in a held-out split{told}"
 
 
 class _Turn(NamedTuple):

@@ -15,12 +15,14 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from omniaudio.data.chats import HELD_OUT, count_held_out, held_out_line
+from omniaudio.data.clip_mixture import WeightedClips
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
+from omniaudio.data.index import text_number
 from omniaudio.data.mixture import PlannedDocument, deal
 from omniaudio.data.planning import CHUNK, share_of
 from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader
-from omniaudio.data.clip_mixture import WeightedClips
 from omniaudio.data.steps import WaveSteps
 from omniaudio.sequence.show import pieces_of
 
@@ -118,21 +120,22 @@ def bars(counts: Sequence[int], unit: str, edges: Sequence[float]) -> Text:
 
 def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> Iterator[Any]:
     plan, lengths = source.plan, source.lengths
-    narrow, refused, total_sec, edges = 0, 0, 0.0, (0, 1, 2, 4, 8, 16, 30)
+    narrow, elsewhere, total_sec, edges = 0, 0, 0.0, (0, 1, 2, 4, 8, 16, 30)
     counts = np.zeros(len(edges), np.int64)
     for items in _chunks(len(lengths)):
         part = lengths[items]
-        elsewhere = np.asarray(source.reader.column("only")[items]) != 0
-        refused += int(elsewhere.sum())
-        narrow += int((np.isnan(part) & ~elsewhere).sum())
+        only = np.asarray(source.reader.column("only")[items])
+        elsewhere += int(((only != 0) & (only != text_number(HELD_OUT))).sum())
+        narrow += int((np.isnan(part) & (only == 0)).sum())
         total_sec += float(np.nansum(part))
         counts += np.histogram(part[~np.isnan(part)], [*edges, np.inf])[0]
     yield Text(f"clips as they are cropped (at most {source.crop_sec:g} s)")
     yield bars(counts.tolist(), "s", edges)
     if narrow:
         yield Text(f"  {narrow:,} clips are left out: their sound ends too low (min_band_hz)")
-    if refused:
-        yield Text(f"  {refused:,} clips are left out: only a language model is to learn from them")
+    if elsewhere:
+        yield Text(f"  {elsewhere:,} clips are left out: only a language model is to learn from them")
+    yield from _held_out(source.reader)
     steps = [plan[step] for step in range(planned)]
     costs = np.array([lengths[np.array(step)].max() * len(step) for step in steps])
     real = np.array([lengths[np.array(step)].sum() for step in steps])
@@ -153,7 +156,9 @@ def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> I
         yield _corpora(plan, real.mean() * max_steps, planned)
     else:
         epoch = total_sec / real.mean()
-        yield Text(f"  an epoch has about {epoch:,.0f} steps; {max_steps:,} steps are {max_steps / epoch:.3g} epochs")
+        yield Text(
+            f"  an epoch has about {epoch:,.0f} steps; {max_steps:,} steps are {max_steps / epoch:.3g} epochs"
+        )
 
 
 def _corpora(plan: WeightedClips, total_sec: float, planned: int) -> Table:
@@ -214,6 +219,13 @@ def _documents(
         f"  largest batch of one of {num_parts} parts: {max(parts):,} positions; no padding\n"
         f"  longer than {plan.longest:,} positions, left out: {left_out or 'none'}"
     )
+    if isinstance(source, DocumentSteps):
+        yield from _held_out(source.reader)
+
+
+def _held_out(reader: ShardReader) -> Iterator[Text]:
+    if told := held_out_line(count_held_out(reader, range(len(reader)))):
+        yield Text(f"  {told} of a folder that was joined")
 
 
 def seconds_of(source: DocumentSteps | TextSteps, document: PlannedDocument) -> float:

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from omniaudio.cli.main import main
 from omniaudio.corpus.build.pipeline import join as join_jobs
 from omniaudio.corpus.build.pipeline import make_jobs
 from omniaudio.corpus.join import join
+from omniaudio.data.chats import to_clips
 from omniaudio.data.compose import DocumentComposer
 from omniaudio.data.document_steps import DocumentSteps
 from omniaudio.data.mixture import Mixture
@@ -59,8 +61,9 @@ def entries(folder, split):
 
 def test_all_samples_of_all_folders_are_there_and_whole(built, prepared, tmp_path):
     out = tmp_path / "both"
-    samples = join([prepared, built], out)
+    joined = join([prepared, built], out)
     refused = entries(built / "shards", "asr")
+    samples = joined["samples"]
     assert refused and samples[str(built)]["asr"] == len(refused)
     for split in ("train", "dev", "test"):
         reader = ShardReader(out / "shards", split)
@@ -144,6 +147,48 @@ def test_what_one_folder_holds_out_another_does_not_train_on(prepared, tmp_path)
     (prepared / "texts" / "train.txt").write_text("train 0\ntwo of p01\n")
 
 
+def spoken_chats(folder, chats, dev=()):
+    """A prepared folder of chats in which user and assistant speak in turn, and of texts that it holds out."""
+    with ShardWriter(folder / "shards", "train") as train, ShardWriter(folder / "shards", "dev") as held_out:
+        common = {"language": "en", "speaker": "s", "corpus": folder.name}
+        sound, common = (
+            encode_audio(tone(0.5, 0.3), RATE),
+            {**common, "sample_rate_hz": RATE, "num_samples": RATE // 2},
+        )
+        for name, said in chats.items():
+            turns = [
+                (("user", "assistant")[turn % 2], [text]) for turn, text in enumerate(map(str.encode, said))
+            ]
+            for place, (text, facts) in enumerate(to_clips(turns, name)):
+                train.write(f"{name}-{place}", {"flac": sound}, {**common, **facts, "text": text.decode()})
+        for place, text in enumerate(dev):
+            held_out.write(f"{folder.name}-{place}", {"flac": sound}, {**common, "text": text})
+
+
+def test_what_is_held_out_elsewhere_and_the_chats_that_end_there_are_counted(tmp_path, capsys):
+    chats = {
+        "cut": ["Hi.", "Hello.", "Okay.", "Fine.", "Bye.", "okay!"],
+        "lost": ["Okay", "Yes."],
+        "whole": ["Who?", "I."],
+        "unharmed": ["Where?", "Here.", "Okay."],  # nobody replied to it
+    }
+    spoken_chats(tmp_path / "chats", chats)
+    spoken_chats(tmp_path / "other", {"more": ["Why?", "So."]}, dev=["okay"])
+    main(["join", f"folders=[{tmp_path}/chats,{tmp_path}/other]", f"data_dir={tmp_path}/both"])
+    told = (
+        f"  {tmp_path}/chats: train 13\n    of these, 4 clips are not learned: their text or passage is in a held-out "
+        f"split; 1 chats are cut and 1 lost by it\n  {tmp_path}/other: train 2, dev 1\njoined"
+    )
+    assert told in capsys.readouterr().out
+    counts = json.loads((tmp_path / "both" / "joined.json").read_text())["held_out"]
+    assert counts[f"{tmp_path}/chats"] == {"clips": 4, "chats_cut": 1, "chats_lost": 1}
+    assert counts[f"{tmp_path}/other"] == {"clips": 0, "chats_cut": 0, "chats_lost": 0}
+    composer = coded(tmp_path / "both" / "shards", tmp_path / "codes")
+    groups = composer.groups("sft_chat", 0, 0)
+    learned_of = {composer.reader.entries[group[0]].facts["passage"]: len(group) for group in groups}
+    assert learned_of == {"cut": 2, "whole": 2, "unharmed": 2, "more": 2}, "as it was counted"
+
+
 def test_code_shards_are_joined_and_trained_on(tmp_path):
     for name, corpus in (("one", "a"), ("other", "b")):
         with ShardWriter(tmp_path / name, "train", fingerprint={"codebook_sizes": [8, 4]}) as writer:
@@ -187,7 +232,7 @@ def test_done_it_stays_and_a_broken_one_is_made_anew(built, prepared, tmp_path):
         "a link takes no space"
     )
     stamp = (out / "joined.json").stat().st_mtime_ns
-    assert join([prepared, built], out)[str(prepared)] == {"train": 5, "dev": 2, "test": 1}
+    assert join([prepared, built], out)["samples"][str(prepared)] == {"train": 5, "dev": 2, "test": 1}
     assert (out / "joined.json").stat().st_mtime_ns == stamp
     tar.unlink()
     join([prepared, built], out)
@@ -196,7 +241,7 @@ def test_done_it_stays_and_a_broken_one_is_made_anew(built, prepared, tmp_path):
     (out / "shards" / "train.shards.json").unlink()
     join([prepared, built], out)
     assert len(ShardReader(out / "shards", "train")) > 5
-    assert "asr" not in join([prepared, built], out, refused=False)[str(built)]
+    assert "asr" not in join([prepared, built], out, refused=False)["samples"][str(built)]
     assert not any("fault" in entry.facts for entry in entries(out / "shards", "train"))
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from omniaudio.data.clip_mixture import ClipMixture
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.mixture import Mixture, PlannedDocument
 from omniaudio.data.preflight import as_html, histogram, preflight, seconds_of
 from omniaudio.data.shards import ShardWriter, dump_npy
-from omniaudio.data.clip_mixture import ClipMixture
 from omniaudio.data.steps import WaveSteps
 from omniaudio.frontend.audio import encode_audio
 from omniaudio.frontend.text import TextTokenizer
@@ -50,7 +50,13 @@ def told(source, **settings):
 
 def test_hours_padding_and_epochs_of_clips(folder):
     source = WaveSteps(
-        folder / "audio", "train", RATE, batch_sec=4, crop_sec=2, min_band_hz=8000, mixture=ClipMixture(weights={"aqa": 1})
+        folder / "audio",
+        "train",
+        RATE,
+        batch_sec=4,
+        crop_sec=2,
+        min_band_hz=8000,
+        mixture=ClipMixture(weights={"aqa": 1}),
     )
     page = told(source, max_steps=9, num_parts=2)
     rows = [line.replace("│", " ").split() for line in page.splitlines()]
@@ -61,6 +67,22 @@ def test_hours_padding_and_epochs_of_clips(folder):
     assert "4.0 s with padding, of 4 allowed; 0.0% are padding" in page or "3.7 s with padding" in page
     assert "an epoch has about 3 steps; 9 steps are 3 epochs" in page
     assert "s of audio>" in page
+
+
+def test_clips_that_are_held_out_are_not_told_as_refused(tmp_path):
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, only in enumerate(("", "asr", "held_out", "held_out")):
+            facts = {"language": "en", "text": "a", "num_samples": RATE, "sample_rate_hz": RATE}
+            facts |= {"only": only} if only else {}
+            writer.write(f"{i}", {"flac": b""}, facts)
+    page = told(
+        WaveSteps(tmp_path, "train", RATE, batch_sec=4, crop_sec=2), max_steps=1, num_planned=1, show=0
+    )
+    assert "1 clips are left out: only a language model is to learn" in page
+    assert (
+        "2 clips are not learned: their text or passage is in a held-out split of a folder that was joined"
+        in page
+    )
 
 
 def test_a_stage_without_steps_reads_no_data(folder):
