@@ -3,6 +3,7 @@ import json
 import pytest
 
 from omniaudio.corpus.from_shards import built_facts, write_clips
+from omniaudio.corpus.join import join
 from omniaudio.data.chats import chat_facts, to_clips
 from omniaudio.data.shards import ShardWriter
 from omniaudio.errors import UserError
@@ -43,6 +44,23 @@ def test_clips_are_files_and_facts_are_kept(tmp_path):
     asked, replied, alone = found
     assert chat_facts(replied.chat, "")["role"] == "assistant" and json.loads(asked.chat)["turns"] == 2
     assert (alone.chat, alone.response) == ("", "Yes.")
+
+
+def test_what_a_join_takes_for_one_kind_or_none_is_in_no_list(tmp_path):
+    """Another reader of the same tars would train on it: only the index tells."""
+    built, other = tmp_path / "built" / "shards", tmp_path / "other" / "shards"
+    make_shards(built, ["train", "asr"])
+    (held_out, *_) = make_shards(other, ["dev"])["dev"]
+    with ShardWriter(other, "train") as writer:
+        for key, text in (("kept", "new"), ("left", held_out["text"])):
+            facts = {
+                name: held_out[name]
+                for name in ("sample_rate_hz", "num_samples", "language", "speaker", "corpus")
+            }
+            writer.write(key, {"flac": held_out["flac"]}, {**facts, "text": text})
+    join([built.parent, other.parent], tmp_path / "both")
+    found = write_clips(tmp_path / "both" / "shards", "train", tmp_path / "clips")
+    assert [u.key for u in found] == [f"train-000/{i:04d}" for i in range(3)] + ["kept"]
 
 
 @pytest.mark.parametrize(
