@@ -26,6 +26,7 @@ from omniaudio.stage import Stage, without
 def main(config: dict[str, Any]) -> None:
     """Do the jobs that are not done, then join them."""
     from omniaudio.corpus.build.pipeline import is_whole, join, make_jobs
+    from omniaudio.corpus.build.sources import Recordings
     from omniaudio.files import user_os_errors, write_whole
     from omniaudio.fingerprint import digest
 
@@ -37,6 +38,9 @@ def main(config: dict[str, Any]) -> None:
     sources = list(pipeline.source.sources(folder / "raw"))
     if not sources:
         raise UserError("pipeline.source: there is nothing to build from")
+    ignored = pipeline.source.ignored() if isinstance(pipeline.source, Recordings) else {}
+    for reason, count in ignored.items():
+        record.log(f"{reason}: {count:,}")
     jobs = make_jobs(sources, config["sources_per_job"])
     decisive = without(config["pipeline"], {"headers", "device", "batch_size"})  # another machine may go on
     key = digest([decisive, config["sources_per_job"], sources])

@@ -7,18 +7,44 @@ Transcripts are looked for in this order, and all must come from one place:
 3. beside every recording a ``.txt`` of the same name.
 
 No header line; UTF-8. An id is the recording's path in the folder, with or without its ending; its bare name
-is enough where only one recording has it.
+is enough where only one recording has it. Other files are not read; they are counted by their endings.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from omniaudio.corpus.items import Inventory, RawItem, clean_key, unique_keys
+from omniaudio.corpus.items import Inventory, LeftOut, RawItem, clean_key, unique_keys
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import AUDIO_ENDINGS
 
 TABLES = (("transcripts.tsv", "\t"), ("metadata.csv", "|"))
+
+
+def recordings_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Recordings in a folder and all below it, and the files that are none and belong to none, by their names; both
+    sorted. Hidden files are not looked at."""
+    every = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    recordings = [path for path in every if path.suffix.lower() in AUDIO_ENDINGS]
+    names = {path.with_suffix("") for path in recordings}
+    others = [
+        path
+        for path in every
+        if path.suffix.lower() not in AUDIO_ENDINGS
+        and path.with_suffix("") not in names
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    return recordings, others
+
+
+def not_read(path: Path) -> str:
+    """Why a file is taken for nothing: its ending, which is not one of recordings."""
+    return (
+        f"files ending in {path.suffix.lower()} are not read"
+        if path.suffix
+        else "files without an ending are not read"
+    )
 
 
 class AudioFolder:
@@ -49,12 +75,20 @@ class AudioFolder:
 
     def inventory(self, folder: Path) -> Inventory:
         self.fetch(folder)
-        recordings = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in AUDIO_ENDINGS)
+        recordings, others = recordings_in(self.folder)
+        others = [path for path in others if path.parent != self.folder or path.name not in dict(TABLES)]
         if not recordings:
+            found = ", ".join(f"{count} {reason}" for reason, count in Counter(map(not_read, others)).items())
             raise UserError(
-                f"corpus.folder {self.folder}: no recordings; "
-                f"files must end in one of {', '.join(AUDIO_ENDINGS)}"
+                f"corpus.folder {self.folder}: no recordings; files must end in one of {', '.join(AUDIO_ENDINGS)}"
+                + (f" ({found})" if found else "")
             )
+        left_out = [
+            LeftOut(name=path.relative_to(self.folder).as_posix(), reason=not_read(path)) for path in others
+        ]
+        return Inventory(self._items(recordings), left_out)
+
+    def _items(self, recordings: list[Path]) -> list[RawItem]:
         for name, separator in TABLES:
             if (self.folder / name).is_file():
                 return self._from_table(self.folder / name, separator, recordings)
@@ -63,7 +97,7 @@ class AudioFolder:
                 f"corpus.folder {self.folder}: no transcripts; give transcripts.tsv (id<TAB>text), "
                 f"metadata.csv (id|text) or a .txt beside every recording"
             )
-        return Inventory(unique_keys([self._with_text_beside(path) for path in recordings]))
+        return unique_keys([self._with_text_beside(path) for path in recordings])
 
     def attribution(self) -> str:
         return f"{self.name}: {self.licence}"
@@ -77,7 +111,7 @@ class AudioFolder:
         except UnicodeDecodeError:
             return self._item(path, None, fault="transcript not UTF-8")
 
-    def _from_table(self, table: Path, separator: str, recordings: list[Path]) -> Inventory:
+    def _from_table(self, table: Path, separator: str, recordings: list[Path]) -> list[RawItem]:
         try:
             lines = table.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
@@ -96,7 +130,7 @@ class AudioFolder:
             items.append(self._row_item(places, columns[0], columns[1], *extra))
         used = {item.path for item in items}
         items += [self._item(path, None) for path in recordings if path not in used]
-        return Inventory(unique_keys(items))
+        return unique_keys(items)
 
     def _places(self, recordings: list[Path]) -> dict[str, list[Path]]:
         """Recordings by all names that an id may have."""

@@ -47,10 +47,13 @@ class RawItem:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Something that the corpus holds and that is not speech with a text by its own account."""
+    """Something that the corpus holds and that is not speech with a text by its own account; or that is ``bad``: it
+    should be, and cannot be used."""
 
     name: str
-    reason: str
+    reason: str  # one for many: they are counted by it
+    detail: str = ""
+    bad: bool = False
 
 
 @dataclass(frozen=True)

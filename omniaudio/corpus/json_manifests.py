@@ -1,7 +1,7 @@
 """Lists of recordings as json lines, both ways: Lhotse cuts, NeMo manifests; and Hugging Face audio folders.
 
 Facts of an utterance that a format has no field for stand in its place for custom ones, so nothing is lost.
-A line that cannot be used is left out and counted; a file of which no line can be used is an error.
+A line that cannot be used is counted as bad; a file of which no line can be used is an error.
 """
 
 from __future__ import annotations
@@ -141,9 +141,14 @@ def _source(sources: Sequence[Fields], channel: int | list[int]) -> tuple[str, i
         if one in channels:
             return source("source", str), None if len(channels) == 1 else channels.index(one)
     if len(sources) > 1:
-        raise LineError(sources[0].where, f"none of {len(sources)} files has the channel {channel}")
+        raise LineError(
+            sources[0].where,
+            f"none of {len(sources)} files has the channel {channel}",
+            "channel that no file has",
+        )
     if isinstance(one, list) and set(one) != set(sources[0]("channels", list, [0])):
-        raise LineError(sources[0].where, f"channels {one} are neither one nor all of its file")
+        what = f"channels {one} are neither one nor all of its file"
+        raise LineError(sources[0].where, what, "channels that are neither one nor all of a file")
     return sources[0]("source", str), None if isinstance(one, list) else one
 
 
@@ -299,18 +304,21 @@ def write_nemo(utterances: Sequence[Utterance], home: Path, folder: Path) -> Non
 
 
 class LineError(UserError):
-    """A line of a list, or a part of it, that cannot be used."""
+    """A line of a list, or a part of it, that cannot be used; ``reason`` is ``what`` without the line's own values."""
 
-    def __init__(self, where: str, what: str) -> None:
+    def __init__(self, where: str, what: str, reason: str = "") -> None:
         super().__init__(f"{where}: {what}")
-        self.where, self.what = where, what
+        self.where, self.what, self.reason = where, what, reason or what
+
+    def left_out(self) -> LeftOut:
+        return LeftOut(name=self.where, reason=self.reason, detail=self.what, bad=True)
 
 
 def read_lines(
     lines: Iterable[tuple[str, dict[str, Any] | LineError]],
     read: Callable[[dict[str, Any], str], Iterable[X]],
 ) -> list[X | LeftOut]:
-    """What ``read`` makes of every line; one that it cannot use is left out.
+    """What ``read`` makes of every line; one that it cannot use is left out as bad.
 
     Raises:
         UserError: no line can be used.
@@ -324,12 +332,12 @@ def read_lines(
             found += list(read(line, where))  # all of a line or nothing
         except LineError as error:
             bad.append(error)
-            found.append(LeftOut(name=error.where, reason=error.what))
+            found.append(error.left_out())
         except (ValueError, OverflowError) as error:  # a path with a zero byte, an offset that is no number
             if isinstance(error, UserError):
                 raise
-            bad.append(LineError(where, str(error)))
-            found.append(LeftOut(name=where, reason=str(error)))
+            bad.append(LineError(where, str(error), "value that cannot be used"))
+            found.append(bad[-1].left_out())
     if bad and len(bad) == len(found):
         others = " (nor can any other line of it be used)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{others}")
@@ -354,7 +362,7 @@ def _json_object(line: str, where: str) -> dict[str, Any] | LineError:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return LineError(where, f"not valid json ({error})")
+        return LineError(where, f"not valid json ({error})", "not valid json")
     return (
         found
         if isinstance(found, dict)
@@ -379,9 +387,12 @@ class Fields:
             return default
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = getattr(kind, "__name__", str(kind))
-            raise LineError(self.where, f"{name} is {_short(value)}, expected {wanted}")
+            raise LineError(
+                self.where, f"{name} is {_short(value)}, expected {wanted}", f"{name} is no {wanted}"
+            )
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise LineError(self.where, f"{name} is {value[:80]!a}, which is no text (half a character)")
+            what = "which is no text (half a character)"
+            raise LineError(self.where, f"{name} is {value[:80]!a}, {what}", f"{name} holds half a character")
         return value
 
 
@@ -400,13 +411,16 @@ def _more(found: Mapping[str, Any], where: str) -> dict[str, Any]:
             if facts[name]:
                 facts_of(facts[name], where)
         except UserError as error:
-            raise LineError(where, str(error).removeprefix(f"{where}: ")) from error
+            what = str(error).removeprefix(f"{where}: ")
+            raise LineError(where, what, f"{name} is not as expected") from error
     response = field("response", str, "")
     numbers: dict[str, int] = {}
     for name in ("band_hz", "sample_rate_hz"):
         given = str(field(name, int | float | str, 0) or 0)
         if not given.replace(".", "", 1).isdecimal():
-            raise LineError(where, f"{name} is {given!r}, expected a frequency in Hz")
+            raise LineError(
+                where, f"{name} is {given!r}, expected a frequency in Hz", f"{name} is no frequency"
+            )
         numbers[name] = int(float(given))
     rate_hz = numbers["sample_rate_hz"] or None
     return {**facts, **numbers, "sample_rate_hz": rate_hz, "response": (response,) if response else ()}

@@ -62,7 +62,7 @@ class ChatMessages(Listed):
             role = SAME_ROLE.get(found("role", str), found("role", str))
             if role not in ROLES or (role == "system" and place):
                 expected = "system (the first only), user, assistant"
-                raise LineError(found.where, f"the role is {role!r}, expected {expected}")
+                raise LineError(found.where, f"the role is {role!r}, expected {expected}", "unknown role")
             if parts := [part for part in self._parts(message, role, found.where, home) if part != ""]:
                 messages.append((role, parts))
                 speakers.append(str(message.get("name") or message["role"]))
@@ -102,7 +102,8 @@ class ChatMessages(Listed):
                 words = field("transcript", str, field("text", str, None))
                 yield self._sound(part.get(kind, part), words, here, home)
             else:
-                raise LineError(here, f"type {kind!r}, expected text, {', '.join(SOUNDS)}")
+                what = f"type {kind!r}, expected text, {', '.join(SOUNDS)}"
+                raise LineError(here, what, "part of an unknown type")
         if not content and audio is None:
             raise LineError(where, "has neither content nor audio")
 
@@ -113,7 +114,8 @@ class ChatMessages(Listed):
         given = field("path", str, None) or field("url", str, None)
         if given is not None and not given.startswith("data:"):
             if "://" in given and not given.startswith("file://"):
-                raise LineError(where, f"{given[:80]} is not on this machine; fetch it, and name the file")
+                what = f"{given[:80]} is not on this machine; fetch it, and name the file"
+                raise LineError(where, what, "sound that is not on this machine")
             return Sound((home / given.removeprefix("file://")).resolve(), words)
         ending = field("format", str, "wav")
         if given is not None:
@@ -124,7 +126,7 @@ class ChatMessages(Listed):
         try:
             content = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise LineError(where, f"data is not base64 ({error})") from error
+            raise LineError(where, f"data is not base64 ({error})", "data is not base64") from error
         path = self._decoded / f"{hashlib.sha256(content).hexdigest()[:32]}.{clean_key(ending)}"
         if not path.is_file():
             write_whole(path, content)

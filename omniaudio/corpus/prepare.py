@@ -25,7 +25,7 @@ from typing import Any
 
 from omniaudio.corpus.checks import Checks, Finding
 from omniaudio.corpus.from_shards import built_facts
-from omniaudio.corpus.items import Corpus, Inventory, RawItem
+from omniaudio.corpus.items import Corpus, Inventory, LeftOut, RawItem
 from omniaudio.corpus.manifest import write_manifest
 from omniaudio.corpus.split import SPLITS, check_fractions, split_of
 from omniaudio.corpus.texts import TextSource
@@ -99,7 +99,7 @@ def inventory_key(inventory: Inventory) -> str:
             del facts["built"]  # what was prepared before there was such a fact stays
         del facts["order"]  # of dialogues alone: what is prepared does not depend on it
         state.append([facts, size_time])
-    return digest([state, [dataclasses.asdict(entry) for entry in inventory.left_out]])
+    return digest([state, [{"name": entry.name, "reason": entry.reason} for entry in inventory.left_out]])
 
 
 def prepare(corpus: Corpus, folder: str | Path, plan: Plan) -> dict[str, Any]:
@@ -253,7 +253,9 @@ def _write_texts(folder: Path, inventory: Inventory, splits: list[str | None], p
 
 def _report(inventory: Inventory, findings: list[Finding], splits: list[str | None]) -> dict[str, Any]:
     pairs = list(zip(inventory.items, findings, strict=True))
-    bad = [(item, finding) for item, finding in pairs if finding.reason]
+    refused = [LeftOut(name=i.key, reason=f.reason, detail=f.detail, bad=True) for i, f in pairs if f.reason]
+    unusable = [entry for entry in inventory.left_out if entry.bad]
+    bad, left_out = [*refused, *unusable], [entry for entry in inventory.left_out if not entry.bad]
     clips: dict[str, Counter[str]] = {}
     seconds: dict[str, Counter[str]] = {}
     for (item, finding), split in zip(pairs, splits, strict=True):
@@ -268,15 +270,15 @@ def _report(inventory: Inventory, findings: list[Finding], splits: list[str | No
         if item.chat and not finding.reason
     ]
     return {
-        "num_items": len(pairs),
-        "num_good": len(pairs) - len(bad),
+        "num_items": len(pairs) + len(unusable),
+        "num_good": len(pairs) - len(refused),
         **({"chats": count_chats(chats)} if chats else {}),
-        "bad": _counts(finding.reason or "" for _, finding in bad),
-        "left_out": _counts(entry.reason for entry in inventory.left_out),
+        "bad": _counts(entry.reason for entry in bad),
+        "left_out": _counts(entry.reason for entry in left_out),
         "clips": clips,
         "hours": hours,
-        "bad_items": [{"key": i.key, "reason": f.reason, "detail": f.detail} for i, f in bad],
-        "left_out_items": [dataclasses.asdict(entry) for entry in inventory.left_out],
+        "bad_items": [{"key": e.name, "reason": e.reason, "detail": e.detail} for e in bad],
+        "left_out_items": [{"name": e.name, "reason": e.reason} for e in left_out],
     }
 
 

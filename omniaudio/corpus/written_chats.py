@@ -90,6 +90,6 @@ def _read(line: dict[str, Any], where: str) -> Chat:
         role, content = told("role", str), told("content", str)
         if role not in ROLES or (role == "system" and place):
             expected = "system (the first only), user, assistant"
-            raise LineError(told.where, f"the role is {role!r}, expected {expected}")
+            raise LineError(told.where, f"the role is {role!r}, expected {expected}", "unknown role")
         chat.append((role, content))
     return chat

@@ -176,13 +176,15 @@ def test_the_pipeline_of_dialogues(tmp_path, monkeypatch):
     assert found[0][1]["words"] == [[" Hi", 0.0, 1.0], [" Bob.", 1.0, 2.0]]
 
 
-def test_the_pipeline_of_recordings(tmp_path, monkeypatch):
+def test_the_pipeline_of_recordings(tmp_path, monkeypatch, capsys):
     voice = Voice("en-us+m3", {"rate": 160, "pitch": 50})
     speech = EspeakNg().speak("Please hold the line while we connect your call.", voice, "en", 16_000)
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.wav", np.concatenate([speech, np.zeros(8000, np.float32)]), 16_000)
     given = [f"pipeline.source.folder={tmp_path / 'in'}", "pipeline.source.language=en"]
+    (tmp_path / "in" / "b.mp4").write_bytes(b"")
     (_, first), (_, second) = built(tmp_path, monkeypatch, "pipeline=crawled", *given)
+    assert "files ending in .mp4 are not read: 1" in capsys.readouterr().out
     assert (first["text"], second["text"], second["place"]) == ("First one.", "Second one.", 1)
     assert second["words"][0][:2] == [" Second one.", 0.0] and second["confidence"] == 0.9
     assert first["speaker"] == second["speaker"] and first["speaker"].endswith("-s0")

@@ -51,7 +51,7 @@ def test_transcripts_tsv(tmp_path):
         (None, "x", "en", None, True),  # x/b.wav and z.wav stand in no row: counted as bad
         (None, "folder", "en", None, True),
     ]
-    assert not inventory.left_out
+    assert not inventory.left_out, "the table belongs to them"
     assert all(tmp_path in item.path.resolve().parents for item in inventory.items)
 
 
@@ -70,6 +70,35 @@ def test_keys_that_come_twice_are_marked(tmp_path):
         ("a_b", None),
         ("a_b__2", "duplicate key"),
     ]
+
+
+def test_files_of_other_endings_are_counted(tmp_path):
+    names = (
+        "a.txt",
+        "a.vtt",
+        "b.aiff",
+        "b.txt",
+        "sub/c.MP4",
+        "sub/metadata.csv",
+        "LICENSE",
+        ".hidden/d.wma",
+        ".e",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("Hi")
+    with pytest.raises(UserError, match=r"no recordings; .*files ending in \.aiff are not read"):
+        items_of(tmp_path)
+    write_audio(tmp_path / "a.wav")
+    found = AudioFolder(str(tmp_path), "en").inventory(tmp_path)
+    assert [item.key for item in found.items] == ["a"] and not any(entry.bad for entry in found.left_out)
+    assert {entry.name: entry.reason for entry in found.left_out} == {
+        "LICENSE": "files without an ending are not read",
+        "b.aiff": "files ending in .aiff are not read",
+        "b.txt": "files ending in .txt are not read",
+        "sub/c.MP4": "files ending in .mp4 are not read",
+        "sub/metadata.csv": "files ending in .csv are not read",
+    }
 
 
 def test_mistakes_are_one_line(tmp_path):

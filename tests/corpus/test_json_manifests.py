@@ -136,7 +136,7 @@ def test_the_file_of_a_channel_is_taken(tmp_path):
     path = lines(tmp_path / "cuts.jsonl", {**CUT, "channel": 1, "recording": recording}, both)
     found = LhotseCuts(path, "de", "lhotse").inventory(tmp_path)
     assert [(item.path, item.channel) for item in found.items] == [(tmp_path / "1.wav", None)]
-    assert [entry.reason for entry in found.left_out] == ["none of 2 files has the channel [0, 1]"]
+    assert [entry.detail for entry in found.left_out] == ["none of 2 files has the channel [0, 1]"]
 
 
 def test_lines_that_cannot_be_used_are_counted(tmp_path):
@@ -147,9 +147,13 @@ def test_lines_that_cannot_be_used_are_counted(tmp_path):
     found = NemoManifest(path, "en", "nemo").inventory(tmp_path)
     assert [item.key for item in found.items] == ["a", "b"]
     assert [entry.name for entry in found.left_out] == [f"{path}:{number}" for number in (2, 3, 4, 6)]
-    reasons = [entry.reason for entry in found.left_out]
-    assert reasons[:2] == ["audio_filepath is None, expected str", "a list, expected an object"]
-    assert reasons[2].startswith("chat is '{}', expected json") and reasons[3].startswith("not valid json")
+    told = [entry.detail for entry in found.left_out]
+    assert told[:2] == ["audio_filepath is None, expected str", "a list, expected an object"]
+    assert told[2].startswith("chat is '{}', expected json") and told[3].startswith("not valid json (Unterm")
+    assert [(entry.reason, entry.bad) for entry in found.left_out] == [
+        ("audio_filepath is no str", True), ("a list, expected an object", True), ("chat is not as expected", True),
+        ("not valid json", True),
+    ]  # fmt: skip
     bad = lines(tmp_path / "bad.json", {"text": "x"}, [1])
     with pytest.raises(UserError, match=r"bad\.json:1: audio_filepath is None.*nor can any other line"):
         NemoManifest({"train": path, "dev": bad}, "en", "nemo").inventory(tmp_path)

@@ -97,10 +97,11 @@ def test_chats_that_cannot_be_used_are_counted(tmp_path):
     found = corpus_of(tmp_path, *chats, good).inventory(tmp_path)
     assert [item.key for item in found.items] == ["a/0000"], "the bad chat of the same id does not count"
     path = tmp_path / "chats.jsonl"
-    assert [(entry.name, entry.reason) for entry in found.left_out] == [
+    assert [(entry.name, entry.detail) for entry in found.left_out] == [
         (f"{path}:1: message 1, part 1", "type 'image_url', expected text, input_audio, audio, audio_url"),
         (f"{path}:2: message 1", "the role is 'tool', expected system (the first only), user, assistant"),
     ]
+    assert [entry.reason for entry in found.left_out] == ["part of an unknown type", "unknown role"]
 
 
 def test_empty_texts_and_messages_of_nothing_else_are_taken_out(tmp_path):

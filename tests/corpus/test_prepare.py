@@ -232,3 +232,30 @@ def test_a_passage_of_a_build_is_in_one_split_and_what_was_prepared_before_keeps
     assert all(found == [(found[0][0], 0), (found[0][0], 1)] for found in places.values())
     item = RawItem(key="a", path=tmp_path / "a.wav", text="t", language="en", speaker="s")
     assert inventory_key(Inventory([item])) == "3a61379d6b22e749"
+
+
+def test_lines_that_cannot_be_used_are_bad_and_what_a_list_means_to_leave_out_is_not(tmp_path, make_plan):
+    for i in range(24):
+        write_audio(tmp_path / "in" / f"{i}.wav", tone(0.6))
+    say = {"role": "user", "content": [{"type": "audio", "audio": "0.wav"}]}
+    good = [
+        {"id": f"c{i}", "messages": [{**say, "content": [{"type": "audio", "audio": f"{i}.wav"}]}]}
+        for i in range(24)
+    ]
+    written = [{"id": f"w{i}", "messages": [{"role": "user", "content": "Only written."}]} for i in range(12)]
+    lines = [json.dumps(line) for line in (*good, *written)]
+    path = tmp_path / "in" / "chats.jsonl"
+    path.write_text("\n".join([*lines, '{"id"', '{"messages": "x"}', '{"messages": 1']))
+    corpus = ChatMessages(str(path), "en", "chats")
+    with pytest.raises(
+        UserError, match=r"3 of 27 recordings are bad \(not valid json: 2, messages is no list: 1; .*:37"
+    ):
+        prepare(corpus, tmp_path / "out", make_plan())
+    report = prepare(corpus, tmp_path / "out", make_plan(checks={"max_bad_share": 0.2}))
+    assert report["bad"] == {"not valid json": 2, "messages is no list": 1}
+    assert report["left_out"] == {"chat without a sound": 12} and (
+        report["num_good"],
+        report["num_items"],
+    ) == (24, 27)
+    assert [item["key"] for item in report["bad_items"]] == [f"{path}:{number}" for number in (37, 38, 39)]
+    assert "line 2 column 1" in report["bad_items"][0]["detail"]

@@ -73,5 +73,7 @@ def test_lines_that_are_no_chat_keep_their_place(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in (good, {"instruction": "x"}, good)))
     chat = [("user", "Greet."), ("assistant", "Hello")]
-    bad = LeftOut(name=f"{path}:2", reason="output is None, expected str")
+    bad = LeftOut(
+        name=f"{path}:2", reason="output is no str", detail="output is None, expected str", bad=True
+    )
     assert ChatFile(str(path)).chats() == [chat, bad, chat]

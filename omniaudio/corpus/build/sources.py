@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 
 from omniaudio.corpus.build.segment import Segment
 from omniaudio.corpus.checks import audio_reason
+from omniaudio.corpus.folder import not_read, recordings_in
 from omniaudio.corpus.items import Corpus, LeftOut, short_key
 from omniaudio.corpus.texts import TextSource
 from omniaudio.corpus.written_chats import ChatSource
 from omniaudio.data.chats import Written
 from omniaudio.errors import UserError
-from omniaudio.frontend.audio import AUDIO_ENDINGS, decode_mono_at
+from omniaudio.frontend.audio import decode_mono_at
 
 
 class Source(Protocol):
@@ -121,14 +123,13 @@ class Recordings:
     def sources(self, raw: Path) -> Iterator[Mapping[str, Any]]:
         if not self.folder.is_dir():
             raise UserError(f"pipeline.source.folder {self.folder}: no such folder")
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in AUDIO_ENDINGS:
-                name, stat = path.relative_to(self.folder).as_posix(), path.stat()
-                yield {
-                    "key": short_key(name),
-                    "path": str(path),
-                    "size_time": [stat.st_size, stat.st_mtime_ns],
-                }
+        for path in recordings_in(self.folder)[0]:
+            name, stat = path.relative_to(self.folder).as_posix(), path.stat()
+            yield {"key": short_key(name), "path": str(path), "size_time": [stat.st_size, stat.st_mtime_ns]}
+
+    def ignored(self) -> dict[str, int]:
+        """How many files of the folder are no sources, by reason."""
+        return dict(sorted(Counter(map(not_read, recordings_in(self.folder)[1])).items()))
 
     def __call__(self, source: Mapping[str, Any]) -> list[Segment]:
         key = source["key"]

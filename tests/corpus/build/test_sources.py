@@ -31,6 +31,13 @@ def test_every_recording_is_a_source(tmp_path):
     source = Recordings(str(tmp_path), "de")
     found = list(source.sources(tmp_path))
     assert [entry["key"][:5] for entry in found] == ["a_mp3", "b-c_w"] and json.dumps(found)
+    for name in ("a.txt", "b/d.wma", "b/e.WMA", "b/e.json"):
+        (tmp_path / name).write_text("")
+    assert list(source.sources(tmp_path)) == found
+    assert source.ignored() == {
+        "files ending in .json are not read": 1,
+        "files ending in .wma are not read": 2,
+    }
     (bad,), (good,) = map(source, found)
     assert bad.fault == "unreadable audio"
     assert (good.rate_hz, len(good.wav_N), good.language, good.fault) == (16_000, 8000, "de", "")
