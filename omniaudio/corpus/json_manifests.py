@@ -208,13 +208,19 @@ class HuggingFaceFolder(Listed):
     ) -> None:
         self.folder, self.text_column = Path(folder).resolve(), text_column
         names = {"": ("",), "train": ("train",), "dev": ("validation", "dev", "valid"), "test": ("test",)}
-        files = {
-            split: path
-            for split, folders in names.items()
-            for where in folders
-            for kind in ("metadata.csv", "metadata.jsonl")
-            if (path := self.folder / where / kind).is_file()
-        }
+        files: dict[str, Path] = {}
+        for split, folders in names.items():
+            kinds = ("metadata.csv", "metadata.jsonl")
+            found = [
+                path for where in folders for kind in kinds if (path := self.folder / where / kind).is_file()
+            ]
+            if len(found) > 1:
+                listed = " and ".join(path.relative_to(self.folder).as_posix() for path in found)
+                raise UserError(
+                    f"corpus.folder {self.folder}: {listed} list the same split; put all lines into one of them"
+                )
+            if found:
+                files[split] = found[0]
         if not files:
             raise UserError(
                 f"corpus.folder {self.folder}: no metadata.csv or metadata.jsonl, here or in train, validation, test"

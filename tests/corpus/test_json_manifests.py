@@ -201,6 +201,20 @@ def test_hugging_face_folders_with_and_without_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [("metadata.csv", "metadata.jsonl"), ("train/metadata.csv", "train/metadata.jsonl"),
+     ("validation/metadata.jsonl", "valid/metadata.jsonl")],
+)  # fmt: skip
+def test_two_lists_of_one_split_are_a_mistake(tmp_path, names):
+    for name in ("test/metadata.csv", *names):
+        lines(tmp_path / name, {"file_name": "a.wav", "text": "s"})
+    with pytest.raises(
+        UserError, match=f"{names[0]} and {names[1]} list the same split; put all lines into one"
+    ):
+        HuggingFaceFolder(str(tmp_path), "en")
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         ({"audio_filepath": 3}, "m.json:1: audio_filepath is 3, expected str"),
