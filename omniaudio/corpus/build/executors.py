@@ -87,7 +87,18 @@ class RayCluster:
             import ray
         except ModuleNotFoundError as error:
             raise UserError("executor=ray needs Ray: pip install 'ray[data]'") from error
-        ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+        try:
+            ray.init(
+                address=self.address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False
+            )
+        except (ConnectionError, RuntimeError) as error:
+            if self.address is None:
+                raise
+            told = str(error).partition("\n")[0]
+            raise UserError(
+                f"config executor.address={self.address}: no Ray cluster answers ({told}); start one "
+                f"(ray start --head), give its address, or null: then one starts on this machine"
+            ) from error
         try:
             actor: Any = _RayWorker
             done = ray.data.from_items(_as_rows(jobs), override_num_blocks=len(jobs)).map(

@@ -1,8 +1,10 @@
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,6 +117,22 @@ def test_ray_does_the_jobs_of_a_killed_actor_again(tmp_path, whole):
     found = done_by(RayCluster(num_workers=2, cpus=0.5), folder)
     thread.join(1)
     assert killed and found == whole
+
+
+@pytest.mark.parametrize("error", [ConnectionError, RuntimeError])
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, error):
+    def init(address, **settings):
+        raise error(f"Could not find {address}\nand more lines of it")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(UserError) as told:
+        RayCluster(address="auto").run(NODE, tmp_path, [])
+    assert str(told.value) == (
+        "config executor.address=auto: no Ray cluster answers (Could not find auto); start one (ray start --head), "
+        "give its address, or null: then one starts on this machine"
+    )
+    with pytest.raises(error):
+        RayCluster().run(NODE, tmp_path, [])
 
 
 @pytest.mark.slow
