@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +49,14 @@ MAX_KNOWN = 1 << 16  # texts whose ids are remembered
 CLAUSE_ENDS = ".,;:!?…—。，；：！？"
 
 
+class Texts(Protocol):
+    """Documents of the kind ``text``; a list is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: int, /) -> str: ...
+
+
 @dataclass(frozen=True)
 class _Form:
     """Documents with the codes of their clips, or their lengths from the numbers of frames."""
@@ -78,7 +85,7 @@ class DocumentComposer:
         reader: ShardReader,
         encode: Callable[[str], list[int]],
         space: TokenSpace,
-        texts: Sequence[str] = (),
+        texts: Texts = (),
         max_clips: int = 6,
         max_joined_frames: int = 375,
         loss_on_intlv_audio: bool = False,
@@ -375,25 +382,3 @@ def _share_of_time(before: str, words: Sequence[tuple[str, float, float]], secon
         if said >= letters:
             return (stop + start) / 2 / seconds if said == letters and seconds else None
     return None
-
-
-def read_texts(path: str | Path) -> list[str]:
-    """Documents of a file with one a line; empty lines are none."""
-    try:
-        lines = Path(path).read_text("utf-8").split("\n")  # splitlines() cuts at more
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the texts ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-def cut_texts(texts: Iterable[str], most_bytes: int) -> Iterator[str]:
-    """Texts of at most so many bytes, hence of no more pieces: longer ones are cut at spaces, if they have any."""
-    for text in texts:
-        while len(text) > most_bytes or len(text.encode()) > most_bytes:
-            fits = text[:most_bytes].encode()[:most_bytes].decode("utf-8", "ignore")
-            end = (fits + text[len(fits)]).rfind(" ")
-            end = end if end > 0 else max(1, len(fits))
-            yield text[:end]
-            text = text[end:].lstrip(" ")
-        if text:
-            yield text

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from omniaudio.data.compose import DocumentComposer, cut_texts, read_texts
+from omniaudio.data.compose import DocumentComposer
 from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, PlannedDocument, deal, largest_part
 from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import none_whole, readable
+from omniaudio.data.texts import MappedIds, MappedTexts
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.text import TextTokenizer
@@ -30,7 +31,7 @@ class DocumentSteps:
         tokens_per_step: LLM positions of a global batch.
         codes_dir: folder of code shards.
         split: train, dev or test.
-        texts_path: documents of the kind ``text``, one a line.
+        texts_path: documents of the kind ``text``, one a line; not opened where that kind has no weight.
         seed: of order and composition.
         max_positions: longest document. A text that may be longer is cut, a chat is cut behind replies, any other is
             left out and counted.
@@ -51,7 +52,7 @@ class DocumentSteps:
         self.reader = ShardReader(codes_dir, split)
         self.check_layout(token_space.fingerprint())
         longest = min(max_positions or tokens_per_step, tokens_per_step) - 1  # and eos
-        texts = list(cut_texts(read_texts(texts_path), longest)) if texts_path is not None else []
+        texts = MappedTexts(texts_path, longest) if texts_path is not None else ()
         tokenizer = checked_tokenizer(text_tokenizer, token_space)
         self.token_space, self.decode = token_space, tokenizer.decode
         self.composer = DocumentComposer(
@@ -120,18 +121,14 @@ class TextSteps:
         max_positions: int = 512,
     ) -> None:
         tokenizer = checked_tokenizer(text_tokenizer, token_space)
-        encode, self.token_space, self.decode = tokenizer.encode, token_space, tokenizer.decode
+        self.token_space, self.decode = token_space, tokenizer.decode
         longest = min(max_positions, tokens_per_step) - 1  # and eos
         self.layouts = DocumentLayouts(token_space)
-        self.pieces = [
-            ids[start : start + longest]
-            for ids in map(encode, read_texts(texts_path))
-            for start in range(0, len(ids), longest)
-        ]
+        self.pieces = MappedIds(texts_path, tokenizer, longest)
         if not self.pieces:
             raise UserError(f"{texts_path}: no texts")
         self.plan = MixturePlan(
-            OneByOne([len(ids) + 1 for ids in self.pieces]),
+            OneByOne(_Positions(self.pieces)),
             {"text": 1.0},
             tokens_per_step,
             seed,
@@ -154,6 +151,19 @@ class TextSteps:
 
     def check_layout(self, layout: Fingerprint) -> None:
         """Texts hold no codes."""
+
+
+class _Positions:
+    """Lengths (omniaudio.data.planning) of the documents that are a piece of ids, and eos."""
+
+    def __init__(self, pieces: MappedIds) -> None:
+        self.pieces = pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, item: int) -> int:
+        return len(self.pieces[item]) + 1
 
 
 def rehearsal(space: TokenSpace, kind: str, plan: MixturePlan, num_parts: int) -> PackedBatch:

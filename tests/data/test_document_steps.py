@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from omniaudio.data.compose import DocumentComposer
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.mixture import Mixture, MixturePlan, OneByOne, largest_part
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.data.steps import StepStream
+from omniaudio.data.texts import cut_texts
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.sequence.vocab import TokenSpace
@@ -137,6 +139,45 @@ def test_a_run_may_go_on_with_other_ranks_and_workers(folder, monkeypatch, recal
             found.append(Counter(key for part in parts for key in part.keys))
         memo = json.loads(json.dumps(streams[-1][-1].memo))
     assert found == whole
+
+
+def test_plans_and_documents_are_those_of_texts_held_in_memory(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "codes")
+    lines = [" ".join(LINES[i:] * (i + 5)) for i in range(3)] * 5
+    (tmp_path / "codes" / "texts.txt").write_text("\n".join(lines))
+    tokenizer = TextTokenizer.from_file(folder / "tokenizer.json")
+    source = steps(tmp_path / "codes", max_positions=190)
+    held = list(cut_texts(lines, 189))
+    assert len(held) > len(lines)
+    composer = DocumentComposer(source.reader, tokenizer.encode, TokenSpace(270, [8, 4]), held, longest=190)
+    plan = MixturePlan(composer, {"asr": 1, "itts": 1, "text": 1}, 200, 0, 1.0, 190)
+    assert [source.plan[step] for step in range(9)] == [plan[step] for step in range(9)]
+    assert source.plan.memo(9) == plan.memo(9)
+    texts = [document for step in range(9) for document in plan[step] if document.kind == "text"]
+    for document in texts:
+        ids = composer.compose("text", document.item_ids, document.seed).ids_L
+        assert source.document(document).ids_L.tolist() == ids.tolist()
+
+    alone = TextSteps(TokenSpace(270), folder, folder / "texts.txt", tokens_per_step=12, max_positions=5)
+    pieces = [ids[i : i + 4] for ids in map(tokenizer.encode, LINES) for i in range(0, len(ids), 4)]
+    plan = MixturePlan(OneByOne([len(ids) + 1 for ids in pieces]), {"text": 1.0}, 12, 0, 1.0, 5)
+    assert [alone.plan[step] for step in range(9)] == [plan[step] for step in range(9)]
+    assert alone.plan.memo(9) == plan.memo(9)
+    assert [alone.pieces[i] for i in range(len(alone.pieces))] == pieces
+
+
+def test_texts_without_weight_are_not_opened(folder):
+    arguments = {
+        "tokens_per_step": 200,
+        "codes_dir": folder,
+        "split": "train",
+        "texts_path": folder / "none.txt",
+    }
+    space = TokenSpace(270, [8, 4])
+    source = DocumentSteps(space, folder, Mixture(weights={"asr": 1, "text": 0}), **arguments)
+    assert set(source.batch(0, 0, 1).kinds) == {"asr"}
+    with pytest.raises(UserError, match="none.txt: cannot read the texts"):
+        DocumentSteps(space, folder, Mixture(weights={"asr": 1, "text": 1}), **arguments)
 
 
 def test_texts_are_cut_not_lost(folder):

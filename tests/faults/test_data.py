@@ -22,12 +22,12 @@ from omniaudio.corpus.folder import AudioFolder
 from omniaudio.corpus.items import RawItem
 from omniaudio.corpus.prepare import Plan, prepare
 from omniaudio.corpus.texts import NoTexts, TextFile
-from omniaudio.data.compose import cut_texts
 from omniaudio.data.document_steps import TextSteps
 from omniaudio.data.mixture import MixturePlan, OneByOne
 from omniaudio.data.planning import PooledPlan
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.data.steps import StepStream, WaveSteps
+from omniaudio.data.texts import cut_texts
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import encode_audio, read_audio
 from omniaudio.frontend.text import TextTokenizer
