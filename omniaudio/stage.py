@@ -177,7 +177,11 @@ def input_key(path: Path) -> str:
     if path.is_dir() and (listings := sorted(path.glob("*.shards.json"))):
         return digest([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in listings])
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        with path.open("rb") as file:  # it may be larger than the memory
+            content = hashlib.sha256()
+            while part := file.read(1 << 20):
+                content.update(part)
+        return content.hexdigest()[:16]
     state = "is not finished" if path.is_dir() else "is missing"
     raise UserError(f"{path} {state}; run the stage that makes it first")
 

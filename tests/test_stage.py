@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,11 @@ def test_a_folder_of_shards_is_what_its_samples_are(tmp_path):
     (tmp_path / "a" / "train.shards.json").unlink()
     with pytest.raises(UserError, match="is not finished"):
         input_key(tmp_path / "a")
+
+
+def test_a_large_file_is_hashed_piece_by_piece(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(8 << 20))
+    tracemalloc.start()
+    assert input_key(tmp_path / "large") == "2daeb1f36095b44b"
+    assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    tracemalloc.stop()

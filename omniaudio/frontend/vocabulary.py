@@ -34,10 +34,11 @@ def make_vocabulary(
             _copy_pretrained(pretrained, beside)
         else:
             try:
-                texts = Path(texts_path).read_text("utf-8").splitlines()
+                with Path(texts_path).open(encoding="utf-8") as lines:
+                    texts = (text for line in lines for text in line.splitlines() if text.strip())
+                    TextTokenizer.train(texts, vocab_size, beside)
             except FileNotFoundError as error:
                 raise UserError(f"{texts_path} is missing; run: omniaudio prepare") from error
-            TextTokenizer.train([text for text in texts if text.strip()], vocab_size, beside)
         beside.replace(path)
     return {"text_tokenizer": TextTokenizer.from_file(path).digest}
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from omniaudio.errors import UserError
@@ -16,6 +18,16 @@ def test_learns_once_and_names_its_digest(tmp_path):
     texts.write_text("something else entirely\n")
     assert make_vocabulary(path, texts, 280) == facts and path.read_bytes() == written
     assert [p.name for p in path.parent.iterdir()] == ["tokenizer.json"]
+
+
+def test_texts_are_learned_from_line_by_line(tmp_path):
+    """Of a file larger than what the library takes at once, a piece is held, not the whole."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text(f"{'hello world ' * 100}\n" * 2_000)
+    tracemalloc.start()
+    make_vocabulary(tmp_path / "t.json", texts, 260)
+    assert tracemalloc.get_traced_memory()[1] < texts.stat().st_size
+    tracemalloc.stop()
 
 
 def test_takes_the_tokenizer_of_a_pretrained_model(tmp_path):
