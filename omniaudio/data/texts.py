@@ -3,8 +3,10 @@
 Where documents lie in ``train.txt`` is found once, line by line, and kept in ``train.txt.index/`` beside it (where
 nobody may write there, in the user's cache), in mapped files of which all processes share the pages. An index is whole
 or not there; processes that start together wait for the one that makes it. It is one of the file's size and time: a
-changed file gets a new one. Finding the texts takes 2 us a line of a processor, and 12 bytes a text on the disk; encoding
-them (for trainings on text alone) 40 us a short line, and 4 bytes an id.
+changed file gets a new one.
+
+Finding the texts takes 2 us of a processor and 12 bytes of disk a line; encoding them, for trainings on text alone,
+40 us a short line and 4 bytes an id.
 """
 
 from __future__ import annotations
