@@ -79,14 +79,13 @@ class CorporaOfClips:
         for start in range(0, len(self.reader), CHUNK):
             items = np.arange(start, min(start + CHUNK, len(self.reader)))
             numbers = self.numbers(items)
-            (bends,) = np.nonzero(numbers[1:] != numbers[:-1])
-            firsts, lasts = np.append(0, bends + 1), np.append(bends, len(items) - 1)  # of each run of one corpus
-            _, chosen = np.unique(numbers[firsts], return_index=True)
-            _, from_end = np.unique(numbers[lasts][::-1], return_index=True)
-            ends = items[lasts[::-1][from_end]]
-            for name, first, last in zip(self.names(items[firsts[chosen]]), items[firsts[chosen]], ends, strict=True):
-                begin = spans[name][0] if name in spans else int(first)
-                spans[name] = begin, int(last) + 1
+            begins = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))  # of runs of one corpus
+            ends = np.append(begins[1:], len(items))
+            _, firsts = np.unique(numbers[begins], return_index=True)
+            _, lasts = np.unique(numbers[begins][::-1], return_index=True)
+            names = self.names(items[begins[firsts]])
+            for name, begin, end in zip(names, begins[firsts], ends[::-1][lasts], strict=True):
+                spans[name] = spans.get(name, (start + int(begin),))[0], start + int(end)
         return spans
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from omniaudio.data.chats import exchanges
+from omniaudio.data.clip_mixture import CorporaOfClips
 from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ShuffledWindows
 from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
@@ -97,6 +99,7 @@ class DocumentComposer:
         self.max_clips, self.max_joined_frames = max_clips, max_joined_frames
         self._encode_new = encode
         self._known_ids: dict[str, list[int]] = {}
+        self._orders: dict[str, ShuffledWindows] = {}
         self._whole, self._counted = (
             _Form(
                 DocumentLayouts(space, loss_on_intlv_audio, builder),
@@ -110,7 +113,8 @@ class DocumentComposer:
 
     def num_windows(self, kind: str) -> int:
         """Windows of an epoch of a kind."""
-        return ShuffledWindows(self._num_items(kind), 0).num_windows
+        begin, end = self._span(kind)
+        return ShuffledWindows(end - begin, 0).num_windows
 
     def groups(self, kind: str, window: int, seed: int) -> list[Group]:
         """One window of a kind in random order: every clip (or text) is in exactly one group of an epoch.
@@ -118,7 +122,7 @@ class DocumentComposer:
         ``sft_continue`` names a second clip of the same voice, which follows when the first cannot be cut.
         """
         rng = np.random.default_rng([seed, window])
-        items = ShuffledWindows(self._num_items(kind), seed)[window]
+        items = self._window(kind, window, seed)
         kind, _, corpus = kind.partition("@")
         if kind == "text":
             return [(i,) for i in items.tolist()]
@@ -136,8 +140,8 @@ class DocumentComposer:
 
     def occurs(self, kind: str, corpus: str) -> bool:
         """Whether a corpus has clips for a kind."""
-        starts = range(0, len(self.reader), CHUNK)
-        chunks = (np.arange(start, min(start + CHUNK, len(self.reader))) for start in starts)
+        begin, end = self._span(f"{kind}@{corpus}")
+        chunks = (np.arange(start, min(start + CHUNK, end)) for start in range(begin, end, CHUNK))
         return any(self._fits(kind, corpus, items).any() for items in chunks)
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
@@ -274,11 +278,25 @@ class DocumentComposer:
             fits &= np.asarray(self.reader.column("corpus")[items]) == text_number(corpus)
         return fits
 
-    def _num_items(self, kind: str) -> int:
-        kind = kind.partition("@")[0]
+    def _span(self, kind: str) -> tuple[int, int]:
+        """The first text, clip, or clip of its corpus, that a kind may have, and the one behind the last."""
+        kind, _, corpus = kind.partition("@")
         if kind not in KINDS:
             raise UserError(f"mixture.weights: unknown kind {kind!r}; one of {', '.join(KINDS)}")
-        return len(self.texts) if kind == "text" else len(self.reader)
+        if corpus:
+            return self._spans.get(corpus, (0, 0))
+        return 0, len(self.texts) if kind == "text" else len(self.reader)
+
+    @cached_property
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        return CorporaOfClips(self.reader).spans()
+
+    def _window(self, kind: str, window: int, seed: int) -> np.ndarray:
+        """Texts or clips among which are those of a window; the order of an epoch is drawn once."""
+        begin, end = self._span(kind)
+        if kind not in self._orders or self._orders[kind].seed != seed:
+            self._orders[kind] = ShuffledWindows(end - begin, seed)
+        return begin + self._orders[kind][window]
 
     def _chat(self, first: int) -> Group:
         """The clips of a chat, from its first on."""

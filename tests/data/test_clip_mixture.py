@@ -38,7 +38,9 @@ def heard(corpus: tuple[CorporaOfClips, np.ndarray], plan: WeightedClips, steps:
     return seconds
 
 
-def test_spans_hold_all_clips_of_a_corpus(corpus) -> None:
+@pytest.mark.parametrize("chunk", [1, 64, 1000])
+def test_spans_hold_all_clips_of_a_corpus(corpus, monkeypatch, chunk) -> None:
+    monkeypatch.setattr("omniaudio.data.clip_mixture.CHUNK", chunk)
     names = np.array(corpus[0].names(np.arange(600)))
     for name, (begin, end) in corpus[0].spans().items():
         (places,) = np.nonzero(names == name)

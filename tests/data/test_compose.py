@@ -6,6 +6,7 @@ import torch
 
 from omniaudio.data.chats import to_clips
 from omniaudio.data.compose import CHATS, KINDS, DocumentComposer, split_clip
+from omniaudio.data.planning import ShuffledWindows
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.errors import UserError
 from omniaudio.sequence.vocab import TokenSpace
@@ -226,6 +227,50 @@ def test_clips_of_a_passage_that_are_no_part_of_its_chat_end_it(tmp_path):
 
 def test_a_corpus_without_chats_has_none(composer):
     assert not composer.occurs("sft_chat", "") and composer.groups("sft_chat", 0, 0) == []
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """600 clips, of which 20 are of the corpus ``rare``, with chats of one exchange; windows of 64 clips."""
+    monkeypatch.setattr(ShuffledWindows.__init__, "__defaults__", (True, 64, 8))
+    said = [("user", [b"q"]), ("assistant", [b"a"])]
+    with ShardWriter(tmp_path, "train") as writer:
+        for i in range(600):
+            rare = 400 <= i < 420
+            facts = {"language": "en", "speaker": "s", "text": "t", "num_frames": 3}
+            facts |= {"corpus": "rare" if rare else "other" if i % 2 else "third"}
+            facts |= to_clips(said, f"chat-{i // 2}")[i % 2][1] if rare else {}
+            writer.write(f"c{i}", {"codes.npy": dump_npy(np.zeros((3, 2), np.uint16))}, facts)
+    return DocumentComposer(ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE)
+
+
+def test_a_rare_corpus_of_a_large_folder_is_sought_where_it_lies(large, monkeypatch):
+    looked_at, fits = [], large._fits
+    monkeypatch.setattr(large, "_fits", lambda k, c, items: (looked_at.extend(items), fits(k, c, items))[1])
+    assert large.num_windows("asr") == 10
+    for kind in ("asr", "sft_chat"):
+        assert large.occurs(kind, "rare") and large.num_windows(f"{kind}@rare") == 1
+        for window in range(3):
+            groups = large.groups(f"{kind}@rare", window, 7)
+            assert sorted(i for group in groups for i in group) == list(range(400, 420))
+    assert set(looked_at) == set(range(400, 420))
+    assert large.groups("asr@rare", 0, 7) != large.groups("asr@rare", 1, 7)
+    assert not large.occurs("asr", "rear") and not large.occurs("sft_chat", "other")
+    found = [i for w in range(large.num_windows("asr@third")) for (i,) in large.groups("asr@third", w, 7)]
+    assert sorted(found) == [i for i in range(0, 600, 2) if not 400 <= i < 420]
+
+
+def test_the_order_of_an_epoch_is_drawn_once(large, monkeypatch):
+    drawn = []
+
+    class Counted(ShuffledWindows):
+        def __init__(self, *arguments):
+            drawn.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("omniaudio.data.compose.ShuffledWindows", Counted)
+    visited = [i for window in range(10) for (i,) in large.groups("asr", window, 3)]
+    assert sorted(visited) == list(range(600)) and len(drawn) == 1
 
 
 def test_asr_holds_prompt_codes_and_transcript(composer):
