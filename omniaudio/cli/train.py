@@ -5,6 +5,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     config.yaml      the resolved config            metrics.jsonl   losses by step
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
+    left_out.jsonl   samples that a return to a checkpoint passed over, by step
     stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
 
     omniaudio train experiment=<system>/tokenizer data=asterisk scale=mini
@@ -28,7 +29,8 @@ MAKES_THE_RESULT = (
     "model", "init", "parts", "before", "task", "train_steps", "optim", "lr_schedule", "trainer", "max_steps",
     "gradient_clip", "seed", "deterministic",
 )  # fmt: skip
-"""Keys whose change means another training.  Processes, batches of a step, logging and other stages do not."""
+"""Keys whose change means another training.  Processes, batches of a step, logging and other stages do not, nor what
+``recovery`` says of steps that went wrong: a run that has ended so may go on with other limits."""
 
 
 def main(config: dict[str, Any]) -> None:
@@ -50,6 +52,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
     from omniaudio.training.preemption import Preemption
+    from omniaudio.training.recovery import Return
     from omniaudio.training.strategies import check_processes
 
     set_threads(config["num_threads"], config["devices"])
@@ -58,6 +61,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
     task = make_task(config)
     task.tell = run.log
+    task.watch = build(config["recovery"], "recovery")
     data = StepData(
         factory(config["train_steps"], "train_steps"),
         factory(config["val_steps"], "val_steps"),
@@ -79,6 +83,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     callbacks = [
         Preemption(checkpoints),
         proof,
+        Return(checkpoints, run.folder / "left_out.jsonl"),
         checkpoints,
         ProgressBar(config["stage"], config["max_steps"]),
         *([] if zero else [Rehearsal()]),

@@ -2,7 +2,7 @@
 
 The base class builds the modules late (so that ZeRO 3 can shard them at birth), freezes by patterns, makes
 every loss a global mean, weighs and logs the losses alike in training and validation, seeds every step, and
-stops a non-finite step before the optimizer moves.
+stops a bad step (see StepWatch) before the optimizer moves.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_weights
 from omniaudio.training.balance import GradientBalance
 from omniaudio.training.freeze import apply_trainable, lr_factors, set_training_mode
+from omniaudio.training.recovery import StepWatch, watch_engine
 from omniaudio.types import Batch
-
-MAX_BAD_STEPS = 10
-"""Consecutive non-finite steps after which a run ends."""
 
 MAX_DAMAGED = 100
 """Damaged samples after which a run ends."""
@@ -93,12 +91,17 @@ class Task(LightningModule):
         self.seed = seed
         self.balance = balance
         self.batches_seen = 0
-        self.bad_steps = 0
-        self.total_bad_steps = 0
+        self.watch = StepWatch()
         self.damaged: set[str] = set()  # what was said of the damaged samples that this rank has met
         self.memo: dict[str, Any] | None = None  # of the batch that was last seen
         self._current: Batch | None = None
-        self._keys: list[str] = []  # of all batches of the step
+        self.step_keys: list[str] = []  # of all batches of the step, on this rank
+        self._step_loss = torch.zeros(())  # sum over them
+        self._seen: tuple[dict[str, float], str] = (
+            {},
+            "",
+        )  # by what a step under ZeRO was judged, and its fault
+        self._watched: Any = None  # DeepSpeed's optimizer
         self.tell: Callable[[str], None] = print
         self.stats: dict[str, Tensor | float] = {}
         self.counts: dict[str, float] = {}
@@ -178,7 +181,9 @@ class Task(LightningModule):
         """Seed the step, count it, remember its batch; tasks with manual optimization call it themselves."""
         self._current, self.stats, self.memo = batch, {}, batch.memo
         self._count_damaged(batch)
-        self._keys = [*(self._keys if self.batches_seen % self.accumulate else []), *batch.keys]
+        if self.batches_seen % self.accumulate == 0:
+            self.step_keys, self._step_loss, self._seen = [], torch.zeros((), device=self.device), ({}, "")
+        self.step_keys = [*self.step_keys, *batch.keys]
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
 
@@ -232,6 +237,8 @@ class Task(LightningModule):
             if weight:
                 self._log({f"{split}/{name}": value}, sync=True, weight=weight)
         self._log({f"{split}/loss": total.detach().float()}, sync=True)
+        if split == "train":
+            self._step_loss = self._step_loss + total.detach().float()
         return total
 
     def _weights(self, losses: Mapping[str, Tensor], split: str) -> dict[str, float]:
@@ -350,6 +357,10 @@ class Task(LightningModule):
     # -- the step is stopped before the optimizer moves
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        engine = getattr(self.trainer.strategy, "deepspeed_engine", None)
+        if engine is not None:
+            self._watch_engine(engine.optimizer)
+            return
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -357,7 +368,17 @@ class Task(LightningModule):
             return
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log_stats({"grad_norm": norm, **self._norms_of_parts()})
-        self.drop_bad_step(optimizer, bool(torch.isfinite(norm)))
+        values = self._values(float(norm))
+        if fault := self.watch.fault(values):
+            optimizer.zero_grad(set_to_none=True)
+        self.count_step(values, fault)
+
+    def _values(self, norm: float) -> dict[str, float]:
+        """What a step is judged by; the loss is the mean over its batches and all ranks, which all ask."""
+        loss = self._step_loss / (self.accumulate * self.trainer.world_size)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(loss)
+        return {"gradient": norm, "loss": float(loss)}
 
     def _norms_of_parts(self) -> dict[str, Tensor]:
         """Norm of the gradients of each part: the children of the task's modules, ``lm.backbone`` and so on."""
@@ -369,37 +390,50 @@ class Task(LightningModule):
             f"grad_norm/part/{name}": torch.nn.utils.get_total_norm(grads) for name, grads in parts.items()
         }
 
-    def drop_bad_step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
-        """Forget the gradients of a non-finite step, say which samples were in it, end after too many."""
-        if finite:
-            self.bad_steps = 0
-            return
-        optimizer.zero_grad(set_to_none=True)
-        self.bad_steps += 1
-        self.total_bad_steps += 1
-        message = f"step {self.batches_seen // self.accumulate}: non-finite gradient, step skipped; {self._suspects()}"
-        self.tell(message)
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise UserError(
-                f"{message}; {self.bad_steps} bad steps in a row: lower optim.lr or check these samples"
+    def count_step(self, values: Mapping[str, float], fault: str) -> None:
+        """Count a step; say which samples were in one that was skipped."""
+        self.watch.count(values, fault)
+        if self.watch.total_bad_steps:
+            self.log_stats({"bad_steps": self.watch.total_bad_steps})
+        if fault:
+            self.tell(
+                f"step {self.batches_seen // self.accumulate}: {fault}, step skipped; {self._suspects()}"
             )
 
     def _suspects(self) -> str:
         """The samples whose numbers are not finite, or all that the step has seen on this rank."""
         faulty = faulty_keys(self._current) if self._current is not None else []
-        named = faulty or self._keys
+        named = faulty or self.step_keys
         more = f" and {len(named) - 16} more" if len(named) > 16 else ""
         return f"{'samples' if faulty else 'one of'}: {', '.join(named[:16])}{more}"
+
+    def _watch_engine(self, optimizer: Any) -> None:
+        """DeepSpeed holds the gradients and asks for their norm itself: it is told which steps to skip."""
+
+        def fault(norm: float) -> str:
+            values = self._values(norm)
+            self._seen = values, self.watch.fault(values)
+            return self._seen[1]
+
+        if self._watched is not optimizer:
+            self._watched = optimizer
+            if not watch_engine(optimizer, fault):
+                self.tell(
+                    f"{type(optimizer).__name__} of DeepSpeed: of the bad steps only the non-finite are skipped"
+                )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         engine = getattr(self.trainer.strategy, "deepspeed_engine", None)
         if engine is None or self.batches_seen % self.accumulate:
             return
-        norm = engine.get_global_grad_norm()  # DeepSpeed holds the gradients, and skips a step by itself
+        norm = engine.get_global_grad_norm()
+        values, fault = self._seen
+        if getattr(engine.optimizer, "overflow", False):
+            fault = fault or "non-finite gradient"
         if norm is not None:
-            self.log_stats({"grad_norm": float(norm)})
-        self.drop_bad_step(engine.optimizer, finite=not getattr(engine.optimizer, "overflow", False))
+            self.log_stats({"grad_norm": values.get("gradient", float(norm))})
+        self.count_step(values, fault)
 
     # -- checkpoints
 
@@ -407,7 +441,7 @@ class Task(LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
         checkpoint["accumulate"] = self.accumulate
         checkpoint["memo"] = self.memo
-        checkpoint["total_bad_steps"] = self.total_bad_steps
+        checkpoint["watch"] = self.watch.state_dict()
         if self.balance is not None:
             checkpoint["gradient_norms"] = dict(self.balance.norms)
 
@@ -417,7 +451,7 @@ class Task(LightningModule):
         self.memo = checkpoint["memo"]
         if checkpoint["accumulate"] != self.accumulate:
             _count_batches(checkpoint["loops"]["fit_loop"], self.batches_seen)
-        self.total_bad_steps = checkpoint["total_bad_steps"]
+        self.watch.load_state_dict(checkpoint["watch"])
         if self.balance is not None:
             self.balance.norms = dict(checkpoint.get("gradient_norms", {}))
 

@@ -195,10 +195,12 @@ class VocoderTask(Task):
         total = self.weigh({**losses, **judgement}, "train")
         optimizer.zero_grad()
         self.manual_backward(total)
-        norm = nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.gradient_clip)
-        optimizer.step()  # the base class looks at the gradient first, and drops a bad one
-        self.log_stats({"grad_norm": norm})  # before clipping
+        optimizer.step()
         self.untoggle_optimizer(optimizer)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)  # looks at the gradient as it is, and drops a bad one
+        nn.utils.clip_grad_norm_(self.vocoder.parameters(), self.gradient_clip)
 
 
 def _mean(loss: Tensor, wav_BN: Tensor) -> LossTerm:

@@ -51,8 +51,8 @@ class Checkpoints(Callback):
 
     Args:
         folder: holds ``step-00000120.ckpt``, a file, or a folder under ZeRO.
-        val_every_steps: a step that ends in a validation, or one whose gradient was not finite, is not saved;
-            the next one is. So a resumed run repeats no validation and misses none.
+        val_every_steps: a step that ends in a validation, or one that was skipped, is not saved; the next one is.
+            So a resumed run repeats no validation and misses none.
     """
 
     def __init__(self, folder: Path, every_steps: int, keep: int = 2, val_every_steps: int = 0) -> None:
@@ -76,7 +76,7 @@ class Checkpoints(Callback):
             return
         self.due = self.due or step % self.every_steps == 0
         validates = self.val_every_steps and step % self.val_every_steps == 0
-        if self.due and not validates and not pl_module.bad_steps:
+        if self.due and not validates and not pl_module.watch.bad_steps:
             self.write(trainer, step)
             self.due = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from omniaudio.training.balance import GradientBalance
 from omniaudio.training.callbacks import Rehearsal
 from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
 from omniaudio.training.loggers import JsonLinesLogger
+from omniaudio.training.recovery import Return
 from omniaudio.training.schedule import warmup_cosine
 from omniaudio.types import Batch, WaveBatch
 
@@ -32,16 +33,16 @@ class Points(Batch):
 
 
 class PointSteps:
-    """Step s holds s + 2 points; step ``bad`` holds a NaN."""
+    """Step s holds s % 3 + 2 points; the steps ``bad`` hold a NaN, or a number as large as is said."""
 
-    def __init__(self, bad: int = -1) -> None:
-        self.bad = bad
+    def __init__(self, bad: Mapping[int, float] | None = None) -> None:
+        self.bad = dict(bad or {})
         self.plan = PooledPlan([1.0] * 4, 1.0, seed=0)
 
     def batch(self, step: int, part: int, num_parts: int) -> Points:
         x_BD = torch.randn(step % 3 + 2, 4, generator=torch.Generator().manual_seed(step))
-        if step == self.bad:
-            x_BD[0, 0] = float("nan")
+        if step in self.bad:
+            x_BD[0, 0] = self.bad[step]
         return Points(keys=[f"point-{step}"], x_BD=x_BD[part::num_parts])
 
     def largest(self, num_parts: int) -> Iterator[Points]:
@@ -72,8 +73,8 @@ def make_task(max_steps: int, kind: type[PointTask] = PointTask, **settings: obj
 
 
 def run(
-    folder: Path, task: Task, stop: int, bad: int = -1, resume: bool = False, log_every: int = 1,
-    rehearses: bool = False,
+    folder: Path, task: Task, stop: int, bad: Mapping[int, float] | None = None, resume: bool = False,
+    log_every: int = 1, rehearses: bool = False,
 ) -> list[str]:  # fmt: skip
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
     logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
@@ -82,7 +83,9 @@ def run(
         logger.cut_after(int(newest.stem.split("-")[1]))
     trainer = Trainer(
         accelerator="cpu", devices=1, max_epochs=1, logger=[logger],
-        callbacks=[checkpoints, *([Rehearsal()] if rehearses else [])],
+        callbacks=[
+            Return(checkpoints, folder / "left_out.jsonl"), checkpoints, *([Rehearsal()] if rehearses else [])
+        ],
         plugins=[SafeCheckpointIO()],
         accumulate_grad_batches=task.accumulate,
         val_check_interval=4 * task.accumulate, check_val_every_n_epoch=None, num_sanity_val_steps=0,
@@ -261,10 +264,10 @@ def test_a_non_finite_step_is_skipped_and_its_samples_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = make_task(3)
-    run(tmp_path, task, stop=3, bad=1)
+    run(tmp_path, task, stop=3, bad={1: float("nan")})
     assert all(torch.isfinite(p).all() for p in task.parameters())
     assert "point-1" in capsys.readouterr().out
-    assert task.total_bad_steps == 1
+    assert task.watch.total_bad_steps == 1
 
 
 def test_only_the_samples_at_fault_are_named() -> None:
@@ -285,7 +288,7 @@ def test_all_samples_of_a_step_are_named_when_none_is_at_fault() -> None:
     task.configure_model()
     for step in range(4):
         task.begin_step(PointSteps().batch(step, 0, 1))
-    task.drop_bad_step(task.make_optimizer(task), finite=False)
+    task.count_step({}, "non-finite gradient")
     assert told[0].endswith("one of: point-2, point-3"), "and none of the step before"
 
 
@@ -317,17 +320,11 @@ def test_under_zero_a_step_that_deepspeed_skipped_counts_as_bad(monkeypatch) -> 
         task._trainer = Zero(norm, overflow)  # type: ignore[assignment]
         task.optimizer_step()
         assert task.stats["grad_norm"] == norm
-        assert task.bad_steps == (0, 1, 2, 0)[step]
+        assert task.watch.bad_steps == (0, 1, 2, 0)[step]
     assert [line.split(";")[0] for line in told] == [
         f"step {n}: non-finite gradient, step skipped" for n in (2, 3)
     ]
-    assert task.total_bad_steps == 2 and "point-1" in told[0]
-
-
-def test_too_many_bad_steps_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "MAX_BAD_STEPS", 1)
-    with pytest.raises(UserError, match="bad steps in a row"):
-        run(tmp_path, make_task(3), stop=3, bad=1)
+    assert task.watch.total_bad_steps == 2 and "point-1" in told[0]
 
 
 def test_damaged_samples_are_told_once_and_counted_and_too_many_end_the_run(

@@ -151,7 +151,7 @@ def test_a_non_finite_step_is_skipped(tmp_path: Path) -> None:
     task = new_task()
     run(tmp_path, task, stop=3, bad=1)
     assert all(torch.isfinite(p).all() for p in task.parameters())
-    assert task.total_bad_steps > 0
+    assert task.watch.total_bad_steps > 0
 
 
 def test_the_norm_that_is_logged_is_that_before_clipping(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def main(stage: str, folder: Path) -> None:
     trainer.fit(task, data)
     proof.after(task, writes=trainer.is_global_zero)
     finite = all(bool(tensor.isfinite().all()) for tensor in gathered_state(task).values())
-    record = {"told": told, "norms": norms, "finite": finite, "bad": task.total_bad_steps, "moved": ""}
+    record = {"told": told, "norms": norms, "finite": finite, "bad": task.watch.total_bad_steps, "moved": ""}
     weight = task.frozen[0].weight  # type: ignore[index]
     if rank == 1:  # unseen by the first process, unless all pieces are hashed
         with torch.no_grad():
