@@ -23,7 +23,7 @@ from typing import Any
 from omniaudio.config import build, factory
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint
-from omniaudio.stage import Stage, is_main_process, stage
+from omniaudio.stage import Stage, is_main_process, stage, without
 
 MAKES_THE_RESULT = (
     "model", "init", "parts", "before", "task", "train_steps", "optim", "lr_schedule", "trainer", "max_steps",
@@ -196,6 +196,7 @@ def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, layo
         node: Any = config["model"]
         for key in path.split("."):
             node = node[key]
+        node = without(node, {"attention"})  # the machine that loads it chooses anew
         own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
         save_module(
             run.folder / "final" / name,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from omniaudio.errors import UserError
-from omniaudio.lm.attention import register
+from omniaudio.errors import UserError, check_choice
+from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
 
@@ -31,7 +31,6 @@ WITHOUT_MEANING = frozenset(
         *("bos_token_id", "eos_token_id", "pad_token_id", "chunk_size_feed_forward", "transformers_version"),
         *("vocab_size", "max_position_embeddings", "use_cache", "attention_dropout", "problem_type"),
         *(
-            "sliding_window",
             "max_window_layers",
             "id2label",
             "label2id",
@@ -60,7 +59,8 @@ class CausalBackbone(nn.Module):
         pretrained: name on a model hub, or a local folder, to start from; the sizes above must be its
             sizes. A smaller vocabulary is extended (text ids never move).
         entries: further entries of the transformers config of this kind of model (``head_dim``, ``attention_bias``,
-            ``rope_parameters``, ...); and ``lora``, the arguments of ``add_lora``.
+            ``rope_parameters``, ...); ``lora``, the arguments of ``add_lora``; and ``attention``, how packed
+            documents are attended to: one of ``omniaudio.lm.attention.CHOICES``.
     """
 
     model_type: ClassVar[str] = "qwen2"
@@ -86,6 +86,7 @@ class CausalBackbone(nn.Module):
 
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.recompute, lora = recompute, entries.pop("lora", None)
+        self.attention = check_choice("backbone.attention", entries.pop("attention", "auto"), CHOICES)
         if unknown := sorted(set(entries) - AutoConfig.for_model(self.model_type).to_dict().keys()):
             raise UserError(
                 f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
@@ -135,7 +136,7 @@ class CausalBackbone(nn.Module):
         doc_len = doc_len_G.tolist() if isinstance(doc_len_G, Tensor) else list(doc_len_G)
         assert sum(doc_len) == len(embeds_LD), f"documents {doc_len} in {len(embeds_LD)} positions"
         position_L = torch.cat([torch.arange(n, device=embeds_LD.device) for n in doc_len])
-        return self._run(embeds_LD[None], position_L[None], doc_len=doc_len)[0]
+        return self._run(embeds_LD[None], position_L[None], packing=Packing(doc_len, self.attention))[0]
 
     def new_cache(self) -> Cache:
         """An empty key-value cache for ``step``."""

@@ -97,10 +97,8 @@ class Task(LightningModule):
         self._current: Batch | None = None
         self.step_keys: list[str] = []  # of all batches of the step, on this rank
         self._step_loss = torch.zeros(())  # sum over them
-        self._seen: tuple[dict[str, float], str] = (
-            {},
-            "",
-        )  # by what a step under ZeRO was judged, and its fault
+        self._values_seen: dict[str, float] = {}  # by which a step under ZeRO was judged, and what came of it
+        self._fault_seen = ""
         self._watched: Any = None  # DeepSpeed's optimizer
         self.tell: Callable[[str], None] = print
         self.stats: dict[str, Tensor | float] = {}
@@ -182,7 +180,8 @@ class Task(LightningModule):
         self._current, self.stats, self.memo = batch, {}, batch.memo
         self._count_damaged(batch)
         if self.batches_seen % self.accumulate == 0:
-            self.step_keys, self._step_loss, self._seen = [], torch.zeros((), device=self.device), ({}, "")
+            self.step_keys, self._step_loss = [], torch.zeros((), device=self.device)
+            self._values_seen, self._fault_seen = {}, ""
         self.step_keys = [*self.step_keys, *batch.keys]
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
@@ -411,9 +410,9 @@ class Task(LightningModule):
         """DeepSpeed holds the gradients and asks for their norm itself: it is told which steps to skip."""
 
         def fault(norm: float) -> str:
-            values = self._values(norm)
-            self._seen = values, self.watch.fault(values)
-            return self._seen[1]
+            self._values_seen = self._values(norm)
+            self._fault_seen = self.watch.fault(self._values_seen)
+            return self._fault_seen
 
         if self._watched is not optimizer:
             self._watched = optimizer
@@ -428,7 +427,7 @@ class Task(LightningModule):
         if engine is None or self.batches_seen % self.accumulate:
             return
         norm = engine.get_global_grad_norm()
-        values, fault = self._seen
+        values, fault = self._values_seen, self._fault_seen
         if getattr(engine.optimizer, "overflow", False):
             fault = fault or "non-finite gradient"
         if norm is not None:

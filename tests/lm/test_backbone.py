@@ -52,6 +52,32 @@ def test_equals_transformers_own_model(backbone):
         assert_close(ours, model(ids[None]).logits[0])
 
 
+def test_sliding_windows_equal_transformers_own(backbone, tmp_path):
+    """In the second layer alone, in two documents; by FlexAttention too."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    ours = CausalBackbone(50, **SIZES, **windows).eval()
+    ours.load_state_dict(backbone.state_dict())
+    config = Qwen2Config(**{**ours.config.to_dict(), "attn_implementation": "sdpa"})
+    assert config.layer_types == ["full_attention", "sliding_attention"]
+    model = Qwen2ForCausalLM(config).eval()
+    named = {k: v for k, v in backbone.state_dict().items() if not k.startswith("lm_head")}
+    model.model.load_state_dict(named)
+    ids = torch.randint(50, (12,))
+    with torch.no_grad():
+        theirs = torch.cat([model.model(part[None]).last_hidden_state[0] for part in ids.split([5, 7])])
+        for ours.attention in ("auto", "flex"):
+            hidden = ours(ours.embed_text(ids), [5, 7])
+            assert_close(hidden, theirs)
+        assert not torch.allclose(hidden, backbone(backbone.embed_text(ids), [5, 7]))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="sliding_window 3 there, 4 here"):
+        CausalBackbone(50, **SIZES, **windows | {"sliding_window": 4}, pretrained=str(tmp_path))
+    with pytest.raises(UserError, match="backbone.attention 'dense': can be auto, documents, flex, varlen"):
+        CausalBackbone(50, **SIZES, attention="dense")
+
+
 def test_steps_with_a_cache_equal_the_whole(backbone):
     embeds = backbone.embed_text(torch.randint(50, (9,)))
     cache = backbone.new_cache()

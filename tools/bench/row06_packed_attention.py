@@ -7,7 +7,7 @@ from common import close, compare
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniaudio.lm.attention import packed_attention
+from omniaudio.lm.attention import Packing, packed_attention
 
 HEADS, WIDTH, POSITIONS = 14, 64, 3828
 torch.manual_seed(0)
@@ -17,7 +17,7 @@ doc_len[-1] += POSITIONS - doc_len.sum()
 document_L = torch.arange(24).repeat_interleave(doc_len)
 visible_LL = (document_L[:, None] == document_L) & torch.ones(POSITIONS, POSITIONS, dtype=torch.bool).tril()
 qkv = [torch.randn(1, HEADS, POSITIONS, WIDTH, requires_grad=True) for _ in range(3)]
-lengths, layer = doc_len.tolist(), nn.Identity()
+packing, layer = Packing(doc_len.tolist()), nn.Identity()
 
 
 def gradients(out_BHLD: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def gradients(out_BHLD: Tensor) -> Tensor:
 
 
 def ours() -> Tensor:
-    return gradients(packed_attention(layer, *qkv, doc_len=lengths)[0].transpose(1, 2))
+    return gradients(packed_attention(layer, *qkv, packing=packing)[0].transpose(1, 2))
 
 
 def peer() -> Tensor:
