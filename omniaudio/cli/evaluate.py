@@ -6,10 +6,11 @@ Reads ${exp_dir}/export/model and the shards of a split; writes ${exp_dir}/evalu
 
 Measured: mel error by number of books, use of the books, character error rate of an independent recogniser on
 original, copy synthesis and decoded speech (asr_judge=), held-out losses of the LLM, its own recognition, text
-perplexity before and after audio training, real-time factors. Without a judge its rows say so.
+perplexity and questions of text before and after audio training, real-time factors. Without a judge its rows say so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
+    omniaudio evaluate system=NAME scale=mini task=text choices.path=arc.jsonl      # what is left of the text LLM
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ VARIANT_NAMES = {
     "flow": "codes → flow matching → vocoder",
 }
 RESULTS = "results.json"
-TASKS = ("all", "tokenizer")
+TASKS = ("all", "tokenizer", "text")
 
 
 def main(config: dict[str, Any]) -> None:
@@ -53,9 +54,12 @@ def main(config: dict[str, Any]) -> None:
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
         return
+    whole = config["task"] == "all"
     model_dir, texts = Path(config["model_dir"]), Path(config["texts"])
-    inputs = [made_by(model_dir), config["shards_dir"], texts]
-    with stage(Path(config["exp_dir"]) / "evaluate", config=config, inputs=inputs) as run:
+    questions = [Path(path)] if (path := config["choices"]["path"]) else []
+    inputs = [made_by(model_dir), *([config["shards_dir"]] if whole else []), texts, *questions]
+    folder = Path(config["exp_dir"]) / ("evaluate" if whole else "evaluate_text")
+    with stage(folder, config=config, inputs=inputs) as run:
         if run.done:
             return
         import omniaudio
@@ -65,21 +69,22 @@ def main(config: dict[str, Any]) -> None:
 
         set_threads(config["num_threads"])
         model = omniaudio.load(model_dir, config["device"])
-        rows, details = measure(config, model, run.folder)
-        command = command_of("evaluate", config)
+        rows, details = measure(config, model, run.folder) if whole else (text_rows(config, model), {})
+        command = command_of("evaluate", config, *text_words(config))
         rows = [dataclasses.replace(row, command=row.command or command) for row in rows]
         record = {**details, "rows": [dataclasses.asdict(row) for row in rows]}
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
         run.metrics(
             {"step": 0, **{f"{row.section}/{row.name}": row.value for row in rows if row.value is not None}}
         )
-        write_card(
-            model_dir,
-            model,
-            title=config["tag"],
-            attribution=read_attribution(Path(config["data_dir"])),
-            numbers={row.name: row.text for row in rows},
-        )
+        if whole:
+            write_card(
+                model_dir,
+                model,
+                title=config["tag"],
+                attribution=read_attribution(Path(config["data_dir"])),
+                numbers={row.name: row.text for row in rows},
+            )
         print_table(rows)
         run.log(f"{run.folder / RESULTS}: {len(rows)} rows")
 
@@ -378,47 +383,27 @@ def llm_rows(
             note=f"{len(clips)} clips, likeliest words",
         )
     )
-    return rows + perplexity_rows(config, model)
+    return rows + text_rows(config, model)
 
 
-def perplexity_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[Row]:
-    """Text perplexity of the backbone before and after audio training."""
-    from omniaudio.dialogue.evaluation import text_perplexity
-    from omniaudio.metrics.records import Row
+def text_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[Row]:
+    """The text LLM before audio training and after each of its stages: perplexity, and questions."""
+    from omniaudio.dialogue import text_scores
     from omniaudio.progress import track
-    from omniaudio.training.artifacts import load_module
 
-    section, rows, measured = "Text before and after audio training", [], {}
-    ids = text_ids(Path(config["texts"]), model, config["max_text_pieces"])
-    note = f"per piece, {sum(map(len, ids))} pieces of {Path(config['texts']).name}"
-    for name, folder in (("before", config["text_before"]), ("after", config["text_after"])):
-        if not Path(folder).is_dir():
-            rows.append(
-                Row(section=section, name=f"text perplexity {name}", value=None, text="not trained here")
-            )
-            continue
-        part: Any = load_module(folder, config["device"])
-        backbone = getattr(part, "backbone", part)
-        value = measured[name] = text_perplexity(backbone, model.lm.token_space, ids, track)
-        rows.append(
-            Row(section=section, name=f"text perplexity {name}", value=value, text=f"{value:.2f}", note=note)
-        )
-    if len(measured) == 2:
-        change = measured["after"] / measured["before"] - 1
-        rows.append(
-            Row(
-                section=section, name="change", value=change, text=f"{change:+.1%}", note="after / before - 1"
-            )
-        )
-    return rows
-
-
-def text_ids(path: Path, model: SpokenLanguageModel, max_pieces: int) -> list[list[int]]:
-    """Pieces of the held-out texts: evenly spaced lines, so that every source has its share."""
-    texts = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    ids = [model.text_tokenizer.encode(text) for text in texts]
-    stride = max(1, -(-sum(map(len, ids)) // max_pieces))
-    return ids[::stride]
+    choices, encode = dict(config["choices"]), model.text_tokenizer.encode
+    path, texts = choices.pop("path"), Path(config["texts"]).read_text("utf-8").splitlines()
+    texts = [text for text in texts if text.strip()]
+    benchmarks = {"next words": text_scores.next_words(texts, **choices)}
+    if path:
+        benchmarks[Path(path).stem] = text_scores.read_questions(path)
+    stages = {name: f"{config['exp_dir']}/{name}/final/lm" for name in config["loss_stages"]}
+    models = {"before": config["text_before"], "after": config["text_after"]}
+    models |= {f"after {name}": folder for name, folder in stages.items() if folder != config["text_after"]}
+    ids = text_scores.text_ids(texts, encode, config["max_text_pieces"])
+    return text_scores.text_rows(
+        models, ids, benchmarks, model.lm.token_space, encode, track, config["device"]
+    )
 
 
 def speed_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip]) -> list[Row]:
@@ -454,6 +439,12 @@ def command_of(verb: str, config: dict[str, Any], *words: str) -> str:
     keys = [f"{key}={config[key]}" for key in ("scale", "data", "tag")]
     judge = [f"asr_judge={config['asr_judge']}"] if verb == "evaluate" and config["asr_judge"] else []
     return " ".join(["omniaudio", verb, *words, *base, *keys, *judge])
+
+
+def text_words(config: dict[str, Any]) -> list[str]:
+    """The words that ask for the same rows of text again."""
+    path = config["choices"]["path"]
+    return [*(["task=text"] if config["task"] == "text" else []), *([f"choices.path={path}"] if path else [])]
 
 
 def tokenizer_command(config: dict[str, Any], judges: Sequence[str]) -> str:

@@ -20,16 +20,13 @@ from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio, resample, write_wav
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import normalise_text
-from omniaudio.lm.backbone import CausalBackbone
 from omniaudio.lm.generate import Generator
 from omniaudio.metrics.asr_judge import AsrJudge
 from omniaudio.metrics.cer import character_error_rate
 from omniaudio.metrics.codes import BookUse, book_use
 from omniaudio.metrics.mel import mel_mae
 from omniaudio.metrics.speed import Stopwatch
-from omniaudio.sequence.spans import Document, DocumentLayouts, pack
-from omniaudio.sequence.vocab import TokenSpace
-from omniaudio.types import Codes, device_of
+from omniaudio.types import Codes
 
 VARIANTS = ("original", "copy", "coarse", "refined", "flow")
 """The recording; mel -> vocoder; codes -> the tokenizer's two mels -> vocoder; codes -> flow -> vocoder."""
@@ -236,42 +233,6 @@ def looped(clips: Sequence[Clip], heard: Sequence[str]) -> list[int]:
 
 
 # -- language model
-
-
-def text_perplexity(
-    backbone: CausalBackbone,
-    space: TokenSpace,
-    ids: Sequence[Sequence[int]],
-    track: Track,
-    max_positions: int = 2048,
-) -> float:
-    """Perplexity of texts by piece; documents are read each for itself, every piece but the first is scored.
-
-    Args:
-        backbone: the text model.
-        space: its ids.
-        ids: pieces of every text.
-        max_positions: packed into one forward pass.
-    """
-    layouts = DocumentLayouts(space)
-    documents = [
-        layouts.text(str(i), text[: max_positions - 1]) for i, text in enumerate(ids) if len(text) > 0
-    ]
-    total, count = 0.0, 0
-    rows: list[list[Document]] = []
-    for document in documents:
-        if not rows or sum(map(len, rows[-1])) + len(document) > max_positions:
-            rows.append([])
-        rows[-1].append(document)
-    for row in track(rows, "text perplexity"):
-        batch = pack(row).to(device_of(backbone))
-        with torch.inference_mode():
-            hidden_LD = backbone(backbone.embed_text(batch.ids_L), batch.doc_len_G)
-            total += float(backbone.text_loss(hidden_LD, batch.text_label_L).sum(dtype=torch.float64))
-        count += int((batch.text_label_L >= 0).sum())
-    if not count:
-        raise UserError("text perplexity: the held-out texts hold no pieces to score")
-    return float(np.exp(total / count))
 
 
 def recognise(model: SpokenLanguageModel, clips: Sequence[Clip], track: Track) -> list[str]:

@@ -69,6 +69,31 @@ def test_perplexity_before_and_after(results):
     assert row(results, "change")["value"] == pytest.approx(after / before - 1)
 
 
+def test_questions_of_text_before_and_after_every_stage(results, exported, composed, tmp_path):
+    """Here the held-out texts are a few words; a file of questions is asked besides, without the rest."""
+    names = ["before", "after", *(f"after {stage}" for stage in ("pretrain_stage1", "sft"))]
+    rows = [row for row in results["rows"] if row["name"].startswith("next words")]
+    assert rows and {(row["value"], row["text"]) for row in rows} == {
+        (None, "held-out texts too short or too few")
+    }
+    path = tmp_path / "easy.jsonl"
+    path.write_text(json.dumps({"context": "one two", "choices": ["three", "six seven"], "answer": 0}))
+    config = composed("evaluate", "task=text", f"choices.path={path}")
+    evaluate.main(config)
+    found = json.loads((Path(config["exp_dir"]) / "evaluate_text/results.json").read_text())["rows"]
+    assert [row["name"] for row in found if "perplexity" in row["name"]] == [
+        f"text perplexity {n}" for n in names
+    ]
+    easy = [row for row in found if row["name"].startswith("easy")]
+    there = [row["value"] is not None for row in found if "perplexity" in row["name"]]
+    assert [row["name"] for row in easy] == [
+        f"easy {name}" for name, is_there in zip(names, there, strict=True) if is_there
+    ]
+    assert there[:2] == [True, True]
+    assert all(row["value"] in (0.0, 1.0) and "chance 50.0%" in row["note"] for row in easy)
+    assert all(f"task=text choices.path={path} " in row["command"] for row in found)
+
+
 def test_samples_are_there_to_hear_and_see(results, composed):
     folder = Path(composed("evaluate")["exp_dir"]) / "evaluate"
     assert len(results["samples"]) == 2

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from omniaudio.dialogue import evaluation
 from omniaudio.dialogue.evaluation import Clip, choose_clips
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import encode_audio, resample
-from omniaudio.lm.backbone import CausalBackbone
-from omniaudio.sequence.vocab import TokenSpace
 from tests.dialogue.tiny_experiment import speech
 
 
@@ -107,26 +104,6 @@ def test_a_judge_that_loops_is_told_and_counted(clips):
     assert judged(clips, everything, "judge")[1] == "judge", "nothing is left to measure without them"
     wrong = ["quite other words than were spoken, and a good deal more of them than there were"] * len(clips)
     assert judged(clips, wrong, "judge")[1] == "judge", "wrong is not a loop"
-
-
-def test_perplexity_of_a_uniform_model_is_its_vocabulary():
-    space = TokenSpace(text_vocab_size=20, pad_to=1)
-    sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "ffn_size": 8}
-    backbone = CausalBackbone(vocab_size=space.vocab_size, **sizes)
-    torch.nn.init.zeros_(backbone.lm_head.weight)
-    value = evaluation.text_perplexity(backbone, space, [[1, 2, 3], [4], []], quiet)
-    assert value == pytest.approx(space.vocab_size, rel=1e-4)
-
-
-def test_perplexity_does_not_depend_on_packing(model):
-    ids = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
-    values = [
-        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, ids, quiet, max_positions=n)
-        for n in (5, 64)
-    ]
-    assert values[0] == pytest.approx(values[1], rel=1e-5) and math.isfinite(values[0])
-    with pytest.raises(UserError, match="no pieces"):
-        evaluation.text_perplexity(model.lm.backbone, model.lm.token_space, [[]], quiet)
 
 
 def test_speed_of_all_three_directions(model, clips):
