@@ -155,12 +155,13 @@ def packed_attention(
     assert rest >= 0 and query.shape[2] == key.shape[2], (
         f"documents {packing.lengths} in {query.shape[2]} positions"
     )
-    qkv = [tensor[:, :, : packing.total] for tensor in (query, key, value)]
+    query, key, value = (tensor[:, :, : packing.total] for tensor in (query, key, value))
     way = packing.way(query, dropout)
     if way == "documents":
-        out = _by_documents(*qkv, packing, scaling, sliding_window, dropout)
+        out = _by_documents(query, key, value, packing, scaling, sliding_window, dropout)
     else:
-        out = {"flex": _by_flex, "varlen": _by_varlen}[way](*qkv, packing, scaling, sliding_window)
+        attend = {"flex": _by_flex, "varlen": _by_varlen}[way]
+        out = attend(query, key, value, packing, scaling, sliding_window)
     return functional.pad(out, (0, 0, 0, rest)).transpose(1, 2).contiguous(), None
 
 
@@ -173,8 +174,10 @@ def _by_documents(
     window: int | None,
     dropout: float,
 ) -> Tensor:
-    parts = zip(*(tensor.split(packing.lengths, 2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([_one_document(*part, scaling, window, dropout) for part in parts], dim=2)
+    splits = (tensor.split(packing.lengths, 2) for tensor in (query, key, value))
+    return torch.cat(
+        [_one_document(q, k, v, scaling, window, dropout) for q, k, v in zip(*splits, strict=True)], dim=2
+    )
 
 
 def _one_document(
@@ -211,7 +214,9 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
     """Compiled once in a process; on a CPU as it stands, which makes every score (for comparison)."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    if compiled:
+        return torch.compile(flex_attention)
+    return flex_attention
 
 
 def _by_varlen(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from omniaudio.cli.main import CONF_DIR, compose
+from omniaudio.cli.train import make_task
 from omniaudio.config import build
 from omniaudio.training.artifacts import load_module
 from omniaudio.training.freeze import apply_trainable
@@ -61,6 +62,21 @@ def test_the_patterns_of_the_llm_stages_fit_their_models(scale, stage):
     heads = [p for name, p in model.named_parameters(remove_duplicate=False) if "lm_head" in name]
     assert heads and all(p.requires_grad == (stage == "sft") for p in heads)
     assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("stage", ["pretrain_stage1", "pretrain_stage2", "sft", "ablation_single_stage"])
+def test_weights_of_books_and_learning_rates_are_one_override_away(stage):
+    words = [f"experiment=baichuan_audio/{stage}", "scale=tiny"]
+    for given, book_weights, factors in (
+        ([], None, {}),
+        (
+            ["task.book_weights=[4,2,1,1,1,1,1,1]", "task.lr_factors={lm.audio_head.*: 0.1}"],
+            (4, 2, 1, 1, 1, 1, 1, 1),
+            {"lm.audio_head.*": 0.1},
+        ),
+    ):
+        task = make_task(compose("train", [*words, *given]))
+        assert (task.book_weights, task.lr_factors) == (book_weights, factors)
 
 
 def test_the_chain_holds_every_experiment():
