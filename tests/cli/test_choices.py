@@ -35,9 +35,13 @@ def offered() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("stage", "words"), offered())
 def test_the_words_of_the_readme_compose(stage: str, words: str) -> None:
     split = shlex.split(words.replace("--scale ", "scale="))
-    defaults = {"experiment": f"baichuan_audio/{stage}", "scale": "tiny"}
+    verb = "train"
+    if split[0] == "omniaudio":
+        verb, *split = split[1:]
+    choice = {"experiment": f"baichuan_audio/{stage}"} if verb == "train" else {"system": "baichuan_audio"}
+    defaults = {**choice, "scale": "tiny"}
     named = {word.partition("=")[0] for word in split}
-    assert compose("train", [*(f"{k}={v}" for k, v in defaults.items() if k not in named), *split])
+    assert compose(verb, [*(f"{k}={v}" for k, v in defaults.items() if k not in named), *split])
 
 
 def test_shares_of_corpora_are_given_without_a_plus() -> None:
