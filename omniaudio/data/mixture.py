@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,7 +185,7 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
             raise UserError(f"{self.name}: {dict(weights)} must be >= 0 and not all 0")
         if temperature <= 0:
             raise UserError(
-                f"{self.name.rpartition('.')[0]}.temperature: {temperature} must be > 0; 1 takes the weights as they are"
+                f"{self.name.rpartition('.')[0]}.temperature: {temperature} must be > 0; 1 takes weights as they are"
             )
         self.tokens_per_step, self.temperature = tokens_per_step, temperature
         for step in {step for points in self.weights.values() for step in points[0]} | {0.0}:
@@ -378,7 +378,12 @@ def _share_out(
 
 
 def deal(documents: Sequence[PlannedDocument], part: int, num_parts: int) -> list[PlannedDocument]:
-    """One part's documents of a step, longest first to the part with the fewest positions, so that parts cost alike.
+    """One part's documents of a step: see ``deal_all``."""
+    return deal_all(documents, num_parts)[part]
+
+
+def deal_all(documents: Sequence[PlannedDocument], num_parts: int) -> list[list[PlannedDocument]]:
+    """The documents of a step, longest first to the part with the fewest positions, so that parts cost alike.
 
     A part is a (micro-batch, rank) pair. Parts are never empty: where there are fewer documents than parts, some
     stand in two.
@@ -387,13 +392,15 @@ def deal(documents: Sequence[PlannedDocument], part: int, num_parts: int) -> lis
         raise UserError("a step of the plan has no samples")
     order = sorted(range(len(documents)), key=lambda i: (-documents[i].num_tokens, i))
     heap = [(0, number) for number in range(num_parts)]
-    mine: list[int] = []
+    dealt: list[list[int]] = [[] for _ in range(num_parts)]
     for i in order:
         used, number = heap[0]
         heapq.heapreplace(heap, (used + documents[i].num_tokens, number))
-        if number == part:
-            mine.append(i)
-    return [documents[i] for i in sorted(mine)] or [documents[part % len(documents)]]
+        dealt[number].append(i)
+    return [
+        [documents[i] for i in sorted(mine)] or [documents[part % len(documents)]]
+        for part, mine in enumerate(dealt)
+    ]
 
 
 def largest_part(tokens_per_step: int, longest: int, num_parts: int) -> int:

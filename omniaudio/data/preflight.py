@@ -19,7 +19,7 @@ from omniaudio.data.chats import HELD_OUT, count_held_out, held_out_line
 from omniaudio.data.clip_mixture import WeightedClips
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.index import text_number
-from omniaudio.data.mixture import PlannedDocument, deal
+from omniaudio.data.mixture import PlannedDocument, deal_all
 from omniaudio.data.planning import CHUNK, share_of
 from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader
@@ -29,7 +29,6 @@ from omniaudio.sequence.show import pieces_of
 LOOKED_AT = 4000  # documents of a kind, to say how long all are
 BAR = 30
 SHOWN = 300  # characters of a long text
-MOST_PARTS = 16  # shares of a step that are looked at
 LEARNED, GIVEN, MARK = "bold green", "", "dim"
 
 Source = WaveSteps | DocumentSteps | TextSteps
@@ -47,7 +46,7 @@ def preflight(
         num_planned: steps that are planned to say what steps are like.
         show: samples to show.
     """
-    planned, num_parts = min(num_planned, max_steps), min(num_parts, MOST_PARTS)
+    planned = min(num_planned, max_steps)
     if not planned:
         return Group(Text("max_steps=0: no data is read, the model stays as it is"))
     if isinstance(source, WaveSteps):
@@ -137,14 +136,12 @@ def _clips(source: WaveSteps, max_steps: int, num_parts: int, planned: int) -> I
         yield Text(f"  {elsewhere:,} clips are left out: only a language model is to learn from them")
     yield from _held_out(source.reader)
     steps = [plan[step] for step in range(planned)]
-    costs = np.array([lengths[np.array(step)].max() * len(step) for step in steps])
-    real = np.array([lengths[np.array(step)].sum() for step in steps])
+    seconds = [lengths[np.array(step)].tolist() for step in steps]
+    costs = np.array([max(step) * len(step) for step in seconds])
+    real = np.array([sum(step) for step in seconds])
     sizes = [len(step) for step in steps]
-    parts = [
-        lengths[np.array(share_of(step, part, num_parts))].max() * len(share_of(step, part, num_parts))
-        for step in steps
-        for part in range(num_parts)
-    ]
+    shares = [share_of(step, part, num_parts) for step in seconds for part in range(num_parts)]
+    parts = [max(share) * len(share) for share in shares]
     yield Text(
         f"steps: {np.mean(sizes):.1f} clips ({min(sizes)} to {max(sizes)}), {costs.mean():.1f} s with padding, of "
         f"{plan.budget:g} allowed; {1 - real.sum() / costs.sum():.1%} are padding\n"
@@ -209,9 +206,7 @@ def _documents(
     lengths = [document.num_tokens for step in steps for document in step]
     yield histogram(lengths, "positions", (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192))
     filled = [sum(document.num_tokens for document in step) for step in steps]
-    parts = [
-        sum(d.num_tokens for d in deal(step, part, num_parts)) for step in steps for part in range(num_parts)
-    ]
+    parts = [sum(d.num_tokens for d in part) for step in steps for part in deal_all(step, num_parts)]
     left_out = {name: round(n) for name, n in plan.planned().items() if name.startswith("too_long/")}
     yield Text(
         f"steps: {np.mean(filled):,.0f} positions of {plan.tokens_per_step:,}; "

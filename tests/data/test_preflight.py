@@ -85,6 +85,21 @@ def test_clips_that_are_held_out_are_not_told_as_refused(tmp_path):
     )
 
 
+def test_the_largest_batch_is_that_of_as_many_parts_as_there_are(folder):
+    """With one clip or document a part, the longest alone is the largest batch."""
+    clips = WaveSteps(folder / "audio", "train", RATE, batch_sec=20, crop_sec=3)
+    page = told(clips, max_steps=1, num_parts=5)
+    assert "largest batch of one of 5 parts: 6.0 s" in page
+    assert "largest batch of one of 64 parts: 3.0 s" in told(clips, max_steps=1, num_parts=64)
+    texts = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "texts.txt", 2000)
+    documents = texts.plan[0]
+    assert len(documents) > 64
+    longest = max(document.num_tokens for document in documents)
+    assert f"largest batch of one of 500 parts: {longest} positions" in told(
+        texts, max_steps=1, num_parts=500
+    )
+
+
 def test_a_stage_without_steps_reads_no_data(folder):
     texts = TextSteps(TokenSpace(270), folder / "tokenizer.json", folder / "texts.txt", 16, seed=0)
     assert "max_steps=0: no data is read" in told(texts, max_steps=0)
