@@ -238,3 +238,26 @@ def test_a_failing_command_ends_the_recipe(tmp_path: Path) -> None:
     assert done.returncode == 7
     assert "--stage 1" in done.stderr
     assert not (tmp_path / "reached").exists()
+
+
+@pytest.mark.parametrize("results", sorted(ROOT.glob("recipes/*/RESULTS.md")), ids=relative)
+def test_commands_of_the_results_begin_from_what_those_before_them_made(results: Path):
+    """Those with a tag of their own: every other one has the folder of run.sh."""
+    written = results.read_text("utf-8").replace("\\\n", " ")
+    made: set[str] = set()
+    checked = 0
+    for line in re.findall(r"^    ((?:omniaudio|mkdir) .*)$", written, re.MULTILINE):
+        if link := re.search(r"ln -s \S+/(?:\{(\S+)\}|(\S+)) (exp/\S+)/$", line):
+            made |= {f"{link[3]}/{name}" for name in (link[1] or link[2]).split(",")}
+            continue
+        verb, *words = shlex.split(line, comments=True)[1:]
+        if not (tag := next((word.removeprefix("tag=") for word in words if word.startswith("tag=")), None)):
+            continue
+        config = compose(verb, words)
+        named = [*config["inputs"], *config["init"].values()] if verb == "train" else [config["tokenizer"]]
+        named += [config["text_tokenizer"]] if verb == "evaluate" else []
+        needed = {"/".join(path.split("/")[:3]) for path in named if path.startswith(f"exp/{tag}/")}
+        assert needed <= made, f"{line}: nothing above makes {sorted(needed - made)}"
+        made.add(f"exp/{tag}/{config['stage'] if verb == 'train' else 'codes'}")
+        checked += 1
+    assert checked
