@@ -8,9 +8,9 @@ A folder of `omniaudio build` has no recordings: the clips of its shards are wri
     lhotse  cuts.jsonl.gz, one cut with one supervision an utterance
     nemo    manifest.json, one object a line
 
-The shards themselves are WebDataset tars: webdataset.WebDataset("DATA_DIR/shards/train-{000000..000004}.tar"). Not so
-those of a folder of `omniaudio join`: its train tars also hold clips that a build refused or another folder holds out,
-which the index alone tells (fact `only`), so another reader would train on them. The lists leave them out.
+The shards themselves are WebDataset tars: webdataset.WebDataset("DATA_DIR/shards/train-{000000..000004}.tar"). But
+not those of a folder of `omniaudio join`: the train tars also hold clips that a build refused or another folder holds
+out, which the index alone tells (fact `only`), so another reader would train on them. The lists leave them out.
 
     omniaudio manifest data_dir=data/asterisk form=kaldi out=DIR
 """

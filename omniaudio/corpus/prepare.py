@@ -121,11 +121,11 @@ def prepare(corpus: Corpus, folder: str | Path, plan: Plan) -> dict[str, Any]:
 
 
 def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict[str, Any]:
-    inventory = corpus.inventory(folder / "raw")
+    inventory = _in_passages(corpus.inventory(folder / "raw"))
     findings = list(workers.map(plan.checks.check, inventory.items, "Checking recordings"))
-    chats = _chats(inventory)
+    said = _said(inventory)
     splits = [
-        (item.split or split_of(chats.get(_passage(item), item.text or ""), item.language, plan.split))
+        (item.split or split_of(said.get(_passage(item)[0], item.text or ""), item.language, plan.split))
         if finding.reason is None
         else None
         for item, finding in zip(inventory.items, findings, strict=True)
@@ -156,18 +156,28 @@ def _prepare(corpus: Corpus, folder: Path, plan: Plan, workers: Workers) -> dict
     return report
 
 
-def _passage(item: RawItem) -> str:
-    """The chat, or passage of a build, of which an item is a part; empty for none."""
+def _passage(item: RawItem) -> tuple[str, int]:
+    """The chat, or passage of a build, of which an item is a part, empty for none; and its place there."""
     facts = chat_facts(item.chat, item.key) if item.chat else {}
     facts |= built_facts(item.built, item.key) if item.built else {}
-    return str(facts.get("passage", ""))
+    return str(facts.get("passage", "")), int(facts.get("place", 0))
 
 
-def _chats(inventory: Inventory) -> dict[str, str]:
+def _in_passages(inventory: Inventory) -> Inventory:
+    """The parts of a passage one after the other, where its first stands: lists may be shuffled."""
+    first: dict[str, int] = {}
+    places = []
+    for number, item in enumerate(inventory.items):
+        passage, place = _passage(item)
+        places.append((first.setdefault(passage, number) if passage else number, place, number))
+    return dataclasses.replace(inventory, items=[inventory.items[number] for _, _, number in sorted(places)])
+
+
+def _said(inventory: Inventory) -> dict[str, str]:
     """What is said in every chat or passage: each is in one split."""
     said: dict[str, list[str]] = {}
     for item in inventory.items:
-        if passage := _passage(item):
+        if passage := _passage(item)[0]:
             said.setdefault(passage, []).append(item.text or "")
     return {passage: " ".join(texts).strip() or passage for passage, texts in said.items()}
 

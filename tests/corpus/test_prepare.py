@@ -222,7 +222,7 @@ def test_a_passage_of_a_build_is_in_one_split_and_what_was_prepared_before_keeps
         lines.append(
             json.dumps({"audio_filepath": f"{i}.wav", "text": f"say number {i}", "built": built}) + "\n"
         )
-    (tmp_path / "in" / "list.jsonl").write_text("".join(lines))
+    (tmp_path / "in" / "list.jsonl").write_text("".join([*lines[1::2], *lines[::2]]))  # a shuffled list
     prepare(NemoManifest(str(tmp_path / "in" / "list.jsonl"), "en", "n"), tmp_path / "out", make_plan())
     places = {}
     for split in SPLITS:
