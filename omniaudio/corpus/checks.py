@@ -40,7 +40,7 @@ class Checks:
         min_level_db: a quieter recording (RMS, against full scale) is silence.
         max_clipped_share: share of samples at full scale.
         min_chars_per_sec, max_chars_per_sec: outside, the transcript is hardly that of the recording.
-        max_text_chars: a longer transcript is a mistake.
+        max_text_chars: a longer transcript, response, continuation or translation is a mistake.
         max_bad_share: the run stops when a larger share of the items fails.
     """
 
@@ -61,7 +61,7 @@ class Checks:
         times = (item.start_sec, item.duration_sec if item.duration_sec is not None else 1.0)
         if not all(map(math.isfinite, times)) or times[0] < 0 or times[1] <= 0 or (item.channel or 0) < 0:
             return Finding("no stretch of time", f"start {item.start_sec} s, duration {item.duration_sec} s")
-        fault = Finding(item.fault) if item.fault else self._text_fault(item)
+        fault = Finding(item.fault) if item.fault else self._text_fault(item) or self._answer_fault(item)
         if fault is not None:
             return fault
         if not Path(item.path).is_file():
@@ -95,12 +95,22 @@ class Checks:
             return Finding("missing transcript")
         if not normalise_text(item.text[: self.max_text_chars], item.language):
             return Finding("empty transcript", repr(item.text[:40]))
-        if len(item.text) > self.max_text_chars:
-            return Finding(
-                "transcript too long", f"{len(item.text)} characters, at most {self.max_text_chars}"
-            )
-        if any(unicodedata.category(char) in NOT_TEXT for char in item.text):
-            return Finding("control characters in the transcript", repr(item.text[:40]))
+        return self._written_fault("transcript", item.text)
+
+    def _answer_fault(self, item: RawItem) -> Finding | None:
+        answers = {
+            "response": " ".join(item.response),
+            "continuation": item.continuation,
+            "translation": item.translation,
+        }
+        faults = (self._written_fault(name, text) for name, text in answers.items())
+        return next((fault for fault in faults if fault is not None), None)
+
+    def _written_fault(self, name: str, text: str) -> Finding | None:
+        if len(text) > self.max_text_chars:
+            return Finding(f"{name} too long", f"{len(text)} characters, at most {self.max_text_chars}")
+        if any(unicodedata.category(char) in NOT_TEXT for char in text):
+            return Finding(f"control characters in the {name}", repr(text[:40]))
         return None
 
     def _audio_fault(self, wav_CN: np.ndarray, rate_hz: int, expected_hz: int) -> tuple[str, str] | None:

@@ -76,6 +76,21 @@ def test_bad_texts_are_named(tmp_path, make_checks, text, reason):
     assert make_checks().check(item(write_audio(tmp_path / "a.wav"), text)).reason == reason
 
 
+@pytest.mark.parametrize("name", ["response", "continuation", "translation"])
+def test_the_other_written_answers_pass_the_same_limits(tmp_path, make_checks, name):
+    path, checks = write_audio(tmp_path / "a.wav"), make_checks()
+
+    def reason(answer, **changes):
+        return checks.check(
+            item(path, **{name: (answer,) if name == "response" else answer}, **changes)
+        ).reason
+
+    assert reason("x" * 2_000) is None
+    assert reason("x" * 2_001) == f"{name} too long"
+    assert reason("yes\x00no") == f"control characters in the {name}"
+    assert reason("x" * 2_001, text="", chat="{}") == f"{name} too long", "where no word was written down"
+
+
 def test_a_word_in_a_long_recording_does_not_fit(tmp_path, make_checks):
     path = write_audio(tmp_path / "a.wav", tone(10.0))
     assert make_checks().check(item(path, "yes")).reason == "text does not fit the duration"
