@@ -3,7 +3,8 @@
 Beside the tars of the split ``train``::
 
     train-000000.index.jsonl   a head line, then a line a sample: key, facts, place and crc32 of its members
-    train.columns/NAME.bin     one number a sample in order, for every fact that is a number or a text
+    train.columns/NAME.bin     one number a sample in order, for every fact that is a number or a text; of a text that
+                               may be asked for also its length (_NAME_chars)
     train.shards.json          the shards with their samples and bytes, the columns, the fingerprint; written last
 
 Opening a split reads the last file alone; lines and columns are mapped, and read where they are asked for. So a
@@ -27,6 +28,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from omniaudio.data.prompts import WRITTEN
 from omniaudio.errors import UserError
 from omniaudio.files import link, user_os_errors, write_whole
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
@@ -96,6 +98,11 @@ def text_number(text: str) -> int:
     if not text:
         return 0
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
+def chars_column(name: str) -> str:
+    """Column with the number of characters of a text that may be asked for; splits of earlier versions have none."""
+    return f"_{name}_chars"
 
 
 def write_index(
@@ -278,7 +285,7 @@ class Listing:
             _, places, lines = read_index(path)
             content.update(path.read_bytes())
             found = _values(places, [line.facts for line in lines])
-            for name in {**self.kinds, **found}:
+            for name in {**self.kinds, **{name: None for name in found if not name.startswith("_")}}:
                 column = self.column(name)[start : start + len(lines)]
                 expected = found[name][1] if name in found else np.zeros(len(lines))
                 if name not in self.kinds or not np.array_equal(column, expected):
@@ -399,5 +406,7 @@ def _numbers(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
             continue
         if isinstance(value, str):
             yield name, "text", text_number(value)
+            if name in WRITTEN.values():
+                yield chars_column(name), "number", len(value)
         elif isinstance(value, int | float):
             yield name, "number", value

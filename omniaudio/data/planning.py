@@ -26,6 +26,7 @@ State = dict[str, Any]
 WINDOW = 1 << 16  # items that are shuffled together
 BLOCK = 256  # neighbours that come into a window together
 FEWEST_POOLED = 512
+BINS = 8  # of an octave of lengths
 CHUNK = 1 << 20  # items whose columns are read at one time
 
 
@@ -256,10 +257,58 @@ def largest_padded(budget: float, longest: float, num_parts: int) -> list[tuple[
     Args:
         longest: item of all, in the budget's unit.
     """
-    number = max(1, -(-math.floor(budget / longest) // num_parts))
+    number = _part_size(budget, longest, num_parts)
     shorter = min(longest, budget / (number * num_parts + 1))  # the longest of which a part may have one more
     batches = [(number, longest), (number + 1, shorter)]
     return batches[: 1 + ((number + 1) * shorter > number * longest)]
+
+
+def _part_size(budget: float, longest: float, num_parts: int) -> int:
+    """Most items of a part of a step whose longest is so long."""
+    return max(1, -(-math.floor(budget / longest) // num_parts))
+
+
+def most_written(
+    lengths: Lengths, written: Callable[[np.ndarray], np.ndarray], budget: float, num_parts: int
+) -> tuple[float, np.ndarray]:
+    """The items, and the length that each may have, of a batch with as much text as any part of any step may have.
+
+    Steps are those of a PooledPlan, in which no item comes twice. A part whose longest item lies in a bin of like
+    lengths has at most as many items as the shortest of the bin allows, and none longer than the bin: at worst those
+    with the most text. Held are the items of a part for each bin.
+
+    Args:
+        lengths: of every item, in the budget's unit; NaN leaves an item out.
+        written: items -> length of the text of each.
+    """
+    bins: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # shortest, items, lengths of texts
+    for start in range(0, len(lengths), CHUNK):
+        items = np.arange(start, min(start + CHUNK, len(lengths)))
+        length, text = lengths[items], written(items)
+        bin_of = np.floor(np.log2(length) * BINS)
+        for number in np.unique(bin_of[~np.isnan(bin_of)]).tolist():
+            shortest, known, texts = bins.get(number, (math.inf, np.arange(0), np.zeros(0)))
+            here = bin_of == number
+            shortest = min(shortest, float(length[here].min()))
+            most = _part_size(budget, 2 ** (number / BINS), num_parts)
+            bins[number] = (shortest, *_top(most, known, texts, items[here], text[here]))
+    found, texts, chosen = np.arange(0), np.zeros(0), (0.0, np.arange(0), 0.0)
+    for _, (shortest, items, their_texts) in sorted(bins.items()):
+        found, texts = _top(_part_size(budget, shortest, num_parts), found, texts, items, their_texts)
+        if texts.sum() > chosen[2]:
+            chosen = shortest, found, float(texts.sum())
+    return chosen[:2]
+
+
+def _top(
+    number: int, some: np.ndarray, texts: np.ndarray, more: np.ndarray, their_texts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of two lots of items that have the most text, and its lengths."""
+    items, texts = np.append(some, more), np.append(texts, their_texts)
+    if len(items) <= number:
+        return items, texts
+    top = np.argpartition(-texts, number - 1)[:number]
+    return items[top], texts[top]
 
 
 def share_of(items: Sequence[Item], part: int, num_parts: int) -> list[Item]:

@@ -12,9 +12,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from omniaudio.data.augment import Augmentation
 from omniaudio.data.clip_mixture import ClipMixture, CorporaOfClips, WeightedClips
-from omniaudio.data.index import text_number
-from omniaudio.data.planning import CHUNK, ChapteredPlan, PooledPlan, largest_padded, share_of
-from omniaudio.data.prompts import WRITTEN
+from omniaudio.data.index import chars_column, text_number
+from omniaudio.data.planning import (
+    CHUNK,
+    ChapteredPlan,
+    PooledPlan,
+    largest_padded,
+    most_written,
+    share_of,
+)
+from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import DamagedSampleError, UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
@@ -157,7 +164,9 @@ class WaveSteps:
         return batch
 
     def largest(self, num_parts: int) -> Iterator[WaveBatch]:
-        """Noise of the length of the longest clip of all, with the text of the longest that is not cropped."""
+        """Noise of the length of the longest clip of all, with the text of the longest that is not cropped; and, where
+        the shards know the lengths of texts, of the clips that a part may have with the most text.
+        """
         longest, item = self.lengths.longest_item()
         facts = self.reader.entries[item].facts
         text = max(
@@ -175,6 +184,27 @@ class WaveSteps:
             )
             batch.texts = [text] * number
             yield batch
+        if self.codes is None:  # who reads codes reads no texts
+            yield from self._most_written(num_parts)
+
+    def _most_written(self, num_parts: int) -> Iterator[WaveBatch]:
+        """The batch with the most text, if there is any and its length is known."""
+        kinds = [kind for kind, share in self.kind_weights.items() if share]
+
+        def chars(items: np.ndarray) -> np.ndarray:
+            columns = {kind: self.reader.column(chars_column(WRITTEN[kind]))[items] for kind in kinds}
+            asked = [np.where(c > 0, c + len(written_prompt(kind, "en")), 0) for kind, c in columns.items()]
+            return np.where(self.lengths.recorded(items) <= self.crop_sec, np.max(asked, axis=0), 0)
+
+        seconds, items = most_written(self.lengths, chars, self.plan.budget, num_parts)
+        if not len(items):
+            return
+        noise_N = np.random.default_rng(0).normal(0, 0.1, round(seconds * self.rate)).astype(np.float32)
+        facts = [self.reader.entries[item].facts for item in items.tolist()]
+        yield self._collate(
+            [_Crop(item, noise_N, True, self.rate / 2, None) for item in items.tolist()],
+            [max(kinds, key=lambda kind: len(known.get(WRITTEN[kind], ""))) for known in facts],
+        )
 
     def _draws(self, step: int, item: int, purpose: str) -> np.random.Generator:
         key = text_number(self.reader.entries[item].key)
@@ -357,6 +387,13 @@ class ClipSeconds:
         fits = (np.where(band > 0, band, rate_hz / 2) >= self.min_band_hz) & (only == 0)
         return np.where(fits, seconds, np.nan)
 
+    def recorded(self, items: np.ndarray) -> np.ndarray:
+        """Seconds of whole clips, as they are in the shards."""
+        num_samples, rate_hz = (
+            np.asarray(self.reader.column(name)[items]) for name in ("num_samples", "sample_rate_hz")
+        )
+        return np.asarray(num_samples / rate_hz)
+
     def longest_item(self) -> tuple[float, int]:
         """Seconds of the longest clip of all, and which is the longest of those that are not cropped."""
         most, whole, item = 0.0, -1.0, 0
@@ -364,12 +401,8 @@ class ClipSeconds:
             items = np.arange(start, min(start + CHUNK, len(self)))
             seconds = self[items]
             most = max(most, float(np.nanmax(seconds, initial=0.0)))
-            num_samples, rate_hz = (
-                np.asarray(self.reader.column(n)[items]) for n in ("num_samples", "sample_rate_hz")
-            )
-            uncut = np.where(
-                np.isnan(seconds) | (num_samples / rate_hz > self.crop_sec), -1.0, num_samples / rate_hz
-            )
+            recorded = self.recorded(items)
+            uncut = np.where(np.isnan(seconds) | (recorded > self.crop_sec), -1.0, recorded)
             if uncut.max() > whole:
                 whole, item = float(uncut.max()), int(items[uncut.argmax()])
         return most, item

@@ -1,11 +1,21 @@
-import json
 import copy
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from omniaudio.data.index import LINE, Entry, Listing, Maps, text_number, write_index, write_listing
+from omniaudio.data.index import (
+    LINE,
+    Entry,
+    Listing,
+    Maps,
+    chars_column,
+    list_path,
+    text_number,
+    write_index,
+    write_listing,
+)
 from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
 
@@ -41,7 +51,20 @@ def test_columns_hold_numbers_and_texts_of_all_shards(tmp_path):
     assert texts == [text_number(fact["text"]) for fact in FACTS]
     assert len(set(listing.column("speaker").tolist())) == 2
     assert listing.column("unknown").tolist() == [0] * 8
+    assert listing.column(chars_column("text")).tolist() == [i % 3 for i in range(8)]
+    assert chars_column("speaker") not in listing.kinds
     assert "list" not in listing.kinds and listing.column(LINE)[1] > 0
+
+
+def test_a_split_of_an_earlier_version_lacks_the_lengths_of_texts(tmp_path):
+    split(tmp_path)
+    path = list_path(tmp_path, "train")
+    loaded = json.loads(path.read_text())
+    del loaded["columns"][chars_column("text")]
+    path.write_text(json.dumps(loaded))
+    listing = Listing(tmp_path, "train")
+    listing.verify()
+    assert listing.column(chars_column("text")).tolist() == [0] * 8
 
 
 def test_lines_are_read_one_by_one_in_any_order(tmp_path):

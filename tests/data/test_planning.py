@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniaudio.data.planning import PooledPlan, ShuffledWindows, largest_padded, share_of
+from omniaudio.data.planning import PooledPlan, ShuffledWindows, largest_padded, most_written, share_of
 from omniaudio.errors import UserError
 
 
@@ -147,3 +147,29 @@ def test_the_first_step_is_the_largest_of_its_window(seed):
     costs = [len(step) * lengths[step].max() for step in plan.epoch(0)]
     assert costs[0] == max(costs) and costs[1:] != sorted(costs[1:], reverse=True)
     assert sorted(i for step in plan.epoch(0) for i in step) == list(range(3000))
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_no_part_of_any_step_has_more_text_than_the_most_written(monkeypatch, num_parts):
+    """Many short clips with long texts, some left out; a part has as much text as all its items together."""
+    monkeypatch.setattr("omniaudio.data.planning.CHUNK", 100)
+    rng = np.random.default_rng(1)
+    lengths = np.where(rng.random(700) < 0.1, np.nan, rng.uniform(0.3, 8, 700))
+    texts = np.where(lengths < 2, rng.integers(50, 100, 700), rng.integers(0, 30, 700))
+    length, items = most_written(lengths, lambda items: texts[items], 60.0, num_parts)
+    plan = PooledPlan(lengths, 60.0, seed=0)
+    parts = [
+        share_of(step, part, num_parts)
+        for epoch in range(3) for step in plan.epoch(epoch) for part in range(num_parts)
+    ]  # fmt: skip
+    assert max(texts[part].sum() for part in parts) <= texts[items].sum() < 100 * 60 / 0.3 / num_parts
+    assert len(set(items.tolist())) == len(items) >= max(map(len, parts))
+    assert length * len(items) <= 60.0 / num_parts + length and not np.isnan(lengths[items]).any()
+    assert len(most_written(lengths, np.zeros_like, 60.0, num_parts)[1]) == 0
+
+
+def test_clips_of_one_length_have_as_much_text_as_those_with_most(monkeypatch):
+    monkeypatch.setattr("omniaudio.data.planning.CHUNK", 7)
+    texts = np.random.default_rng(0).permutation(100)
+    _, items = most_written(np.full(100, 2.0), lambda items: texts[items], 20.0, 2)
+    assert sorted(texts[items]) == [95, 96, 97, 98, 99]

@@ -221,6 +221,34 @@ def test_the_largest_batch_has_the_longest_clip_of_all_windows(shards, monkeypat
     assert 4.9 * RATE < second.wav_BN.numel() <= 5.0 * RATE + 3
 
 
+def test_a_batch_with_the_most_text_is_among_the_largest(tmp_path):
+    """Half a second with long responses: the longest clips, with their texts, hold less."""
+    with ShardWriter(tmp_path / "audio", "train") as writer:
+        for i in range(40):
+            num_samples = RATE // 2 if i % 2 else 2 * RATE
+            facts = {"num_samples": num_samples, "sample_rate_hz": RATE, "text": f"{i}", "language": "en"}
+            facts |= {"response": "y" * (100 + i)} if i % 2 else {}
+            wav = np.full(num_samples, 0.1, np.float32)
+            writer.write(f"c{i}", {"flac": encode_audio(wav, RATE)}, facts)
+    source = steps(tmp_path, crop_sec=2.0, mixture=ClipMixture(weights={"asr": 1, "aqa": 1}))
+    *padded, written = source.largest(num_parts=2)
+    assert written.wav_BN.shape == (4, RATE // 2) and written.kinds == ["aqa"] * 4
+    assert sorted(written.texts) == [source.reader.entries[i].facts["response"] for i in (33, 35, 37, 39)]
+    most = max(sum(map(len, source.batch(s, part, 2).texts)) for s in range(60) for part in (0, 1))
+    assert sum(map(len, written.texts)) >= most > max(sum(map(len, batch.texts)) for batch in padded)
+    bare = steps(tmp_path, crop_sec=2.0)
+    assert [set(map(len, batch.texts)) for batch in bare.largest(2)][2:] == [{2}], "no response"
+    cropped = steps(tmp_path, crop_sec=0.4)
+    assert len(list(cropped.largest(2))) == len(padded), "no clip is whole, so none has a text"
+
+    path = tmp_path / "audio" / "train.shards.json"
+    listing = json.loads(path.read_text())
+    listing["columns"] = {name: k for name, k in listing["columns"].items() if not name.endswith("_chars")}
+    path.write_text(json.dumps(listing))
+    older = steps(tmp_path, crop_sec=2.0, mixture=ClipMixture(weights={"asr": 1, "aqa": 1}))
+    assert [len(batch.texts) for batch in older.largest(2)] == [len(batch.texts) for batch in padded]
+
+
 @pytest.mark.parametrize("gone", [{0}, {8}, {2, 3, 4}, {0, 1, 2, 3, 4, 5, 7}, {1, 3, 5, 7}])
 def test_codes_of_clips_behind_gaps_are_found_near_their_place(shards, tmp_path, monkeypatch, gone):
     with ShardWriter(
