@@ -261,7 +261,8 @@ class MixturePlan(ChapteredPlan[PlannedDocument]):
 
     def told(self, state: State) -> dict[str, float]:
         """Share of positions that each kind really had, documents that were too long, and later pieces of cut ones."""
-        shares = _normalised({kind: fields[5] for kind, fields in state["streams"].items()})
+        tokens = {kind: fields[5] for kind, fields in state["streams"].items()}
+        shares = _normalised(tokens) if any(tokens.values()) else {}
         counts = {
             f"{name}/{kind}": fields[place]
             for place, name in ((3, "too_long"), (4, "pieces"))

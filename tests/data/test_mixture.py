@@ -103,6 +103,7 @@ def test_realised_shares_are_the_weights():
     shares = mixture.shares(100)
     assert abs(shares["a"] - 0.25) < 0.01
     assert abs(shares["b"] - 0.75) < 0.01
+    assert mixture.memo(0)["told"] == {}, "a share of nothing is not 0"
     told = mixture.memo(90)["told"]
     pieces = told.pop("pieces/b")
     assert told == pytest.approx({"share/a": 0.25, "share/b": 0.75}, abs=0.01)
