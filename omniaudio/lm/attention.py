@@ -162,7 +162,9 @@ def packed_attention(
     else:
         attend = {"flex": _by_flex, "varlen": _by_varlen}[way]
         out = attend(query, key, value, packing, scaling, sliding_window)
-    return functional.pad(out, (0, 0, 0, rest)).transpose(1, 2).contiguous(), None
+    if rest:
+        out = functional.pad(out, (0, 0, 0, rest))
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _by_documents(
@@ -187,15 +189,15 @@ def _one_document(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     new, total = query.shape[2], key.shape[2]
-    visible, is_causal = None, new == total and new > 1
-    narrow = window is not None and window < total
-    if narrow or 1 < new < total:  # some keys come from a cache: the causal diagonal starts at their number
-        visible, is_causal = (
-            torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new),
-            False,
+    past = total - new  # of the keys that come from a cache: the causal diagonal starts there
+    visible = None
+    if window is not None and window < total:
+        visible = (
+            torch.ones(new, total, dtype=torch.bool, device=query.device).tril(past).triu(past - window + 1)
         )
-    if narrow:
-        visible = visible.triu(total - new - window + 1)  # type: ignore[operator,union-attr]
+    elif 1 < new < total:
+        visible = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(past)
+    is_causal = visible is None and new > 1
     return sdpa(query, key, value, visible, is_causal=is_causal, scale=scaling, dropout=dropout)
 
 

@@ -450,7 +450,8 @@ class Task(LightningModule):
         self.memo = checkpoint["memo"]
         if checkpoint["accumulate"] != self.accumulate:
             _count_batches(checkpoint["loops"]["fit_loop"], self.batches_seen)
-        self.watch.load_state_dict(checkpoint["watch"])
+        if "watch" in checkpoint:  # those of older versions have none
+            self.watch.load_state_dict(checkpoint["watch"])
         if self.balance is not None:
             self.balance.norms = dict(checkpoint.get("gradient_norms", {}))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from torch import distributed
 
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
@@ -73,7 +74,7 @@ class StepWatch:
                 continue
             level = statistics.median(self.good[name])
             if values[name] > factor * level > 0:
-                return f"{name} of {values[name]:.4g}, {values[name] / level:.0f} times its level"
+                return f"{name} of {values[name]:.4g}, {values[name] / level:.3g} times its level"
         return ""
 
     def count(self, values: Mapping[str, float], fault: str) -> None:
@@ -137,12 +138,11 @@ class Return(Callback):
     def _go_back(self, trainer: Trainer, task: Any, step: int) -> None:
         watch, newest = task.watch, trainer.strategy.broadcast(self.checkpoints.newest(clean=False))
         if newest is None or watch.returns >= watch.max_returns:
-            why = (
-                "no checkpoint to return to" if newest is None else f"returned {watch.returns} times already"
-            )
+            why = f"returned {watch.returns} times already" if newest else "no checkpoint to return to"
             raise UserError(
                 f"step {step}: {watch.bad_steps} bad steps in a row, {why} (recovery.max_returns: "
-                f"{watch.max_returns}); lower optim.lr or check the samples that {self.path.with_name('log.txt')} names"
+                f"{watch.max_returns}); lower optim.lr, check the samples that {self.path.with_name('log.txt')} "
+                "names, or raise the factors of recovery if they are too narrow"
             )
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [group["lr"] for group in groups]
@@ -159,24 +159,20 @@ class Return(Callback):
 
     def _tell(self, trainer: Trainer, task: Any, since: int, step: int) -> None:
         """Name what was left out: the samples of all ranks."""
-        import torch
-
         parts: list[Any] = [{n: keys for n, keys in self._keys.items() if n > since}]
         if trainer.world_size > 1:
             parts = parts * trainer.world_size
-            torch.distributed.all_gather_object(parts, parts[0])
+            distributed.all_gather_object(parts, parts[0])
         left_out = {
             n: list(dict.fromkeys(key for part in parts for key in part[n])) for n in sorted(parts[0])
         }
         if trainer.is_global_zero:
             self._write(left_out, after=since)
-            number, returns = (
-                sum(map(len, left_out.values())),
-                f"{task.watch.returns} of {task.watch.max_returns}",
-            )
+            watch, number = task.watch, sum(map(len, left_out.values()))
             task.tell(
-                f"step {step}: {task.watch.patience} bad steps in a row; back to the weights of step {since}, the "
-                f"{number} samples of the steps since are left out, see {self.path} (return {returns})"
+                f"step {step}: {watch.patience} bad steps in a row; back to the weights of step {since}, "
+                f"the {number} samples of the steps since are left out, see {self.path} "
+                f"(return {watch.returns} of {watch.max_returns})"
             )
 
     def _write(self, left_out: Mapping[int, list[str]], after: int) -> None:

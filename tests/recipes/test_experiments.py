@@ -181,6 +181,14 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(tiny_chain, t
     assert (tmp_path / "other" / stage / "metrics.jsonl").read_text() != expected
 
 
+def test_attention_is_the_machines_choice_not_the_models(tiny_chain, tiny_data, capsys):
+    """Another way of attention is no other training, and what was trained does not insist on one."""
+    for name in ("text_lm/final/backbone", "pretrain_stage2/final/lm"):
+        assert "attention:" not in (tiny_chain / name / "config.yaml").read_text()
+    run_stage("text_lm", tiny_data, tiny_chain, "backbone.attention=documents")
+    assert "done before" in capsys.readouterr().out
+
+
 def test_a_finished_stage_is_skipped(tiny_chain, tiny_data, capsys):
     stamp = (tiny_chain / "sft" / "stamp.json").read_text()
     run_stage("sft", tiny_data, tiny_chain)

@@ -36,9 +36,9 @@ def test_high_is_measured_by_the_median_of_good_steps() -> None:
         ({"gradient": 900.0, "loss": 2.0}, ""),  # nothing to compare with yet
         ({"gradient": 3.0, "loss": 2.0}, ""),
         ({"gradient": 29.0, "loss": 2.0}, ""),  # the level is 3, not the mean
-        ({"gradient": 300.0, "loss": 2.0}, "gradient of 300, 10 times its level"),  # of 29
-        ({"gradient": 300.0, "loss": 2.0}, "gradient of 300, 10 times its level"),  # a bad step is no level
-        ({"gradient": 1.0, "loss": 11.0}, "loss of 11, 6 times its level"),
+        ({"gradient": 300.0, "loss": 2.0}, "gradient of 300, 10.3 times its level"),  # of 29
+        ({"gradient": 300.0, "loss": 2.0}, "gradient of 300, 10.3 times its level"),  # a bad step is no level
+        ({"gradient": 1.0, "loss": 11.0}, "loss of 11, 5.5 times its level"),
         ({"gradient": 1.0, "loss": math.inf}, "non-finite loss"),
         ({"gradient": NAN, "loss": NAN}, "non-finite gradient"),
     ]
