@@ -51,6 +51,8 @@ def main(config: dict[str, Any]) -> None:
     steps = config["flow_steps"]
     if not isinstance(steps, list) or not all(isinstance(num, int) and num > 0 for num in steps):
         raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
+    if config["batch_size"] < 1:
+        raise UserError(f"config batch_size: {config['batch_size']} must be at least 1")
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
         return
@@ -194,7 +196,7 @@ def measure(
     rows = tokenizer_rows(model, scores)
     rows += signal_rows(clips, wavs, model.sample_rate_hz)
     judge_part, heard = judge_rows(judge, clips, wavs, model.sample_rate_hz)
-    own = recognise(model, clips, track)
+    own = recognise(model, clips, track, config["batch_size"])
     rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
     rows += promises.all_rows(config, rows, scores.mae["refined"])
     for i, sample in enumerate(samples):

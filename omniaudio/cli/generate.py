@@ -133,10 +133,10 @@ class SampleMaker:
 
     def replies(self, clip: Clip, source: str) -> None:
         """Speech to spoken replies, one for each thing that is asked."""
-        for task in self.config["asks"]:
-            reply = self.model.answer(
-                clip.wav_N, clip.sample_rate_hz, task, clip.language, self.config["seed"]
-            )
+        asks, recording = self.config["asks"], (clip.wav_N, clip.sample_rate_hz)
+        chats = [[self.model.question(*recording, task, clip.language)] for task in asks]
+        replies = self.model.replies(chats, seeds=[self.config["seed"]] * len(asks))
+        for task, reply in zip(asks, replies, strict=True):
             self._keep("reply", source, {**self._prompt(clip), "ask": task}, reply)
 
     def _prompt(self, clip: Clip) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def packed_attention(
     dropout: float = 0.0,
     packing: Packing | None = None,
     sliding_window: int | None = None,
+    visible: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers' layers call.
@@ -139,8 +140,10 @@ def packed_attention(
         attention_mask: must be None, documents say it all.
         scaling: factor of the scores; default Dh ** -0.5.
         dropout: share of attention weights dropped.
-        packing: the documents; None is a single document whose earlier keys may come from a cache.
+        packing: the documents; None is a single document in each row, whose earlier keys may come from a cache.
         sliding_window: how many positions, its own the last, a position sees; None sees all before it.
+        visible: True at the keys that a row has, broadcastable to (B, H, 1, past + 1), when rows go on by one
+            position from pasts of different lengths; None: all.
 
     Returns:
         (1 or B, L, H, Dh), zero in padding, and None for the weights.
@@ -149,7 +152,7 @@ def packed_attention(
     query = query.to(value.dtype)  # rotary embeddings may have widened them
     key = key.to(value.dtype)
     if packing is None:
-        out = _one_document(query, key, value, scaling, sliding_window, dropout)
+        out = _one_document(query, key, value, scaling, sliding_window, dropout, visible)
         return out.transpose(1, 2).contiguous(), None
     rest = query.shape[2] - packing.total
     assert rest >= 0 and query.shape[2] == key.shape[2], (
@@ -183,7 +186,13 @@ def _by_documents(
 
 
 def _one_document(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    dropout: float,
+    has: Tensor | None = None,
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -198,6 +207,8 @@ def _one_document(
     elif 1 < new < total:
         visible = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(past)
     is_causal = visible is None and new > 1
+    if has is not None:  # one new position a row: all that it has is before it
+        visible = has if visible is None else has & visible
     return sdpa(query, key, value, visible, is_causal=is_causal, scale=scaling, dropout=dropout)
 
 

@@ -14,6 +14,7 @@ from omniaudio.errors import UserError, check_choice
 from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
+from omniaudio.lm.row_cache import RowCache
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
@@ -150,19 +151,26 @@ class CausalBackbone(nn.Module):
         position_L = torch.arange(past, past + len(embeds_LD), device=embeds_LD.device)
         return self._run(embeds_LD[None], position_L[None], past_key_values=cache)[0]
 
+    def step_rows(self, embeds_BD: Tensor, past: RowCache) -> Tensor:
+        """Hidden states (B, D) of the next position of each of several documents; ``past`` is extended."""
+        position_B1 = torch.tensor(past.lengths, device=embeds_BD.device)[:, None]
+        visible = past.visible(embeds_BD.device)
+        past.grow()
+        return self._run(embeds_BD[:, None], position_B1, past_key_values=past.cache, visible=visible)[:, 0]
+
     def text_loss(self, hidden_LD: Tensor, label_L: Tensor, z_weight: float = 0.0) -> Tensor:
         """Cross-entropy by position against ids; 0 where the label is NO_LABEL."""
         return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size, z_weight)
 
-    def _run(self, hidden_1LD: Tensor, position_1L: Tensor, **kwargs: Any) -> Tensor:
-        rotary = self.rotary(hidden_1LD, position_1L)
+    def _run(self, hidden_BLD: Tensor, position_BL: Tensor, **kwargs: Any) -> Tensor:
+        rotary = self.rotary(hidden_BLD, position_BL)
         for layer in self.layers:
             arguments = {"attention_mask": None, "position_embeddings": rotary, **kwargs}
             if self.recompute and torch.is_grad_enabled():
-                hidden_1LD = checkpoint(layer, hidden_1LD, use_reentrant=False, **arguments)
+                hidden_BLD = checkpoint(layer, hidden_BLD, use_reentrant=False, **arguments)
             else:
-                hidden_1LD = layer(hidden_1LD, **arguments)
-        return self.norm(hidden_1LD)
+                hidden_BLD = layer(hidden_BLD, **arguments)
+        return self.norm(hidden_BLD)
 
 
 class LlamaBackbone(CausalBackbone):

@@ -1,21 +1,24 @@
 """One loop for text and speech: text until ``audiogen_start``, frames until book 0 says "end", text again.
 
-Every event is given out as soon as it is known, so that decoding to sound can start while the model goes on.
+Several replies are made together: one row may write while another speaks, and a row that is over leaves. A single
+reply is a batch of one. Every event is given out as soon as it is known, so that decoding to sound can start while the
+model goes on.
 """
 
 from __future__ import annotations
 
-import collections.abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from omniaudio.errors import UserError
 from omniaudio.lm.audio_head import KeyValue
 from omniaudio.lm.audio_lm import AudioLM
+from omniaudio.lm.row_cache import RowCache
 from omniaudio.lm.sampling import SamplingSettings, draw
 from omniaudio.sequence.spans import Document
 from omniaudio.types import device_of
@@ -79,7 +82,9 @@ class Reply:
 
 
 class Generator:
-    """Lets an AudioLM go on from a prompt, one document at a time, with a key-value cache.
+    """Lets an AudioLM go on from prompts, several at a time, with a key-value cache.
+
+    Rows share matrix products, and neither masks nor chance: what a row says is what it says alone.
 
     The text penalty counts text of this reply; the audio penalty counts, book by book, the codes of the
     stretch of speech at hand. "End of audio" is allowed in book 0 only, and not before the first frame.
@@ -114,7 +119,15 @@ class Generator:
 
     def reply(self, prompt: Document, form: ReplyForm = "free", seed: int = 0) -> Reply:
         """The whole reply to a prompt."""
-        return collect(self.stream(prompt, form, torch.Generator().manual_seed(seed)))
+        return self.replies([prompt], form, [seed])[0]
+
+    def replies(self, prompts: Sequence[Document], form: ReplyForm, seeds: Sequence[int]) -> list[Reply]:
+        """The whole replies to several prompts of any lengths, made together; one seed a prompt."""
+        events: list[list[Event]] = [[] for _ in prompts]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for number, event in self.stream_rows(prompts, form, generators):
+            events[number].append(event)
+        return [collect(of_row) for of_row in events]
 
     def stream(
         self,
@@ -131,105 +144,199 @@ class Generator:
             generator: randomness, on the CPU.
             cache: past of an earlier call, which ``prompt`` continues; extended in place.
         """
-        if not len(prompt):
-            raise UserError("generate: the prompt is empty")
+        caches = None if cache is None else [cache]
+        return (event for _, event in self.stream_rows([prompt], form, [generator], caches))
+
+    def stream_rows(
+        self,
+        prompts: Sequence[Document],
+        form: ReplyForm,
+        generators: Sequence[torch.Generator | None],
+        caches: Sequence[Cache] | None = None,
+    ) -> Iterator[tuple[int, Event]]:
+        """Events of several replies, each with the number of its prompt. Arguments as in ``stream``, one a prompt."""
         vocab_size = self.lm.token_space.vocab_size
-        if int(prompt.ids_L.max()) >= vocab_size:
-            raise UserError(f"generate: the prompt has ids outside the token space of {vocab_size}")
-        cache = cache if cache is not None else self.lm.backbone.new_cache()
-        return _Run(self, form, generator, cache).events(prompt)
+        for prompt in prompts:
+            if not len(prompt):
+                raise UserError("generate: the prompt is empty")
+            if int(prompt.ids_L.max()) >= vocab_size:
+                raise UserError(f"generate: the prompt has ids outside the token space of {vocab_size}")
+        caches = caches or [self.lm.backbone.new_cache() for _ in prompts]
+        rows = [
+            _Row(self, number, form, generator)
+            for number, (generator, _) in enumerate(zip(generators, prompts, strict=True))
+        ]
+        return _Run(self, rows, caches).events(prompts)
+
+
+Piece = Document | int | Tensor
+"""What a row takes in: its prompt, then a token or a frame (K,) at a time."""
 
 
 class _Run:
-    """State of one reply."""
+    """The loop: every row takes a piece in, the model reads them all, and the next ones are drawn."""
+
+    def __init__(self, owner: Generator, rows: Sequence[_Row], caches: Sequence[Cache]) -> None:
+        self.owner, self.lm, self.space = owner, owner.lm, owner.lm.token_space
+        self.device = device_of(owner.lm)
+        self.rows, self.caches = list(rows), caches
+        self.past: RowCache | None = None
+
+    def events(self, prompts: Sequence[Document]) -> Iterator[tuple[int, Event]]:
+        pieces: dict[int, Piece] = dict(enumerate(prompts))
+        while self.rows:
+            for row in self.rows:
+                for event in row.take(pieces[row.number]):
+                    yield row.number, event
+            self._let_go()
+            if self.rows:
+                pieces = self._next_pieces(self._read())
+
+    def _let_go(self) -> None:
+        """Replies that are over take no more part."""
+        going = [i for i, row in enumerate(self.rows) if not row.over]
+        if self.past is not None and 0 < len(going) < len(self.rows):
+            self.past.keep(going)
+        self.rows = [self.rows[i] for i in going]
+
+    @torch.inference_mode()
+    def _read(self) -> Tensor:
+        """(B, D), the hidden state behind what each row took in."""
+        backbone = self.lm.backbone
+        if self.past is not None:
+            return backbone.step_rows(self._embed(self.rows), self.past)
+        caches = [self.caches[row.number] for row in self.rows]
+        hidden = [  # prompts one by one: they are long, and padding would be work
+            backbone.step(self._embed([row]), cache)[-1] for row, cache in zip(self.rows, caches, strict=True)
+        ]
+        self.past, self.caches = RowCache(caches), ()
+        return torch.stack(hidden)
+
+    def _embed(self, rows: Sequence[_Row]) -> Tensor:
+        ids_L, codes_LK = torch.cat([row.ids_L for row in rows]), torch.cat([row.codes_LK for row in rows])
+        return self.lm.embed(ids_L.to(self.device), codes_LK.to(self.device))
+
+    @torch.inference_mode()
+    def _next_pieces(self, hidden_BD: Tensor) -> dict[int, Piece]:
+        """By number of the row: a token of those that write, a frame of those that speak."""
+        pieces: dict[int, Piece] = {}
+        for speak, draw_pieces in ((False, self._tokens), (True, self._frames)):
+            places = [i for i, row in enumerate(self.rows) if row.speaking == speak]
+            if places:
+                pieces.update(draw_pieces([self.rows[i] for i in places], hidden_BD[places]))
+        return pieces
+
+    def _tokens(self, rows: Sequence[_Row], hidden_BD: Tensor) -> dict[int, Piece]:
+        logits_BV = self.lm.backbone.lm_head(hidden_BD)[:, : self.space.vocab_size].float().cpu()
+        allowed_BV = torch.stack([self.owner.allowed_text(row.may_speak) for row in rows])
+        said_BV = torch.stack([row.said_V for row in rows])
+        generators = [row.generator for row in rows]
+        token_B = draw(logits_BV.where(allowed_BV, -torch.inf), self.owner.text, said_BV, generators)
+        return {row.number: token for row, token in zip(rows, token_B.tolist(), strict=True)}
+
+    def _frames(self, rows: Sequence[_Row], x_BD: Tensor) -> dict[int, Piece]:
+        """Frames book by book; ``audiogen_end`` for the rows whose book 0 ends them."""
+        pieces: dict[int, Piece] = {row.number: self.space.audiogen_end for row in rows}
+        past, codes = list[KeyValue](), list[Tensor]()
+        for book, size in enumerate(self.space.codebook_sizes):
+            logits_BV = self.lm.audio_head.step(x_BD, past).float().cpu()
+            may_end_B = torch.tensor([book == 0 and row.may_end for row in rows])
+            logits_BV[~may_end_B, size] = -torch.inf
+            said_BV = torch.stack([row.spoken_KV[book] for row in rows])
+            code_B = draw(logits_BV, self.owner.audio, said_BV, [row.generator for row in rows])
+            if book == 0:
+                going = (code_B < size).nonzero()[:, 0].tolist()
+                if not going:
+                    return pieces
+                rows, code_B = [rows[i] for i in going], code_B[going]
+                past, x_BD = (
+                    [(key[going], value[going]) for key, value in past],
+                    torch.zeros_like(x_BD[going]),
+                )
+            x_BD = x_BD + self.lm.audio_embed[book](code_B.to(self.device))
+            codes.append(code_B)
+        return pieces | {
+            row.number: frame_K for row, frame_K in zip(rows, torch.stack(codes, 1), strict=True)
+        }
+
+
+class _Row:
+    """One reply in the making.
+
+    Attributes:
+        number: of its prompt.
+        ids_L, codes_LK: the positions that it took in last.
+        speaking: a frame comes next, not a token.
+        over: nothing comes next.
+        said_V: True for the text ids of the reply.
+        spoken_KV: True for the codes, by book, of the stretch of speech at hand.
+    """
 
     def __init__(
-        self, owner: Generator, form: ReplyForm, generator: torch.Generator | None, cache: Cache
+        self, owner: Generator, number: int, form: ReplyForm, generator: torch.Generator | None
     ) -> None:
-        self.owner, self.lm, self.space = owner, owner.lm, owner.lm.token_space
-        self.form, self.generator, self.cache = form, generator, cache
-        self.device = device_of(owner.lm)
-        self.hidden_D = torch.empty(0)  # of the last position
-        self.said: list[int] = []
-        self.num_frames = 0
+        self.owner, self.space, self.number = owner, owner.lm.token_space, number
+        self.form, self.generator = form, generator
+        self.speaking = self.over = False
+        self.num_tokens = self.num_frames = 0
+        self.said_V = torch.zeros(self.space.vocab_size, dtype=torch.bool)
 
-    def events(self, prompt: Document) -> Iterator[Event]:
-        self._feed_embeds(self._embed(prompt))
-        speaking = int(prompt.ids_L[-1]) == self.space.audiogen_start
-        if self.form == "speech" and not speaking:
-            self._feed_token(self.space.audiogen_start)
-            speaking = True
-        while True:
-            if speaking:
-                complete = yield from self._speak()
-                yield SpeechEnd(complete)
-                if not complete:
-                    return
-                self._feed_token(self.space.audiogen_end)
-                speaking = False
-            if len(self.said) >= self.owner.max_text_tokens:
-                if self.owner.max_text_tokens:  # with 0, speech alone was asked for
-                    yield Cut()
-                return
-            token_id = self._next_token()
-            if token_id == self.space.eos:
-                return
-            self._feed_token(token_id)
-            speaking = token_id == self.space.audiogen_start
-            if not speaking:
-                self.said.append(token_id)
-                yield TextToken(token_id)
+    @property
+    def may_speak(self) -> bool:
+        return self.form != "text" and self.num_frames < self.owner.max_frames
 
-    def _speak(self) -> collections.abc.Generator[Event, None, bool]:
-        """Frames of one stretch of speech; returns whether the model itself came to its end."""
-        history: list[list[int]] = [[] for _ in self.space.codebook_sizes]
-        while self.num_frames < self.owner.max_frames:
-            frame = self._next_frame(history)
-            if frame is None:
-                return True
+    @property
+    def may_end(self) -> bool:
+        return bool(self.spoken_KV[0].any())
+
+    def take(self, piece: Piece) -> Iterator[Event]:
+        """Go on by a piece, and tell what happened."""
+        if isinstance(piece, Document):
+            self._take_prompt(piece)
+        elif isinstance(piece, Tensor):
+            self.ids_L, self.codes_LK = torch.tensor([self.space.audio_pad]), piece[None]
             self.num_frames += 1
-            codes_K = torch.tensor(frame)
-            yield Frame(codes_K)
-            for book, code in enumerate(frame):
-                history[book].append(code)
-            with torch.inference_mode():
-                self._feed_embeds(self.lm.embed_frames(codes_K[None].to(self.device)))
-        return False
+            for said_V, code in zip(self.spoken_KV, piece.tolist(), strict=True):
+                said_V[code] = True
+            yield Frame(piece)
+        else:
+            self.ids_L, self.codes_LK = torch.tensor([piece]), torch.zeros_like(self.codes_LK[:1])
+            if piece == self.space.eos:
+                self.over = True
+            elif piece == self.space.audiogen_start:
+                self._begin_speech()
+            elif piece == self.space.audiogen_end:
+                self.speaking = False
+                yield SpeechEnd(True)
+            else:
+                self.num_tokens += 1
+                self.said_V[piece] = True
+                yield TextToken(piece)
+        yield from self._end_at_limit()
 
-    @torch.inference_mode()
-    def _embed(self, prompt: Document) -> Tensor:
-        return self.lm.embed(prompt.ids_L.to(self.device), prompt.codes_LK.to(self.device))
+    def _take_prompt(self, prompt: Document) -> None:
+        self.ids_L, self.codes_LK = prompt.ids_L, prompt.codes_LK
+        start = self.space.audiogen_start
+        if self.form == "speech" and int(self.ids_L[-1]) != start:
+            self.ids_L = functional.pad(self.ids_L, (0, 1), value=start)
+            self.codes_LK = functional.pad(self.codes_LK, (0, 0, 0, 1))
+        if int(self.ids_L[-1]) == start:
+            self._begin_speech()
 
-    @torch.inference_mode()
-    def _feed_token(self, token_id: int) -> None:
-        self._feed_embeds(self.lm.backbone.embed_text(torch.tensor([token_id], device=self.device)))
+    def _begin_speech(self) -> None:
+        self.speaking = True
+        self.spoken_KV = [torch.zeros(size + 1, dtype=torch.bool) for size in self.space.codebook_sizes]
 
-    @torch.inference_mode()
-    def _feed_embeds(self, embeds_LD: Tensor) -> None:
-        self.hidden_D = self.lm.backbone.step(embeds_LD, self.cache)[-1]
-
-    @torch.inference_mode()
-    def _next_token(self) -> int:
-        logits_V = self.lm.backbone.lm_head(self.hidden_D)[: self.space.vocab_size].float().cpu()
-        may_speak = self.form != "text" and self.num_frames < self.owner.max_frames
-        allowed_V = self.owner.allowed_text(may_speak)
-        return draw(logits_V.where(allowed_V, -torch.inf), self.owner.text, self.said, self.generator)
-
-    @torch.inference_mode()
-    def _next_frame(self, history: list[list[int]]) -> list[int] | None:
-        """The codes of the next frame, or None for "end of audio"."""
-        x_1D, past, frame = self.hidden_D[None], list[KeyValue](), list[int]()
-        for book, size in enumerate(self.space.codebook_sizes):
-            logits_V = self.lm.audio_head.step(x_1D, past)[0].float().cpu()
-            if book > 0 or not history[0]:
-                logits_V[size] = -torch.inf
-            code = draw(logits_V, self.owner.audio, history[book], self.generator)
-            if code == size:
-                return None
-            frame.append(code)
-            embed_1D = self.lm.audio_embed[book](torch.tensor([code], device=self.device))
-            x_1D = embed_1D if book == 0 else x_1D + embed_1D
-        return frame
+    def _end_at_limit(self) -> Iterator[Event]:
+        if self.over:
+            return
+        if self.speaking and self.num_frames >= self.owner.max_frames:
+            self.over = True
+            yield SpeechEnd(False)
+        elif not self.speaking and self.num_tokens >= self.owner.max_text_tokens:
+            self.over = True
+            if self.owner.max_text_tokens:  # with 0, speech alone was asked for
+                yield Cut()
 
 
 def collect(events: Iterable[Event]) -> Reply:

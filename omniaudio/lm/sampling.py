@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,26 +34,38 @@ class SamplingSettings:
 
 
 def draw(
-    logits_V: Tensor, settings: SamplingSettings, said: Collection[int], generator: torch.Generator | None
-) -> int:
-    """One symbol.
+    logits_BV: Tensor,
+    settings: SamplingSettings,
+    said_BV: Tensor,
+    generators: Sequence[torch.Generator | None],
+) -> Tensor:
+    """One symbol for each row, which depends on that row alone.
 
     Args:
-        logits_V: -inf where a symbol is not allowed.
+        logits_BV: -inf where a symbol is not allowed.
         settings: see SamplingSettings.
-        said: symbols that the repetition penalty applies to.
-        generator: on the CPU; None uses torch's own.
+        said_BV: True for symbols that the repetition penalty applies to.
+        generators: one a row, on the CPU; None uses torch's own.
+
+    Returns:
+        symbol_B, int64, on the CPU.
     """
-    logits_V = logits_V.float().cpu()
-    if said and settings.repetition != 1.0:
-        index = torch.tensor(sorted(set(said)))
-        values = logits_V[index]
-        penalised = torch.where(values < 0, values * settings.repetition, values / settings.repetition)
-        logits_V = logits_V.index_copy(0, index, penalised)
+    logits_BV = logits_BV.float().cpu()
+    if settings.repetition != 1.0:
+        penalised_BV = torch.where(
+            logits_BV < 0, logits_BV * settings.repetition, logits_BV / settings.repetition
+        )
+        logits_BV = torch.where(said_BV, penalised_BV, logits_BV)
     if settings.temperature == 0:
-        return int(logits_V.argmax())
-    logits_V, symbol_V = (logits_V / settings.temperature).sort(descending=True)
-    probability_V = logits_V[: settings.top_k or None].softmax(0)
-    before_V = probability_V.cumsum(0) - probability_V  # mass of the likelier symbols
-    probability_V = torch.where(before_V < settings.top_p, probability_V, 0.0)
-    return int(symbol_V[torch.multinomial(probability_V, 1, generator=generator)])
+        return logits_BV.argmax(dim=-1)
+    logits_BV, symbol_BV = (logits_BV / settings.temperature).sort(descending=True)
+    probability_BV = logits_BV[:, : settings.top_k or None].softmax(dim=-1)
+    before_BV = probability_BV.cumsum(dim=-1) - probability_BV  # mass of the likelier symbols
+    probability_BV = torch.where(before_BV < settings.top_p, probability_BV, 0.0)
+    place_B1 = torch.stack(
+        [
+            torch.multinomial(probability_V, 1, generator=generator)
+            for probability_V, generator in zip(probability_BV, generators, strict=True)
+        ]
+    )
+    return symbol_BV.gather(1, place_B1)[:, 0]

@@ -52,6 +52,11 @@ def test_steps_of_flow_matching_are_numbers(exported, composed):
         evaluate.main(composed("evaluate", *FEW[:-1], "flow_steps=[0]"))
 
 
+def test_no_clip_at_once_is_refused(composed):
+    with pytest.raises(UserError, match="config batch_size: 0 must be at least 1"):
+        evaluate.main(composed("evaluate", *FEW, "batch_size=0"))
+
+
 def test_mel_error_for_every_number_of_books(results):
     assert [len(values) for values in results["mel_mae"].values()] == [3, 3]
     assert row(results, "mel MAE, 3 books")["value"] == results["mel_mae"]["refined"][2]

@@ -42,6 +42,12 @@ def test_a_split_without_words_is_one_line(tmp_path):
         choose_clips(tmp_path, "test", 3)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_own_recognition_in_parts_is_that_of_every_clip(model, clips, batch_size):
+    alone = [model.transcribe(clip.wav_N, clip.sample_rate_hz, clip.language) for clip in clips]
+    assert evaluation.recognise(model, clips, quiet, batch_size) == alone
+
+
 def test_mel_error_is_that_of_the_decoded_mel(model, clips):
     scores = evaluation.score_tokenizer(model, clips[:1], quiet)
     decoded = model.tokenizer.decode(model.encode(clips[0].wav_N, 16000), 2)

@@ -104,7 +104,7 @@ def test_a_closed_stream_makes_nothing_more(model, monkeypatch):
     next(first)
     made = len(steps)
     first.close()
-    assert len(steps) == made == 2, "the prompt and the first word"
+    assert len(steps) == made == 1, "the prompt alone: the first word needs no more"
 
 
 def test_stretches_of_speech_are_told_apart_and_no_piece_is_empty(model, monkeypatch):
@@ -159,6 +159,20 @@ def test_question_is_the_recording_then_the_words_of_the_training(model):
     assert model.question(wav, 16000, None)["content"].codes_BSK.shape == (1, 12, 3)
     with pytest.raises(UserError, match="transcribe, repeat"):
         model.question(wav, 16000, "sing")
+
+
+def test_several_chats_are_answered_together_as_each_alone(model):
+    chats = [[model.question(speech(1.0 + i, 16000, i), 16000, "repeat")] for i in range(2)]
+    chats.append([{"role": "user", "content": "hello"}])
+    together = model.replies(chats, seeds=[4, 5, 6])
+    for reply, messages, seed in zip(together, chats, (4, 5, 6), strict=True):
+        alone = model.reply(messages, seed=seed)
+        assert reply["events"] == alone["events"] and reply["text"] == alone["text"]
+        assert (reply["wav"] is None) == (alone["wav"] is None)
+        if alone["wav"] is not None:
+            np.testing.assert_array_equal(reply["wav"], alone["wav"])
+    assert [r["events"] for r in model.replies(chats)] == [model.reply(chat)["events"] for chat in chats]
+    assert model.replies([]) == []
 
 
 def test_transcript_does_not_depend_on_chance(model):

@@ -5,7 +5,17 @@ from omniaudio.errors import UserError
 from omniaudio.lm.audio_head import AudioHead
 from omniaudio.lm.audio_lm import AudioLM
 from omniaudio.lm.backbone import CausalBackbone
-from omniaudio.lm.generate import GREEDY, Frame, Generator, SpeechEnd, TextToken, collect
+from omniaudio.lm.generate import (
+    AUDIO_SAMPLING,
+    GREEDY,
+    TEXT_SAMPLING,
+    Frame,
+    Generator,
+    SpeechEnd,
+    TextToken,
+    _Run,
+    collect,
+)
 from omniaudio.sequence.spans import DocumentBuilder
 from omniaudio.sequence.vocab import TokenSpace
 
@@ -134,6 +144,51 @@ def test_a_prompt_can_go_on_from_a_cache(lm):
     rest = DocumentBuilder(SPACE).text([3], loss=False).heard(torch.tensor([[1, 2, 0]])).build("prompt", "k")
     events = list(generator.stream(rest, cache=cache))
     assert repr(events) == repr(list(generator.stream(whole)))
+
+
+def rows_of(lm):
+    """Prompts of several lengths, one in the middle of speech, for a model that does everything now and then."""
+    torch.nn.init.normal_(lm.backbone.lm_head.weight, std=0.5)
+    lm.backbone.lm_head.weight.data[[SPACE.audiogen_start, SPACE.eos]] *= 3
+    speaking = DocumentBuilder(SPACE).text([7, SPACE.audiogen_start], loss=False).build("prompt", "k")
+    return [prompt(1), prompt(2, 5, 9, 11, 3), speaking, prompt(4, 4), prompt(1)]
+
+
+@pytest.mark.parametrize(("text", "audio"), [(GREEDY, GREEDY), (TEXT_SAMPLING, AUDIO_SAMPLING)])
+def test_a_row_says_what_it_says_alone(lm, text, audio):
+    prompts, seeds = rows_of(lm), [3, 1, 4, 1, 5]
+    generator = Generator(lm, text, audio, max_text_tokens=20, max_frames=15)
+    alone = [generator.reply(p, seed=seed) for p, seed in zip(prompts, seeds, strict=True)]
+    together = generator.replies(prompts, "free", seeds)
+    assert repr(together) == repr(alone)
+    assert len({repr(reply) for reply in alone}) > 2
+
+
+def test_one_row_writes_while_another_speaks_and_rows_that_are_over_leave(lm, monkeypatch):
+    prompts, steps = rows_of(lm), []
+
+    def spy(owner, name):
+        method = getattr(owner, name)
+
+        def recorded(self, rows, *rest):
+            steps.append((name, len(rows)))
+            return method(self, rows, *rest)
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    spy(CausalBackbone, "step_rows"), spy(_Run, "_tokens"), spy(_Run, "_frames")
+    Generator(lm, max_text_tokens=20, max_frames=15).replies(prompts, "free", [3, 1, 4, 1, 5])
+    read = [i for i, (name, _) in enumerate(steps) if name == "step_rows"]
+    sizes = [steps[i][1] for i in read]
+    assert sizes[0] == 5 and sizes[-1] < 4 and sizes == sorted(sizes, reverse=True)
+    drawn = [steps[i + 1 : end] for i, end in zip(read, [*read[1:], None], strict=True)]
+    assert [sum(size for _, size in of_step) for of_step in drawn] == sizes, "one piece of every row"
+    assert any(len(of_step) == 2 for of_step in drawn), "both kinds in one step"
+
+
+def test_wrong_numbers_of_seeds_are_an_error(lm):
+    with pytest.raises(ValueError):
+        Generator(lm).replies([prompt(1), prompt(2)], "free", [0])
 
 
 def test_collect_keeps_order():
