@@ -6,7 +6,8 @@ Without text= or input=: samples for the report in ${exp_dir}/generate/, from se
     NNN_reply.wav   speech -> spoken reply, text and audio in turn until both end
     samples.json    all of them; beside every wav a json of the same name with text, events and prompt
 
-With text="..." or input=FILE.wav the answers go to ${exp_dir}/own/. The same seed= gives the same answers.
+With text="...", input=FILE.wav or turns=[FILE.wav,...] the answers go to ${exp_dir}/own/. The same seed= gives the same
+answers.
 
     omniaudio generate system=NAME scale=mini text="please hold the line" seed=7
 """
@@ -14,6 +15,7 @@ With text="..." or input=FILE.wav the answers go to ${exp_dir}/own/. The same se
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +28,14 @@ if TYPE_CHECKING:
 
     from omniaudio.dialogue.evaluation import Clip
     from omniaudio.dialogue.model import SpokenLanguageModel, SpokenReply
+    from omniaudio.sequence.chat import Message
 
 SAMPLES = "samples.json"
 
 
 def main(config: dict[str, Any]) -> None:
     """Samples for the report, or answers to a user's own text and recording."""
-    if config["text"] is not None or config["input"] is not None:
+    if config["text"] is not None or config["input"] is not None or config["turns"]:
         own(config)
         return
     with stage(
@@ -58,32 +61,33 @@ def main(config: dict[str, Any]) -> None:
 
 
 def own(config: dict[str, Any]) -> None:
-    """Answer ``text`` and ``input``."""
-    from omniaudio.dialogue.evaluation import Clip
-    from omniaudio.frontend.audio import decode_audio, read_audio
-
-    clip = None
-    if config["input"] is not None:  # before the model is loaded: a bad file is told at once
-        wav_N, rate_hz = read_audio(config["input"]), decode_audio(config["input"])[1]
-        name = Path(config["input"]).stem
-        clip = Clip(
-            key=name,
-            wav_N=wav_N,
-            sample_rate_hz=rate_hz,
-            text="",
-            language=config["language"],
-            band_hz=rate_hz / 2,
-        )
+    """Answer ``text``, ``input`` and ``turns``."""
+    paths = [config["input"]] if config["input"] is not None else []
+    clips = [
+        read_clip(path, config["language"]) for path in paths
+    ]  # before the model: a bad file is told at once
+    turns = [read_clip(path, config["language"]) for path in config["turns"]]
     if config["text"] is not None and not str(config["text"]).strip():
         raise UserError("config text: it is empty; give some words to read aloud")
     maker = SampleMaker(config, load(config), Path(config["own_dir"]))
     if config["text"] is not None:
         maker.speak(str(config["text"]), "yours")
-    if clip is not None:
+    for clip in clips:
         maker.transcribe(clip, "yours")
         maker.replies(clip, "yours")
+    maker.converse(turns, "yours")
     for sample in maker.samples:
         print(told(sample), f"-> {maker.folder / sample['json']}")
+
+
+def read_clip(path: str, language: str) -> Clip:
+    """A user's own recording."""
+    from omniaudio.dialogue.evaluation import Clip
+    from omniaudio.frontend.audio import decode_audio, read_audio
+
+    wav_N, rate_hz = read_audio(path), decode_audio(path)[1]
+    facts: dict[str, Any] = {"key": Path(path).stem, "text": "", "language": language, "band_hz": rate_hz / 2}
+    return Clip(wav_N=wav_N, sample_rate_hz=rate_hz, **facts)
 
 
 def generate_samples(
@@ -139,6 +143,19 @@ class SampleMaker:
         for task, reply in zip(asks, replies, strict=True):
             self._keep("reply", source, {**self._prompt(clip), "ask": task}, reply)
 
+    def converse(self, turns: Sequence[Clip], source: str) -> None:
+        """A chat: what the user says, turn by turn, with a spoken reply to each."""
+        from omniaudio.dialogue.model import message_of
+
+        messages: list[Message] = []
+        for clip in turns:
+            messages.append(self.model.question(clip.wav_N, clip.sample_rate_hz, None))
+            if self.config["history"] == "text":
+                messages = self.model.with_texts(messages)
+            reply = self.model.reply(messages, seed=self.config["seed"], history=self.config["history"])
+            messages.append(message_of(reply))
+            self._keep("reply", source, self._prompt(clip), reply)
+
     def _prompt(self, clip: Clip) -> dict[str, Any]:
         """The recording that was heard, written once."""
         from omniaudio.frontend.audio import write_wav
@@ -189,6 +206,8 @@ def told(sample: dict[str, Any]) -> str:
     wrote = f"wrote {_short(sample['text'])}" if sample["text"] else ""
     answer = ", ".join(filter(None, (wrote, said))) or "said nothing"
     asked = f", asked to {sample['ask']}" if sample.get("ask") else ""
+    if sample.get("saved_positions"):
+        asked += f", {sample['prompt_positions']} positions read, {sample['saved_positions']} saved"
     return f"{sample['kind']} ({sample['source']}{asked}) {prompt}: {answer}"
 
 

@@ -34,7 +34,7 @@ from omniaudio.lm.generate import (
 )
 from omniaudio.lm.sampling import SamplingSettings
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
-from omniaudio.sequence.chat import ChatLayout, Message
+from omniaudio.sequence.chat import ChatLayout, Message, Segment, in_writing, unread
 from omniaudio.sequence.spans import Document, DocumentBuilder
 from omniaudio.types import Codes, device_of
 
@@ -43,6 +43,9 @@ PARTS = ("tokenizer", "lm", "flow", "vocoder")
 
 TASKS = ("transcribe", "repeat", "continue", "language")
 """What may be asked of a recording."""
+
+HISTORIES = ("audio", "text")
+"""What the turns before the last are to the LLM."""
 
 DecodePath = Literal["flow", "refined", "coarse"]
 DECODE_PATHS: tuple[DecodePath, ...] = ("flow", "refined", "coarse")
@@ -73,11 +76,22 @@ class SpokenReply(TypedDict):
         dict[str, Any]
     ]  # in order: {"text": ...} or {"speech_sec": ..., "frames": ..., "codes": [[...]]}
     complete: bool  # False when a limit of length cut the reply off
+    prompt_positions: int  # LLM positions that were read
+    saved_positions: int  # that the prompt would have had beside them with its history as audio
+
+
+def message_of(reply: SpokenReply) -> Message:
+    """A reply as a turn of the chat that goes on."""
+    content: list[Segment] = [
+        event["text"] if "text" in event else np.array(event["codes"]) for event in reply["events"]
+    ]
+    return {"role": "assistant", "content": content}
 
 
 class ReplyChunk(TypedDict, total=False):
     """The next of a reply: a piece of text, or a stretch of speech with its codes."""
 
+    saved_positions: int  # first of all, where the history is text: see SpokenReply
     text: str
     wav: np.ndarray  # (N,) float32 at the model's sample_rate_hz
     codes_SK: Tensor
@@ -245,16 +259,21 @@ class SpokenLanguageModel(nn.Module):
 
     # -- dialogue
 
-    def stream(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> Iterator[ReplyChunk]:
+    def stream(
+        self, messages: Sequence[Message], speak: bool = True, seed: int = 0, history: str = "audio"
+    ) -> Iterator[ReplyChunk]:
         """Answer a chat while it is being made: text when it is written, a stretch of speech when it ends.
 
         All chunks together say what ``reply`` says with the same arguments; whether a limit cut the reply off, only
         ``reply`` tells. Closing the iterator ends the generation.
         """
+        prompt, saved = self._asked(messages, speak, history)
+        if history == "text":
+            yield {"saved_positions": saved}
         ids: list[int] = []
         frames: list[Tensor] = []
         told = ""
-        prompt, generator = self._asked(messages, speak), torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         for event in self._generator().stream(prompt, "free" if speak else "text", generator):
             if isinstance(event, TextToken):
                 ids.append(event.token_id)
@@ -272,30 +291,54 @@ class SpokenLanguageModel(nn.Module):
         if rest:
             yield {"text": rest}
 
-    def reply(self, messages: Sequence[Message], speak: bool = True, seed: int = 0) -> SpokenReply:
+    def reply(
+        self, messages: Sequence[Message], speak: bool = True, seed: int = 0, history: str = "audio"
+    ) -> SpokenReply:
         """Answer a chat.
 
         Args:
             messages: turns as in ``omniaudio.sequence.chat.Message``; speech stands in them as Codes.
             speak: ask for a spoken reply (text and speech in turn) rather than text.
             seed: the same seed gives the same reply.
+            history: "audio": the model hears all turns; "text": it reads those before the last, which are then much
+                shorter, in the words of ``with_texts``.
         """
-        return self.replies([messages], speak, [seed])[0]
+        return self.replies([messages], speak, [seed], history)[0]
 
     def replies(
-        self, chats: Sequence[Sequence[Message]], speak: bool = True, seeds: Sequence[int] | None = None
+        self,
+        chats: Sequence[Sequence[Message]],
+        speak: bool = True,
+        seeds: Sequence[int] | None = None,
+        history: str = "audio",
     ) -> list[SpokenReply]:
         """Answer several chats together, each as ``reply`` answers it, in a fraction of the time.
 
         Args:
             chats: messages of each. All are in memory at once: give a long list in parts.
-            speak: as in ``reply``.
+            speak, history: as in ``reply``.
             seeds: one a chat; None is 0 for each.
         """
         seeds = [0] * len(chats) if seeds is None else seeds
-        prompts = [self._asked(messages, speak) for messages in chats]
-        replies = self._generator().replies(prompts, "free" if speak else "text", seeds)
-        return [self._told(reply, seed) for reply, seed in zip(replies, seeds, strict=True)]
+        asked = [self._asked(messages, speak, history) for messages in chats]
+        replies = self._generator().replies(
+            [prompt for prompt, _ in asked], "free" if speak else "text", seeds
+        )
+        return [self._told(*row) for row in zip(replies, seeds, asked, strict=True)]
+
+    def with_texts(self, messages: Sequence[Message]) -> list[Message]:
+        """A chat whose turns before the last have ``text`` beside their sounds.
+
+        What has none, and no written words if it is the assistant's, is transcribed by the model. Keep the result
+        while a chat goes on, and no turn is transcribed twice.
+        """
+        unknown = {i: sounds for i, message in enumerate(messages[:-1]) if (sounds := unread(message))}
+        words = prompt_for("sft_transcribe", "en")
+        texts = self._written([{"role": "user", "content": [*sounds, words]} for sounds in unknown.values()])
+        known = dict(zip(unknown, texts, strict=True))
+        return [
+            {**message, "text": known[i]} if i in known else message for i, message in enumerate(messages)
+        ]
 
     def transcribe(self, wav_N: np.ndarray, sample_rate_hz: int, language: str = "en") -> str:
         """What is said in a recording: the model's own recognition, its likeliest words.
@@ -307,8 +350,13 @@ class SpokenLanguageModel(nn.Module):
 
     def transcribe_all(self, recordings: Sequence[tuple[np.ndarray, int, str]]) -> list[str]:
         """Several recordings together: (samples, rate, language) as in ``transcribe``."""
-        asked = [self.question(wav_N, hz, "transcribe", language) for wav_N, hz, language in recordings]
-        prompts = [self._asked([question], speak=False) for question in asked]
+        return self._written(
+            [self.question(wav_N, hz, "transcribe", language) for wav_N, hz, language in recordings]
+        )
+
+    def _written(self, questions: Sequence[Message]) -> list[str]:
+        """The likeliest answers in text."""
+        prompts = [self.chat.prompt([question], "text") for question in questions]
         replies = self._generator(text=GREEDY).replies(prompts, "text", [0] * len(prompts))
         return [self.text_tokenizer.decode(reply.text_ids).strip() for reply in replies]
 
@@ -342,17 +390,24 @@ class SpokenLanguageModel(nn.Module):
 
     def speak(self, text: str, seed: int = 0) -> SpokenReply:
         """Read a text aloud: one stretch of speech."""
-        generator = self._generator(max_text_tokens=0)
-        return self._told(generator.reply(self.text_prompt(text), "speech", seed), seed)
+        prompt, generator = self.text_prompt(text), self._generator(max_text_tokens=0)
+        return self._told(generator.reply(prompt, "speech", seed), seed, (prompt, 0))
 
     def text_prompt(self, text: str) -> Document:
         """A text as in the <text, audio> pairs of pretraining: speech follows it."""
         ids = self.text_tokenizer.encode(text)
         return DocumentBuilder(self.lm.token_space).text(ids, loss=False).build("prompt", "speak")
 
-    def _asked(self, messages: Sequence[Message], speak: bool) -> Document:
-        """What a chat is to the LLM."""
-        return self.chat.prompt(list(messages), "speech" if speak else "text")
+    def _asked(self, messages: Sequence[Message], speak: bool, history: str) -> tuple[Document, int]:
+        """What a chat is to the LLM, and the positions that its history as text saves."""
+        check_choice("history", history, HISTORIES)
+        form: Literal["text", "speech"] = "speech" if speak else "text"
+        prompt = self.chat.prompt(messages, form)
+        if history == "audio":
+            return prompt, 0
+        *past, last = self.with_texts(messages)
+        short = self.chat.prompt([*map(in_writing, past), last], form)
+        return short, len(prompt) - len(short)
 
     def _said(self, codes_SK: Tensor, seed: int) -> np.ndarray:
         """A stretch of generated speech as a waveform."""
@@ -373,7 +428,7 @@ class SpokenLanguageModel(nn.Module):
             max_frames=settings.max_frames,
         )
 
-    def _told(self, reply: Reply, seed: int) -> SpokenReply:
+    def _told(self, reply: Reply, seed: int, asked: tuple[Document, int]) -> SpokenReply:
         events: list[dict[str, Any]] = []
         wavs: list[np.ndarray] = []
         for segment in reply.segments:
@@ -389,6 +444,8 @@ class SpokenLanguageModel(nn.Module):
             "sample_rate_hz": self.sample_rate_hz,
             "events": events,
             "complete": reply.complete,
+            "prompt_positions": len(asked[0]),
+            "saved_positions": asked[1],
         }
 
     def _check_parts(self) -> None:

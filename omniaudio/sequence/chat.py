@@ -21,11 +21,35 @@ Segment = str | Codes | Frames
 Role = Literal["system", "user", "assistant"]
 
 
-class Message(TypedDict):
-    """One turn. ``content``: text, codes, or a list of both in order."""
-
+class _Said(TypedDict):
     role: Role
     content: Segment | list[Segment]
+
+
+class Message(_Said, total=False):
+    """One turn. ``content``: text, codes, or a list of both in order."""
+
+    text: str  # what its sounds say, where that is known; read by ``in_writing`` alone
+
+
+def unread(message: Message) -> list[Segment]:
+    """The sounds of a message of which it has no text; an assistant's written words are the text of its sounds."""
+    segments = _segments(message["content"])
+    sounds = [segment for segment in segments if not isinstance(segment, str)]
+    written = message["role"] == "assistant" and len(sounds) < len(segments)
+    return [] if written or "text" in message else sounds
+
+
+def in_writing(message: Message) -> Message:
+    """The message without its sounds: their text stands in the place of the first, an assistant's is there already."""
+    segments = _segments(message["content"])
+    written: list[Segment] = [segment for segment in segments if isinstance(segment, str)]
+    if len(written) == len(segments) or (message["role"] == "assistant" and written):
+        return {"role": message["role"], "content": written}
+    first = next(i for i, segment in enumerate(segments) if not isinstance(segment, str))
+    parts = [*segments[:first], message["text"], *segments[first:]]
+    words = [part.strip() for part in parts if isinstance(part, str)]
+    return {"role": message["role"], "content": " ".join(filter(None, words))}
 
 
 class ChatLayout:

@@ -46,6 +46,23 @@ def test_own_text_and_recording(exported, composed, tmp_path, capsys):
     assert "speak (yours) 'hello there'" in capsys.readouterr().out
 
 
+def test_a_conversation_goes_on_from_its_replies(exported, composed, tmp_path, capsys):
+    for i in range(2):
+        soundfile.write(tmp_path / f"turn{i}.wav", speech(1.0, 16000, i), 16000)
+    turns = f"turns=[{tmp_path}/turn0.wav,{tmp_path}/turn1.wav]"
+    for history in ("audio", "text"):
+        generate.main(composed("generate", turns, f"history={history}", f"own_dir={tmp_path}/{history}"))
+    audio, text = (
+        [json.loads((tmp_path / history / f"00{i}_reply.json").read_text()) for i in range(2)]
+        for history in ("audio", "text")
+    )
+    assert audio[0]["events"] == text[0]["events"], "the first turn has no history"
+    assert audio[1]["prompt_positions"] > 12 + audio[0]["prompt_positions"], "which it continues"
+    assert text[1]["saved_positions"] > 0
+    assert text[1]["prompt_positions"] < audio[1]["prompt_positions"]
+    assert f"{text[1]['saved_positions']} saved" in capsys.readouterr().out
+
+
 def test_same_seed_same_speech(exported, composed, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         generate.main(composed("generate", "text=hello there", f"seed={seed}", f"own_dir={tmp_path}/{name}"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omniaudio.data.prompts import prompt_for
-from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
+from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel, message_of
 from omniaudio.errors import UserError
 from omniaudio.lm.generate import Frame, SpeechEnd, TextToken
 from tests.dialogue.tiny_experiment import speech
@@ -173,6 +173,56 @@ def test_several_chats_are_answered_together_as_each_alone(model):
             np.testing.assert_array_equal(reply["wav"], alone["wav"])
     assert [r["events"] for r in model.replies(chats)] == [model.reply(chat)["events"] for chat in chats]
     assert model.replies([]) == []
+
+
+def test_history_as_text_is_the_written_chat_and_says_what_it_saves(model):
+    heard = [model.question(speech(1.0 + i, 16000, i), 16000, None) for i in range(3)]
+    spoken = np.zeros((7, 3), np.int64)
+    chat = [
+        heard[0],
+        {"role": "assistant", "content": ["a word", spoken]},
+        {**heard[1], "text": "known"},
+        {"role": "assistant", "content": [spoken]},
+        heard[2],
+    ]
+    own = [model.transcribe(speech(1.0, 16000, 0), 16000), model._written([said_by_user(spoken)])[0]]
+    written = [
+        {"role": "user", "content": own[0]},
+        {"role": "assistant", "content": "a word"},
+        {"role": "user", "content": "known"},
+        {"role": "assistant", "content": own[1]},
+        heard[2],
+    ]
+    short, as_text, as_audio = model.reply(written), model.reply(chat, history="text"), model.reply(chat)
+    assert as_text["events"] == short["events"] != as_audio["events"]
+    assert (short["saved_positions"], as_audio["saved_positions"]) == (0, 0)
+    assert as_text["prompt_positions"] == short["prompt_positions"]
+    saved = as_audio["prompt_positions"] - short["prompt_positions"]
+    assert as_text["saved_positions"] == saved > 0
+    first, *chunks = model.stream(chat, history="text")
+    assert first == {"saved_positions": saved}
+    assert "".join(chunk.get("text", "") for chunk in chunks).strip() == short["text"]
+    known = model.with_texts(chat)
+    assert [message.get("text") for message in known] == [own[0], None, "known", own[1], None]
+    assert model.with_texts(known) == known
+    with pytest.raises(UserError, match="history 'codes': can be audio, text"):
+        model.reply(chat, history="codes")
+
+
+def said_by_user(codes_SK):
+    return {"role": "user", "content": [codes_SK, prompt_for("sft_transcribe", "en")]}
+
+
+def test_a_reply_is_a_turn_of_the_chat_that_goes_on(model):
+    chat = [{"role": "user", "content": "hello"}]
+    for seed in range(3):
+        reply = model.reply(chat, seed=seed)
+        turn = message_of(reply)
+        said = model.chat.document([*chat, turn], "sft", "k")
+        assert (said.ids_L == model.lm.token_space.audio_pad).sum() == sum(
+            event.get("frames", 0) for event in reply["events"]
+        )
+        assert "".join(s for s in turn["content"] if isinstance(s, str)).strip() == reply["text"]
 
 
 def test_transcript_does_not_depend_on_chance(model):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from omniaudio.errors import UserError
-from omniaudio.sequence.chat import ChatLayout
+from omniaudio.sequence.chat import ChatLayout, in_writing, unread
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import NO_LABEL, Codes
 
@@ -77,3 +77,23 @@ def test_second_turn_follows_the_first():
 def test_wrong_chats_are_refused(turns, message):
     with pytest.raises(UserError, match=message):
         CHAT.document(turns, "sft", "k")
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "text", "sounds", "written"),
+    [
+        ("user", "u", None, 0, ["u"]),
+        ("user", [A, "Say it again."], "hello", 0, "hello Say it again."),
+        ("user", ["Listen:", A, A], "two words", 0, "Listen: two words"),
+        ("user", [A, "What?"], None, 1, None),
+        ("assistant", ["A word.", A, " Hello.", A], None, 0, ["A word.", " Hello."]),
+        ("assistant", [A, A], None, 2, None),
+        ("assistant", A, "spoken alone", 0, "spoken alone"),
+        ("assistant", [], None, 0, []),
+    ],
+)
+def test_messages_in_writing(role, content, text, sounds, written):
+    message = {"role": role, "content": content, **({"text": text} if text is not None else {})}
+    assert len(unread(message)) == sounds
+    if written is not None:
+        assert in_writing(message) == {"role": role, "content": written}
