@@ -15,6 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from omniaudio.errors import UserError
 from omniaudio.stage import STAMP, stage
 
@@ -31,12 +33,21 @@ def main(config: dict[str, Any]) -> None:
         from omniaudio.dialogue.folder import num_parameters, write_model
 
         folder = Path(config["model_dir"])
-        model = write_model(folder, parts, text_tokenizer, config["dialogue"])
+        voices = trained_voices(made_by(parts["lm"]))
+        model = write_model(folder, parts, text_tokenizer, {**config["dialogue"], "voices": voices})
         write_card(folder, model, title=config["tag"], attribution=read_attribution(Path(config["data_dir"])))
         sizes = {name: num_parameters(model.get_submodule(name)) for name in parts}
         run.metrics({"step": 0, **{f"parameters/{name}": size for name, size in sizes.items()}})
         told = ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items())
         run.log(f"{folder}: {told}; load it with omniaudio.load({str(folder)!r})")
+
+
+def trained_voices(stage_dir: Path) -> list[str]:
+    """Names that the documents of a stage gave to voices (``mixture.voices``)."""
+    path = stage_dir / "config.yaml"
+    config = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    mixture = config.get("train_steps", {}).get("mixture", {})
+    return sorted(set((mixture.get("voices") or {}).values()))
 
 
 def made_by(folder: Path) -> Path:

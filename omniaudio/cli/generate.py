@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from omniaudio.dialogue.evaluation import Clip
-    from omniaudio.dialogue.model import SpokenLanguageModel, SpokenReply
+    from omniaudio.dialogue.model import SpokenLanguageModel
+    from omniaudio.dialogue.replies import SpokenReply
     from omniaudio.sequence.chat import Message
 
 SAMPLES = "samples.json"
@@ -139,20 +140,22 @@ class SampleMaker:
         """Speech to spoken replies, one for each thing that is asked."""
         asks, recording = self.config["asks"], (clip.wav_N, clip.sample_rate_hz)
         chats = [[self.model.question(*recording, task, clip.language)] for task in asks]
-        replies = self.model.replies(chats, seeds=[self.config["seed"]] * len(asks))
+        seeds, voice = [self.config["seed"]] * len(asks), self.config["voice"]
+        replies = self.model.replies(chats, seeds=seeds, voice=voice)
         for task, reply in zip(asks, replies, strict=True):
             self._keep("reply", source, {**self._prompt(clip), "ask": task}, reply)
 
     def converse(self, turns: Sequence[Clip], source: str) -> None:
         """A chat: what the user says, turn by turn, with a spoken reply to each."""
-        from omniaudio.dialogue.model import message_of
+        from omniaudio.dialogue.replies import message_of
 
         messages: list[Message] = []
         for clip in turns:
             messages.append(self.model.question(clip.wav_N, clip.sample_rate_hz, None))
             if self.config["history"] == "text":
                 messages = self.model.with_texts(messages)
-            reply = self.model.reply(messages, seed=self.config["seed"], history=self.config["history"])
+            options = {name: self.config[name] for name in ("seed", "history", "voice")}
+            reply = self.model.reply(messages, **options)
             messages.append(message_of(reply))
             self._keep("reply", source, self._prompt(clip), reply)
 

@@ -18,7 +18,7 @@ from omniaudio.data.chats import exchanges
 from omniaudio.data.clip_mixture import CorporaOfClips
 from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ShuffledWindows
-from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for
+from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for, with_voice
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
@@ -80,6 +80,8 @@ class DocumentComposer:
         max_joined_frames: code frames that it joins at most; 375 is half a minute at 12.5 Hz.
         loss_on_intlv_audio: see DocumentLayouts.
         longest: LLM positions of a document; a longer chat is cut behind replies. None cuts none.
+        voices: fact ``speaker`` -> name. Chats whose spoken replies are all of one of these voices begin with a
+            system message that names it (``with_voice``), each piece of a chat that is cut too.
     """
 
     def __init__(
@@ -92,8 +94,9 @@ class DocumentComposer:
         max_joined_frames: int = 375,
         loss_on_intlv_audio: bool = False,
         longest: int | None = None,
+        voices: Mapping[str, str] | None = None,
     ) -> None:
-        self.longest = longest
+        self.longest, self.voices = longest, voices or {}
         self.reader, self.texts = reader, texts
         self.space = space
         self.max_clips, self.max_joined_frames = max_clips, max_joined_frames
@@ -143,6 +146,24 @@ class DocumentComposer:
         begin, end = self._span(f"{kind}@{corpus}")
         chunks = (np.arange(start, min(start + CHUNK, end)) for start in range(begin, end, CHUNK))
         return any(self._fits(kind, corpus, items).any() for items in chunks)
+
+    def check_voices(self) -> None:
+        """Every voice that has a name replies in some chat.
+
+        Raises:
+            UserError: otherwise, with the labels in question.
+        """
+        missing = {text_number(label): label for label in self.voices}
+        role, speaker = (self.reader.column(name) for name in ("role", "speaker"))
+        for start in range(0, len(self.reader) if missing else 0, CHUNK):
+            part = slice(start, start + CHUNK)
+            replying = np.asarray(speaker[part])[np.asarray(role[part]) == text_number("assistant")]
+            missing = {number: label for number, label in missing.items() if number not in replying}
+        if missing:
+            raise UserError(
+                f"mixture.voices: no reply is spoken by {', '.join(missing.values())}; give labels that the "
+                "assistant's clips have as `speaker`"
+            )
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
         """LLM positions of ``compose`` with the same arguments, known from facts alone."""
@@ -223,24 +244,35 @@ class DocumentComposer:
 
         Behind the last reply that is whole there may be more clips; they count to the last piece.
         """
-        chat = self._chat(first)
+        chat, speech = self._chat(first), kind.partition("@")[0] == "sft_chat"
         clips: Iterator[tuple[Any, Any]] = ((self.reader.entries[i].facts, i) for i in chat)
+        voice = self._voice(chat) if speech else None
         pieces: list[tuple[int, list[Message]]] = []  # first clip, messages
         length = begin = 0
-        for messages, num_clips in exchanges(clips, speech=kind.partition("@")[0] == "sft_chat"):
-            more = len(self._counted.chat.document(_sounding(messages, self._frames), kind, ""))
+        for messages, num_clips in exchanges(clips, speech):
+            more = self._length(messages)
             if pieces and (self.longest is None or length + more - 1 <= self.longest):
                 pieces[-1][1].extend(messages)
                 length += more - 1  # it began with bos_sys, which stands once
             else:
-                pieces.append((chat[begin], list(messages)))
-                length = more
+                begun = with_voice(messages, voice) if voice else list(messages)
+                pieces.append((chat[begin], begun))
+                length = self._length(begun)
             begin += num_clips
         ends = [
             *(number for number, _ in pieces[1:]),
             chat[-1] + 1,
         ]  # without a whole reply there is no piece
         return [(tuple(range(i, end)), messages) for (i, messages), end in zip(pieces, ends, strict=False)]
+
+    def _length(self, messages: Sequence[Message]) -> int:
+        return len(self._counted.chat.document(_sounding(messages, self._frames), "sft_chat", ""))
+
+    def _voice(self, chat: Group) -> str | None:
+        """The name of the voice that speaks all replies of a chat, if it has one."""
+        facts = (self.reader.entries[i].facts for i in chat)
+        speakers = {each.get("speaker", "") for each in facts if each["role"] == "assistant"}
+        return self.voices.get(*speakers) if len(speakers) == 1 else None
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, remembered."""

@@ -64,7 +64,10 @@ class DocumentSteps:
             max_joined_frames=mixture.max_joined_frames,
             loss_on_intlv_audio=mixture.loss_on_intlv_audio,
             longest=longest + 1,
+            voices=mixture.voices,
         )
+        if split == "train":
+            self.composer.check_voices()
         streams = mixture.streams(self.composer.occurs, all_named=split == "train")
         self.plan = MixturePlan(
             self.composer, streams, tokens_per_step, seed, mixture.temperature, max_positions

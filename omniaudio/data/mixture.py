@@ -38,7 +38,7 @@ class Mixture:
         corpora: share of each corpus in a folder with several, within every kind that is made of clips; None takes
             clips as they come, so each corpus has as much as it holds.
         temperature: shares, of the kinds and of the corpora within a kind, are raised to 1 / temperature.
-        max_clips, max_joined_frames, loss_on_intlv_audio: see DocumentComposer.
+        max_clips, max_joined_frames, loss_on_intlv_audio, voices: see DocumentComposer.
     """
 
     weights: Mapping[str, Weight]
@@ -47,6 +47,14 @@ class Mixture:
     max_clips: int = 6
     max_joined_frames: int = 375
     loss_on_intlv_audio: bool = False
+    voices: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for label, name in (self.voices or {}).items():
+            if not isinstance(name, str) or not name.strip():
+                raise UserError(
+                    f"mixture.voices.{label}: {name!r} is not a name; give words that call the voice"
+                )
 
     def streams(self, occurs: Callable[[str, str], bool], *, all_named: bool = True) -> dict[str, Weight]:
         """Kinds, or kinds of corpora (``asr@fotaq``), with their weights.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from omniaudio.sequence.chat import Message, Segment
 
 ANSWERS = {"asr": "text", "aqa": "response", "s2tt": "translation"}
 """Kind -> the fact of a clip that is its answer."""
@@ -51,6 +55,9 @@ PROMPTS: dict[str, dict[str, tuple[str, ...]]] = {
     "sft_language": {"en": ("Which language is this?", "Name the language that you heard.")},
 }
 
+VOICE = "You speak with this voice: {}."
+"""The system message that chooses a voice by its name."""
+
 LANGUAGE_NAMES = {
     "cs": "Czech", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian",
     "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pt": "Portuguese", "ru": "Russian", "zh": "Chinese",
@@ -67,3 +74,14 @@ def prompt_for(task: str, language: str, rng: np.random.Generator | None = None)
 def written_prompt(kind: str, language: str) -> str:
     """The first wording of a kind of ``WRITTEN``."""
     return prompt_for("interleaved" if kind == "intlv" else kind, language)
+
+
+def with_voice(messages: Sequence[Message], name: str) -> list[Message]:
+    """The chat with the voice of its spoken replies named first of all in its system message; not empty."""
+    words, own, rest = VOICE.format(name), list[Segment](), list(messages)
+    if rest[0]["role"] == "system":
+        content = rest.pop(0)["content"]
+        own = list(content) if isinstance(content, list) else [content]
+    if own and isinstance(own[0], str):
+        words = f"{words} {own.pop(0)}"
+    return [{"role": "system", "content": [words, *own]}, *rest]

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
-from omniaudio.data.prompts import prompt_for
+from omniaudio.data.prompts import prompt_for, with_voice
 from omniaudio.dialogue.remel import remel
+from omniaudio.dialogue.replies import ReplyChunk, SpokenReply
 from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
@@ -34,7 +35,7 @@ from omniaudio.lm.generate import (
 )
 from omniaudio.lm.sampling import SamplingSettings
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
-from omniaudio.sequence.chat import ChatLayout, Message, Segment, in_writing, unread
+from omniaudio.sequence.chat import ChatLayout, Message, in_writing, unread
 from omniaudio.sequence.spans import Document, DocumentBuilder
 from omniaudio.types import Codes, device_of
 
@@ -66,37 +67,6 @@ def _checked(wav_N: np.ndarray, rate_hz: int, wanted_hz: int) -> np.ndarray:
     return resample(wav_N, rate_hz, wanted_hz)
 
 
-class SpokenReply(TypedDict):
-    """What the model said."""
-
-    text: str  # all text of the reply
-    wav: np.ndarray | None  # (N,) float32 at sample_rate_hz, all speech of the reply; None without speech
-    sample_rate_hz: int
-    events: list[
-        dict[str, Any]
-    ]  # in order: {"text": ...} or {"speech_sec": ..., "frames": ..., "codes": [[...]]}
-    complete: bool  # False when a limit of length cut the reply off
-    prompt_positions: int  # LLM positions that were read
-    saved_positions: int  # that the prompt would have had beside them with its history as audio
-
-
-def message_of(reply: SpokenReply) -> Message:
-    """A reply as a turn of the chat that goes on."""
-    content: list[Segment] = [
-        event["text"] if "text" in event else np.array(event["codes"]) for event in reply["events"]
-    ]
-    return {"role": "assistant", "content": content}
-
-
-class ReplyChunk(TypedDict, total=False):
-    """The next of a reply: a piece of text, or a stretch of speech with its codes."""
-
-    saved_positions: int  # first of all, where the history is text: see SpokenReply
-    text: str
-    wav: np.ndarray  # (N,) float32 at the model's sample_rate_hz
-    codes_SK: Tensor
-
-
 UNFINISHED = "\ufffd"
 """What bytes decode to that are not yet a letter."""
 
@@ -113,6 +83,7 @@ class DialogueSettings:
         flow_solver, flow_warp: see FlowMatchingDecoder.decode.
         mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
             which are the clearer ones as long as flow matching has had little training.
+        voices: names of the voices that replies may be asked in: those that the training named.
     """
 
     text: SamplingSettings = TEXT_SAMPLING
@@ -124,6 +95,7 @@ class DialogueSettings:
     flow_solver: str = "euler"
     flow_warp: str = "cosine"
     mel_path: DecodePath = "flow"
+    voices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_decode_path(self.mel_path)
@@ -260,14 +232,19 @@ class SpokenLanguageModel(nn.Module):
     # -- dialogue
 
     def stream(
-        self, messages: Sequence[Message], speak: bool = True, seed: int = 0, history: str = "audio"
+        self,
+        messages: Sequence[Message],
+        speak: bool = True,
+        seed: int = 0,
+        history: str = "audio",
+        voice: str | None = None,
     ) -> Iterator[ReplyChunk]:
         """Answer a chat while it is being made: text when it is written, a stretch of speech when it ends.
 
         All chunks together say what ``reply`` says with the same arguments; whether a limit cut the reply off, only
         ``reply`` tells. Closing the iterator ends the generation.
         """
-        prompt, saved = self._asked(messages, speak, history)
+        prompt, saved = self._asked(messages, speak, history, voice)
         if history == "text":
             yield {"saved_positions": saved}
         ids: list[int] = []
@@ -292,7 +269,12 @@ class SpokenLanguageModel(nn.Module):
             yield {"text": rest}
 
     def reply(
-        self, messages: Sequence[Message], speak: bool = True, seed: int = 0, history: str = "audio"
+        self,
+        messages: Sequence[Message],
+        speak: bool = True,
+        seed: int = 0,
+        history: str = "audio",
+        voice: str | None = None,
     ) -> SpokenReply:
         """Answer a chat.
 
@@ -302,8 +284,9 @@ class SpokenLanguageModel(nn.Module):
             seed: the same seed gives the same reply.
             history: "audio": the model hears all turns; "text": it reads those before the last, which are then much
                 shorter, in the words of ``with_texts``.
+            voice: one of ``settings.voices``, named in the system message as in the training; None: as the model likes.
         """
-        return self.replies([messages], speak, [seed], history)[0]
+        return self.replies([messages], speak, [seed], history, voice)[0]
 
     def replies(
         self,
@@ -311,16 +294,17 @@ class SpokenLanguageModel(nn.Module):
         speak: bool = True,
         seeds: Sequence[int] | None = None,
         history: str = "audio",
+        voice: str | None = None,
     ) -> list[SpokenReply]:
         """Answer several chats together, each as ``reply`` answers it, in a fraction of the time.
 
         Args:
             chats: messages of each. All are in memory at once: give a long list in parts.
-            speak, history: as in ``reply``.
+            speak, history, voice: as in ``reply``.
             seeds: one a chat; None is 0 for each.
         """
         seeds = [0] * len(chats) if seeds is None else seeds
-        asked = [self._asked(messages, speak, history) for messages in chats]
+        asked = [self._asked(messages, speak, history, voice) for messages in chats]
         replies = self._generator().replies(
             [prompt for prompt, _ in asked], "free" if speak else "text", seeds
         )
@@ -398,9 +382,13 @@ class SpokenLanguageModel(nn.Module):
         ids = self.text_tokenizer.encode(text)
         return DocumentBuilder(self.lm.token_space).text(ids, loss=False).build("prompt", "speak")
 
-    def _asked(self, messages: Sequence[Message], speak: bool, history: str) -> tuple[Document, int]:
+    def _asked(
+        self, messages: Sequence[Message], speak: bool, history: str, voice: str | None
+    ) -> tuple[Document, int]:
         """What a chat is to the LLM, and the positions that its history as text saves."""
         check_choice("history", history, HISTORIES)
+        if voice is not None:
+            messages = self._voiced(messages, speak, voice)
         form: Literal["text", "speech"] = "speech" if speak else "text"
         prompt = self.chat.prompt(messages, form)
         if history == "audio":
@@ -408,6 +396,16 @@ class SpokenLanguageModel(nn.Module):
         *past, last = self.with_texts(messages)
         short = self.chat.prompt([*map(in_writing, past), last], form)
         return short, len(prompt) - len(short)
+
+    def _voiced(self, messages: Sequence[Message], speak: bool, voice: str) -> Sequence[Message]:
+        if not self.settings.voices:
+            raise UserError(f"voice {voice!r}: this model's training named none; see mixture.voices")
+        check_choice("voice", voice, self.settings.voices)
+        if not speak:
+            raise UserError(
+                f"voice {voice!r}: a reply in text has none; leave it out or let the reply be spoken"
+            )
+        return with_voice(messages, voice) if messages else messages
 
     def _said(self, codes_SK: Tensor, seed: int) -> np.ndarray:
         """A stretch of generated speech as a waveform."""

@@ -35,7 +35,7 @@ class Message(_Said, total=False):
 def unread(message: Message) -> list[Segment]:
     """The sounds of a message of which it has no text; an assistant's written words are the text of its sounds."""
     segments = _segments(message["content"])
-    sounds = [segment for segment in segments if not isinstance(segment, str)]
+    sounds: list[Segment] = [segment for segment in segments if not isinstance(segment, str)]
     written = message["role"] == "assistant" and len(sounds) < len(segments)
     return [] if written or "text" in message else sounds
 

@@ -1,6 +1,9 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import omniaudio
 from omniaudio.cli import export
@@ -34,3 +37,15 @@ def test_missing_part_is_one_line(composed, tmp_path):
         export.main(config)
     assert "\n" not in str(error.value)
     assert not Path(config["model_dir"]).exists()
+
+
+def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed, tmp_path):
+    stage = tmp_path / "sft"
+    shutil.copytree(composed("export")["parts"]["lm"], stage / "final" / "lm")
+    (stage / "stamp.json").write_text(json.dumps({"key": "sft"}))
+    mixture = {"voices": {"s1": "a calm one", "s2": "a bright one", "s3": "a calm one"}}
+    (stage / "config.yaml").write_text(yaml.safe_dump({"train_steps": {"mixture": mixture}}))
+    words = [f"model_dir={tmp_path}/model", f"parts.lm={stage}/final/lm"]
+    export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
+    assert omniaudio.load(tmp_path / "model").settings.voices == ["a bright one", "a calm one"]
+    assert omniaudio.load(exported).settings.voices == []

@@ -114,6 +114,15 @@ def test_a_key_that_is_also_a_group_takes_a_path():
     assert cli.compose("build", ["recogniser=none", "engine=http", "engine.url=http://a", "engine.names=[b]"])
 
 
+def test_voices_are_named_on_the_command_line():
+    words = [
+        "experiment=baichuan_audio/sft",
+        "mixture@mixture.sft=chat",
+        "mixture.sft.voices={amy-1: a calm woman}",
+    ]
+    assert cli.compose("train", words)["train_steps"]["mixture"]["voices"] == {"amy-1": "a calm woman"}
+
+
 @pytest.mark.parametrize("word", ["--dry_run", "dry_run=true"])
 def test_a_dry_run_of_a_training_is_its_plan(monkeypatch, tmp_path, word):
     from omniaudio.cli import plan, train

@@ -213,6 +213,53 @@ def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, k
         )
 
 
+@pytest.fixture
+def voices(tmp_path):
+    """Three chats: replies by ann, by bob, and by both."""
+    said = [("user", [b"q1"]), ("assistant", [b"a1"]), ("user", [b"q2"]), ("assistant", [b"a2"])]
+    with ShardWriter(tmp_path, "train") as writer:
+        for name, speakers in (("one", "ann ann"), ("two", "bob bob"), ("three", "ann bob")):
+            for i, (sound, facts) in enumerate(to_clips(said, name)):
+                speaker = speakers.split()[i // 2] if facts["role"] == "assistant" else "user"
+                known = {"language": "en", "speaker": speaker, "text": sound.decode(), "num_frames": 3}
+                codes = {"codes.npy": dump_npy(np.zeros((3, 2), np.uint16))}
+                writer.write(f"{name}-{i}", codes, {**known, **facts})
+    reader, encode = ShardReader(tmp_path, "train"), lambda t: list(t.encode())
+    return lambda **more: DocumentComposer(reader, encode, SPACE, voices={"ann": "a calm voice"}, **more)
+
+
+def test_the_voice_of_spoken_replies_is_named_before_the_chat(voices):
+    chats, words = voices(), "You speak with this voice: a calm voice."
+    for kind in CHATS:
+        for group in chats.groups(kind, 0, 0):
+            document = chats.compose(kind, group, 0)
+            named = kind == "sft_chat" and document.key == "one"
+            assert text_of(document.ids_L).startswith(words if named else "a1")
+            assert words not in text_of(document.text_label_L[document.text_label_L != NO_LABEL])
+            assert len(document) == chats.num_tokens(kind, group, 0)
+
+
+def test_every_piece_of_a_long_chat_names_its_voice_and_is_no_longer_than_it_may_be(voices):
+    chats = voices(longest=70)
+    documents = [chats.compose("sft_chat", group, 0) for group in sorted(chats.groups("sft_chat", 0, 0))]
+    ann = [document for document in documents if document.key.startswith("one")]
+    assert len(ann) == 2 and all(
+        "calm" in text_of(document.ids_L) and len(document) <= 70 for document in ann
+    )
+    assert [document.key for document in documents if "calm" not in text_of(document.ids_L)] == [
+        "two",
+        "three",
+    ]
+
+
+def test_a_voice_that_replies_in_no_chat_is_an_error(voices):
+    chats = voices()
+    chats.check_voices()
+    chats.voices = {"ann": "a calm voice", "user": "who only asks", "bbo": "a typing error"}
+    with pytest.raises(UserError, match="mixture.voices: no reply is spoken by user, bbo; give labels"):
+        chats.check_voices()
+
+
 def test_clips_of_a_passage_that_are_no_part_of_its_chat_end_it(tmp_path):
     """A third speaker has no role: neither he nor what follows belongs to the chat."""
     said = [("user", [b"q"]), ("assistant", [b"a"])]

@@ -34,12 +34,18 @@ def folder(tmp_path_factory):
 
 def steps(folder, space=None, **changes):
     arguments = {"weights": {"asr": 1, "itts": 1, "text": 1}, "tokens_per_step": 200, **changes}
-    arguments["mixture"] = Mixture(weights=arguments.pop("weights"), corpora=arguments.pop("corpora", {}))
+    of_mixture = {name: arguments.pop(name) for name in ("weights", "corpora", "voices") if name in arguments}
+    arguments["mixture"] = Mixture(**of_mixture)
     space = space or TokenSpace(270, [8, 4])
     texts = folder / "texts.txt"
     return DocumentSteps(
         space, folder / "tokenizer.json", codes_dir=folder, split="train", texts_path=texts, **arguments
     )
+
+
+def test_names_of_voices_that_do_not_reply_are_told_before_the_first_step(folder):
+    with pytest.raises(UserError, match="no reply is spoken by s0"):
+        steps(folder, voices={"s0": "a calm voice"})
 
 
 def test_parts_of_a_step_are_the_whole(folder):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniaudio.data.mixture import MixturePlan, PlannedDocument, deal, largest_part
+from omniaudio.data.mixture import Mixture, MixturePlan, PlannedDocument, deal, largest_part
 from omniaudio.errors import UserError
 
 
@@ -196,3 +196,9 @@ def test_the_first_step_is_the_largest_of_its_chapter():
         mixture = plan(seed, tokens=43, odd=1)
         sizes = [sum(d.num_tokens for d in mixture[step]) for step in range(mixture.steps_per_chapter)]
         assert len(sizes) > 20 and sizes[0] == max(sizes) > min(sizes)
+
+
+@pytest.mark.parametrize("name", ["", " ", 7])
+def test_a_voice_has_words_for_a_name(name):
+    with pytest.raises(UserError, match=r"mixture.voices.maria: .* is not a name"):
+        Mixture(weights={"sft_chat": 1}, voices={"maria": name})

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from omniaudio.data.chats import to_clips
+from omniaudio.data.compose import DocumentComposer
 from omniaudio.data.prompts import prompt_for
-from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel, message_of
+from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
+from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
 from omniaudio.errors import UserError
-from omniaudio.lm.generate import Frame, SpeechEnd, TextToken
+from omniaudio.lm.generate import Frame, Generator, Reply, SpeechEnd, TextToken
 from tests.dialogue.tiny_experiment import speech
 
 
@@ -213,16 +216,40 @@ def said_by_user(codes_SK):
     return {"role": "user", "content": [codes_SK, prompt_for("sft_transcribe", "en")]}
 
 
-def test_a_reply_is_a_turn_of_the_chat_that_goes_on(model):
+@pytest.mark.parametrize("own", [[], [("system", ["Be brief."])]])
+def test_a_voice_is_asked_for_in_the_words_of_the_training(model, tmp_path, monkeypatch, own):
+    said = [*own, ("user", [b"q1"]), ("assistant", [b"a1"]), ("user", [b"q2"]), ("assistant", [b"a2"])]
+    codes = np.zeros((5, 3), np.uint16)
+    with ShardWriter(tmp_path, "train") as writer:
+        for i, (sound, facts) in enumerate(to_clips(said, "chat")):
+            known = {"language": "en", "speaker": "s", "text": sound.decode(), "num_frames": len(codes)}
+            writer.write(f"c{i}", {"codes.npy": dump_npy(codes)}, {**known, **facts})
+    encode, space = model.text_tokenizer.encode, model.lm.token_space
+    composer = DocumentComposer(ShardReader(tmp_path, "train"), encode, space, voices={"s": "a calm one"})
+    trained = composer.compose("sft_chat", *composer.groups("sft_chat", 0, 0), 0).ids_L.tolist()
+    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices=["a calm one"]))
+    asked = []
+    monkeypatch.setattr(
+        Generator, "replies", lambda self, prompts, *_: asked.extend(prompts) or [Reply()] * len(prompts)
+    )
+    chat = [{"role": role, "content": parts} for role, parts in own]
+    chat += [{"role": "user", "content": [codes]}, {"role": "assistant", "content": ["a1", codes]}]
+    model.reply([*chat, {"role": "user", "content": [codes]}], voice="a calm one")
+    model.reply(chat[:-1], voice="a calm one")
+    for prompt in asked:
+        assert prompt.ids_L.tolist() == trained[: len(prompt)]
+    assert trained[len(asked[0]) :][: len(encode("a2"))] == encode("a2"), "the reply follows"
+
+
+def test_wrong_voices_are_one_line(model, monkeypatch):
     chat = [{"role": "user", "content": "hello"}]
-    for seed in range(3):
-        reply = model.reply(chat, seed=seed)
-        turn = message_of(reply)
-        said = model.chat.document([*chat, turn], "sft", "k")
-        assert (said.ids_L == model.lm.token_space.audio_pad).sum() == sum(
-            event.get("frames", 0) for event in reply["events"]
-        )
-        assert "".join(s for s in turn["content"] if isinstance(s, str)).strip() == reply["text"]
+    with pytest.raises(UserError, match="voice 'ann': this model's training named none"):
+        model.reply(chat, voice="ann")
+    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices=["ann", "bob"]))
+    with pytest.raises(UserError, match="voice 'eve': can be ann, bob"):
+        next(model.stream(chat, voice="eve"))
+    with pytest.raises(UserError, match="voice 'ann': a reply in text has none"):
+        model.reply(chat, speak=False, voice="ann")
 
 
 def test_transcript_does_not_depend_on_chance(model):
