@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -108,6 +109,35 @@ def test_a_closed_stream_makes_nothing_more(model, monkeypatch):
     made = len(steps)
     first.close()
     assert len(steps) == made == 1, "the prompt alone: the first word needs no more"
+
+
+def test_a_stream_left_at_any_moment_leaves_nothing_behind(model, monkeypatch):
+    """Neither caches nor draws: what is asked next is answered as if nothing had been."""
+    caches, new_cache = [], type(model.lm.backbone).new_cache
+
+    def watched(self):
+        cache = new_cache(self)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(type(model.lm.backbone), "new_cache", watched)
+    messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
+    whole, chance = model.reply(messages, seed=2), torch.get_rng_state()
+    num_chunks = len(list(model.stream(messages, seed=2)))
+    prompt, held = model.text_prompt("hello"), len(caches)
+    left = [(model.stream(messages, seed=2), n) for n in range(1, num_chunks + 1)]
+    left += [(model._generator().stream(prompt, "speech", torch.Generator()), n) for n in (1, 2, 4)]
+    left += [
+        (model._generator().stream_rows([prompt] * 3, "speech", [torch.Generator()] * 3), n) for n in (1, 5)
+    ]
+    for stream, num in left:
+        for _ in range(num):
+            next(stream)
+        stream.close()
+    assert len(caches) == held + num_chunks + 3 + 2 * 3 and num_chunks > 1
+    assert not any(cache() for cache in caches)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert model.reply(messages, seed=2)["events"] == whole["events"]
 
 
 def test_stretches_of_speech_are_told_apart_and_no_piece_is_empty(model, monkeypatch):
