@@ -84,7 +84,7 @@ class Reply:
 class Generator:
     """Lets an AudioLM go on from prompts, several at a time, with a key-value cache.
 
-    Rows share matrix products, and neither masks nor chance: what a row says is what it says alone.
+    Rows share matrix products and nothing else: but for their rounding, what a row says is what it says alone.
 
     The text penalty counts text of this reply; the audio penalty counts, book by book, the codes of the
     stretch of speech at hand. "End of audio" is allowed in book 0 only, and not before the first frame.
@@ -161,16 +161,14 @@ class Generator:
                 raise UserError("generate: the prompt is empty")
             if int(prompt.ids_L.max()) >= vocab_size:
                 raise UserError(f"generate: the prompt has ids outside the token space of {vocab_size}")
+        assert len(generators) == len(prompts), f"{len(generators)} generators for {len(prompts)} prompts"
         caches = caches or [self.lm.backbone.new_cache() for _ in prompts]
-        rows = [
-            _Row(self, number, form, generator)
-            for number, (generator, _) in enumerate(zip(generators, prompts, strict=True))
-        ]
+        rows = [_Row(self, number, form, generator) for number, generator in enumerate(generators)]
         return _Run(self, rows, caches).events(prompts)
 
 
-Piece = Document | int | Tensor
-"""What a row takes in: its prompt, then a token or a frame (K,) at a time."""
+Piece = Document | int | list[int]
+"""What a row takes in: its prompt, then a token or the codes of a frame at a time."""
 
 
 class _Run:
@@ -249,15 +247,12 @@ class _Run:
                 if not going:
                     return pieces
                 rows, code_B = [rows[i] for i in going], code_B[going]
-                past, x_BD = (
-                    [(key[going], value[going]) for key, value in past],
-                    torch.zeros_like(x_BD[going]),
-                )
+                past = [(key[going], value[going]) for key, value in past]
+                x_BD = torch.zeros_like(x_BD[going])
             x_BD = x_BD + self.lm.audio_embed[book](code_B.to(self.device))
             codes.append(code_B)
-        return pieces | {
-            row.number: frame_K for row, frame_K in zip(rows, torch.stack(codes, 1), strict=True)
-        }
+        frames = torch.stack(codes, dim=1).tolist()
+        return pieces | {row.number: frame for row, frame in zip(rows, frames, strict=True)}
 
 
 class _Row:
@@ -293,12 +288,12 @@ class _Row:
         """Go on by a piece, and tell what happened."""
         if isinstance(piece, Document):
             self._take_prompt(piece)
-        elif isinstance(piece, Tensor):
-            self.ids_L, self.codes_LK = torch.tensor([self.space.audio_pad]), piece[None]
+        elif isinstance(piece, list):
+            self.ids_L, self.codes_LK = torch.tensor([self.space.audio_pad]), torch.tensor([piece])
             self.num_frames += 1
-            for said_V, code in zip(self.spoken_KV, piece.tolist(), strict=True):
+            for said_V, code in zip(self.spoken_KV, piece, strict=True):
                 said_V[code] = True
-            yield Frame(piece)
+            yield Frame(self.codes_LK[0])
         else:
             self.ids_L, self.codes_LK = torch.tensor([piece]), torch.zeros_like(self.codes_LK[:1])
             if piece == self.space.eos:

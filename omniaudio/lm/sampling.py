@@ -58,8 +58,9 @@ def draw(
         logits_BV = torch.where(said_BV, penalised_BV, logits_BV)
     if settings.temperature == 0:
         return logits_BV.argmax(dim=-1)
-    logits_BV, symbol_BV = (logits_BV / settings.temperature).sort(descending=True)
-    probability_BV = logits_BV[:, : settings.top_k or None].softmax(dim=-1)
+    num_kept = min(settings.top_k or logits_BV.shape[1], logits_BV.shape[1])
+    logits_BV, symbol_BV = (logits_BV / settings.temperature).topk(num_kept)  # likeliest first
+    probability_BV = logits_BV.softmax(dim=-1)
     before_BV = probability_BV.cumsum(dim=-1) - probability_BV  # mass of the likelier symbols
     probability_BV = torch.where(before_BV < settings.top_p, probability_BV, 0.0)
     place_B1 = torch.stack(

@@ -187,7 +187,7 @@ def test_one_row_writes_while_another_speaks_and_rows_that_are_over_leave(lm, mo
 
 
 def test_wrong_numbers_of_seeds_are_an_error(lm):
-    with pytest.raises(ValueError):
+    with pytest.raises(AssertionError, match="1 generators for 2 prompts"):
         Generator(lm).replies([prompt(1), prompt(2)], "free", [0])
 
 
