@@ -63,17 +63,15 @@ def main(config: dict[str, Any]) -> None:
 
 def own(config: dict[str, Any]) -> None:
     """Answer ``text``, ``input`` and ``turns``."""
-    paths = [config["input"]] if config["input"] is not None else []
-    clips = [
-        read_clip(path, config["language"]) for path in paths
-    ]  # before the model: a bad file is told at once
-    turns = [read_clip(path, config["language"]) for path in config["turns"]]
+    language = config["language"]  # recordings are read before the model: a bad file is told at once
+    clip = read_clip(config["input"], language) if config["input"] is not None else None
+    turns = [read_clip(path, language, f"turn{i}_") for i, path in enumerate(config["turns"], 1)]
     if config["text"] is not None and not str(config["text"]).strip():
         raise UserError("config text: it is empty; give some words to read aloud")
     maker = SampleMaker(config, load(config), Path(config["own_dir"]))
     if config["text"] is not None:
         maker.speak(str(config["text"]), "yours")
-    for clip in clips:
+    if clip is not None:
         maker.transcribe(clip, "yours")
         maker.replies(clip, "yours")
     maker.converse(turns, "yours")
@@ -81,14 +79,20 @@ def own(config: dict[str, Any]) -> None:
         print(told(sample), f"-> {maker.folder / sample['json']}")
 
 
-def read_clip(path: str, language: str) -> Clip:
-    """A user's own recording."""
+def read_clip(path: str, language: str, prefix: str = "") -> Clip:
+    """A user's own recording; ``prefix`` begins its name."""
     from omniaudio.dialogue.evaluation import Clip
     from omniaudio.frontend.audio import decode_audio, read_audio
 
     wav_N, rate_hz = read_audio(path), decode_audio(path)[1]
-    facts: dict[str, Any] = {"key": Path(path).stem, "text": "", "language": language, "band_hz": rate_hz / 2}
-    return Clip(wav_N=wav_N, sample_rate_hz=rate_hz, **facts)
+    return Clip(
+        key=f"{prefix}{Path(path).stem}",
+        wav_N=wav_N,
+        sample_rate_hz=rate_hz,
+        text="",
+        language=language,
+        band_hz=rate_hz / 2,
+    )
 
 
 def generate_samples(

@@ -313,8 +313,8 @@ class SpokenLanguageModel(nn.Module):
     def with_texts(self, messages: Sequence[Message]) -> list[Message]:
         """A chat whose turns before the last have ``text`` beside their sounds.
 
-        What has none, and no written words if it is the assistant's, is transcribed by the model. Keep the result
-        while a chat goes on, and no turn is transcribed twice.
+        What has none, and no written words if it is the assistant's, is transcribed by the model, asked in English.
+        Keep the result while a chat goes on, and no turn is transcribed twice.
         """
         unknown = {i: sounds for i, message in enumerate(messages[:-1]) if (sounds := unread(message))}
         words = prompt_for("sft_transcribe", "en")

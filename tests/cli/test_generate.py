@@ -48,14 +48,16 @@ def test_own_text_and_recording(exported, composed, tmp_path, capsys):
 
 def test_a_conversation_goes_on_from_its_replies(exported, composed, tmp_path, capsys):
     for i in range(2):
-        soundfile.write(tmp_path / f"turn{i}.wav", speech(1.0, 16000, i), 16000)
-    turns = f"turns=[{tmp_path}/turn0.wav,{tmp_path}/turn1.wav]"
+        (tmp_path / f"{i}").mkdir()
+        soundfile.write(tmp_path / f"{i}" / "said.wav", speech(1.0, 16000, i), 16000)
+    turns = f"turns=[{tmp_path}/0/said.wav,{tmp_path}/1/said.wav]"
     for history in ("audio", "text"):
         generate.main(composed("generate", turns, f"history={history}", f"own_dir={tmp_path}/{history}"))
     audio, text = (
         [json.loads((tmp_path / history / f"00{i}_reply.json").read_text()) for i in range(2)]
         for history in ("audio", "text")
     )
+    assert [reply["prompt_wav"] for reply in audio] == ["prompt_turn1_said.wav", "prompt_turn2_said.wav"]
     assert audio[0]["events"] == text[0]["events"], "the first turn has no history"
     assert audio[1]["prompt_positions"] > 12 + audio[0]["prompt_positions"], "which it continues"
     assert text[1]["saved_positions"] > 0
