@@ -7,6 +7,7 @@ A prepared folder::
     manifest/{train,dev,test}.jsonl   one Utterance a line, of the recordings as fetched
     shards/                       the same utterances as 16-bit FLAC, with index (omniaudio.data.shards)
     texts/{train,dev}.txt         one document a line: transcripts, and the texts of the text source
+    texts/train.txt.index/        made by trainings: where the texts lie (omniaudio.data.texts)
     ATTRIBUTION                   who made it, under which licence
     prepared.json                 written last: the key of the config that made it
 """

@@ -188,7 +188,9 @@ class WaveSteps:
             yield from self._most_written(num_parts)
 
     def _most_written(self, num_parts: int) -> Iterator[WaveBatch]:
-        """The batch with the most text, if there is any and its length is known."""
+        """The batch with the most text, if there is any and its length is known. (Shares of corpora may bring a clip of a
+        small one into a step twice; here it stands once.)
+        """
         kinds = [kind for kind, share in self.kind_weights.items() if share]
 
         def chars(items: np.ndarray) -> np.ndarray:
