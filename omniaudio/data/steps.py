@@ -188,8 +188,9 @@ class WaveSteps:
             yield from self._most_written(num_parts)
 
     def _most_written(self, num_parts: int) -> Iterator[WaveBatch]:
-        """The batch with the most text, if there is any and its length is known. (Shares of corpora may bring a clip of a
-        small one into a step twice; here it stands once.)
+        """The batch with the most text, if there is any and its length is known.
+
+        A clip stands in it once, also where shares of corpora may bring those of a small one into a step twice.
         """
         kinds = [kind for kind, share in self.kind_weights.items() if share]
 
