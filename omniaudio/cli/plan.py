@@ -1,19 +1,21 @@
 """What a training will need, before it is begun: parameters, memory on each device, operations and days.
 
-Takes the keys of train. Parameters are counted without building them. Model states (weights, gradients, AdamW) follow
-from strategy, devices and precision. Activations and operations are measured on this CPU: the same parts, as wide as
-they are, but one and two layers deep, take steps on small batches, and both are drawn out in a line to the full depth
-and batch. What kernels need inside, and the allocator's loss (some tenth on a GPU), comes on top. Of the data, where
-they are there: hours, lengths, padding, shares by kind, epochs, and samples with what is learned in green. Writes
-nothing.
+Takes the keys of train, and needs neither data nor GPU nor the memory of the model: tensors have shapes here and no
+numbers. Model states (weights, gradients, AdamW) follow from strategy, devices and precision. Activations and
+operations are measured: the same parts, as wide as they are, but one and two layers deep, take steps on small batches,
+and both are drawn out in a line to the full depth and batch. What kernels need inside, and the allocator's loss, is
+left free by memory_share. Of the data, where they are there: hours, lengths, padding, shares by kind, epochs, and
+samples with what is learned in green. Writes nothing.
 
+    omniaudio plan experiment=<system>/pretrain_stage2 scale=full strategy=zero3 gpus=64
+    omniaudio plan experiment=<system>/pretrain_stage1 scale=full strategy=zero2 gpus=8 gpu=h100_80gb tokens=5e9
     omniaudio plan experiment=<system>/tokenizer scale=full trainer=gpu strategy=zero2 devices=8
-    omniaudio plan experiment=<system>/tokenizer scale=full schedule.tokenizer.batch_sec=240 measure=false
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from omniaudio.cli.doctor import memory_gb
@@ -21,41 +23,121 @@ from omniaudio.config import build
 from omniaudio.errors import UserError
 
 if TYPE_CHECKING:
-    from omniaudio.training.needs import Line, ParameterCount
+    from omniaudio.training.needs import Line, Memory, ParameterCount
     from omniaudio.types import Batch
 
-GIGABYTE = 1e9
+GIGABYTE, DAY = 1e9, 86400
 SHOWN = 100_000  # fewer numbers in buffers (windows, filters) are no line of the table
-FREE_SHARE = 0.7
-"""Of this machine's memory, for weights and gradients of the measured parts; the rest is for their activations."""
+NODE = 8  # GPUs of a machine, where devices does not say
 AUDIO, TOKENS = "s of audio", "tokens"
+OTHERS = (("zero2", False), ("zero3", False), ("zero2", True), ("zero3", True))
+"""Strategies, with and without offload, that are looked at when memory is too small."""
 
 
 def main(config: dict[str, Any]) -> None:
     """Print the plan."""
-    from omniaudio.training.needs import ParameterCount, model_states
+    from omniaudio.training.needs import ParameterCount
 
-    mixed = config["trainer"]["precision"] == "bf16-mixed"
-    devices = config["devices"] * config["num_nodes"]
+    config = with_gpus(config)
     counts = parameter_counts(config)
     total = sum(counts.values(), ParameterCount(0, 0, 0))
-    where = f"{devices} device{'s' * (devices > 1)}"
-    print(f"{config['stage']}, {config['strategy']} on {where}, {config['trainer']['precision']}")
+    print_head(config)
     width = max(map(len, counts))
     for name, count in [*counts.items(), ("all", total)]:
         learning = f"{count.learning / 1e6:>11,.1f} M learn" if count.learning else f"{'frozen':>19}"
         books = f"   {count.buffers / 1e6:,.1f} M in buffers" if count.buffers >= SHOWN else ""
         print(f"  {name:<{width}} {count.total / 1e6:>11,.1f} M parameters {learning}{books}")
-    states = model_states(total, config["strategy"], devices, mixed)
+    print_states(memory_of(config, total, config["strategy"], config["offload"]))
+    if config["measure"]:
+        print_needs(config, total)
+    if config["data_too"]:
+        print_data(config, num_devices(config))
+
+
+def with_gpus(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with ``gpus`` said as devices x num_nodes, and with a trainer that has GPUs.
+
+    Raises:
+        UserError: no number, or one that cannot be shared out among machines.
+    """
+    gpus, devices, nodes = (config[name] for name in ("gpus", "devices", "num_nodes"))
+    if gpus is None:
+        return config
+    if not isinstance(gpus, int) or gpus < 1:
+        raise UserError(f"gpus={gpus}: must be a whole number, at least 1")
+    if nodes == 1:
+        devices = devices if devices > 1 else min(gpus, NODE)
+        nodes = gpus // devices
+    elif devices == 1:
+        devices = gpus // nodes
+    if devices * nodes != gpus:
+        raise UserError(
+            f"gpus={gpus}: is not {nodes} nodes x {devices} devices; above {NODE} give a multiple of {NODE}, "
+            "or devices=N of one node beside it"
+        )
+    trainer = config["trainer"]
+    if trainer["accelerator"] != "gpu":
+        trainer = {**trainer, "accelerator": "gpu", "precision": "bf16-mixed"}
+    return {**config, "devices": devices, "num_nodes": nodes, "trainer": trainer}
+
+
+def num_devices(config: dict[str, Any]) -> int:
+    """Devices of the whole training."""
+    return int(config["devices"] * config["num_nodes"])
+
+
+def is_mixed(config: dict[str, Any]) -> bool:
+    """Whether the training computes in bfloat16; ZeRO on CPUs does not (see cli/train.py)."""
+    zero_on_cpu = config["strategy"].startswith("zero") and not on_gpu(config)
+    return config["trainer"]["precision"] == "bf16-mixed" and not zero_on_cpu
+
+
+def on_gpu(config: dict[str, Any]) -> bool:
+    """Whether the training is one on GPUs."""
+    return bool(config["trainer"]["accelerator"] == "gpu")
+
+
+def print_head(config: dict[str, Any]) -> None:
+    """What is planned, and what is assumed of the device."""
+    devices, nodes = num_devices(config), config["num_nodes"]
+    kind = "GPU" if on_gpu(config) else "device"
+    where = f"{devices} {kind}{'s' * (devices > 1)}" + f" ({nodes} nodes x {config['devices']})" * (nodes > 1)
+    precision = "bf16-mixed" if is_mixed(config) else "32-true"
+    print(f"{config['stage']}, {config['strategy']} on {where}, {precision}")
+    if on_gpu(config):
+        gpu = config["gpu"]
+        print(
+            f"  assumed: {gpu['name']}, {peak_tflops(config):g} TFLOP/s at {config['utilisation']:.0%}, "
+            f"{gpu['memory_gb']} GB of which {config['memory_share']:.0%} may be filled "
+            "(gpu=NAME, utilisation=, memory_share=)"
+        )
+
+
+def peak_tflops(config: dict[str, Any]) -> float:
+    """Of one device, in the precision of the training."""
+    return float(config["gpu"]["tflops_bf16" if is_mixed(config) else "tflops_fp32"])
+
+
+def memory_of(config: dict[str, Any], count: ParameterCount, strategy: str, offload: bool) -> Memory:
+    """Of one device of this training under a strategy."""
+    from omniaudio.training.needs import device_memory
+
+    return device_memory(count, strategy, num_devices(config), is_mixed(config), offload)
+
+
+def print_states(memory: Memory) -> None:
+    """Bytes that stay."""
+    states = memory.states
     rows = [("weights", states.weights), ("gradients", states.gradients), ("AdamW", states.optimizer)]
     told = [f"{name} {value / GIGABYTE:.2f}" for name, value in rows]
     print(f"model states on each device: {states.total / GIGABYTE:.2f} GB ({', '.join(told)})")
-    if config["offload"]:
-        print("  offload=true: AdamW, and under zero3 the weights too, stand in host memory instead")
-    if config["measure"]:
-        print_needs(config, states.total, devices)
-    if config["data_too"]:
-        print_data(config, devices)
+    if states.host:
+        print(f"  and {states.host / GIGABYTE:.2f} GB in host memory for each device (offload=true)")
+    if memory.workspace:
+        print(
+            f"  during a step {memory.workspace / GIGABYTE:.2f} GB more: buckets of gradients, and under zero3 weights "
+            "gathered whole"
+        )
 
 
 def print_data(config: dict[str, Any], devices: int) -> None:
@@ -72,39 +154,111 @@ def print_data(config: dict[str, Any], devices: int) -> None:
         print(f"data: {error}")
 
 
-def print_needs(config: dict[str, Any], states: float, devices: int) -> None:
+def print_needs(config: dict[str, Any], count: ParameterCount) -> None:
     """Measure, and say what the batch of the config comes to."""
     size, name = batch_size(config)
     if size is None:
         print("activations: not measured for this stage (its batches come from trained parts)")
         return
-    unit = config["unit_sec"] if name == AUDIO else config["unit_tokens"]
-    needed, memory = shallow_bytes(config) / GIGABYTE, memory_gb()
-    if memory is not None and needed > FREE_SHARE * memory:
-        print(
-            f"activations: not measured; parts two layers deep need {needed:.0f} of the {memory:.0f} GB here"
-        )
-        return
-    found, what = measure(config), "second" if name == AUDIO else "token"
+    what = "second" if name == AUDIO else "token"
+    found, unit = measure(config), unit_of(config)
     memory_line, operations = found["bytes"], found["operations"].per_unit / unit
-    share = size / devices / config["accumulate"]
-    need = memory_line.of(share / unit)
+    share = size / num_devices(config) / config["accumulate"]
+    activations = memory_line.of(share / unit)
     print(
         f"activations: {memory_line.per_unit / unit / GIGABYTE:.3g} GB a {what}, "
         f"{memory_line.fixed / GIGABYTE:.3g} GB whatever the batch"
     )
+    parts = f"{num_devices(config)} devices / accumulate={config['accumulate']}"
+    print(f"  {size:,.0f} {name} a step / {parts} = {share:,.0f}: {activations / GIGABYTE:.1f} GB")
+    print_fit(config, count, memory_line, share)
+    print_days(config, operations, size)
+
+
+def memory_limit(config: dict[str, Any]) -> float | None:
+    """Bytes of a device that may be filled; None if this machine does not say."""
+    if on_gpu(config):
+        return float(config["gpu"]["memory_gb"] * config["memory_share"] * GIGABYTE)
+    here = memory_gb()
+    return None if here is None else here * config["memory_share"] * GIGABYTE / config["devices"]
+
+
+def print_fit(config: dict[str, Any], count: ParameterCount, line: Line, share: float) -> None:
+    """Whether the batch fits into a device, the largest that does, and what else would do."""
+    limit = memory_limit(config)
+    memory = memory_of(config, count, config["strategy"], config["offload"])
+    need = memory.peak(line.of(share / unit_of(config)))
+    if limit is None:
+        print(f"memory: {need / GIGABYTE:.1f} GB a device; this machine does not say what it has")
+        return
+    fits, name = need <= limit, batch_size(config)[1]
+    print(f"memory: {need / GIGABYTE:.1f} of {limit / GIGABYTE:.1f} GB: {'fits' if fits else 'does NOT fit'}")
+    most = largest_batch(config, memory, line, limit)
     print(
-        f"  {size:,.0f} {name} a step / {devices} devices / accumulate={config['accumulate']} = {share:,.0f}: "
-        f"{need / GIGABYTE:.1f} GB, {(states + need) / GIGABYTE:.1f} GB with the model states"
+        f"  largest batch of a device that fits: {most:,.0f} {name}"
+        if most
+        else "  no batch fits: model states and workspace alone are too large"
     )
+    if not fits:
+        for advice in ways_out(config, count, line, share, limit, most):
+            print(f"  {advice}")
+
+
+def largest_batch(config: dict[str, Any], memory: Memory, line: Line, limit: float) -> float:
+    """In tokens or seconds, whole documents or clips; 0 if not one fits."""
+    room = memory.room(limit) - line.fixed
+    units = int(room / max(1.0, line.per_unit)) if room > 0 else 0
+    return units * float(unit_of(config))
+
+
+def ways_out(
+    config: dict[str, Any], count: ParameterCount, line: Line, share: float, limit: float, most: float
+) -> list[str]:
+    """What would make a batch fit that does not."""
+    advice = []
+    if most:
+        parts = config["accumulate"] * -(-share // most)
+        advice.append(f"would fit: accumulate={parts:.0f}")
+    if not on_gpu(config) and not config["strategy"].startswith("zero"):
+        return advice
+    if not config["strategy"].startswith("zero") and is_mixed(config):
+        line = measure({**config, "strategy": "zero2"})["bytes"]  # there the weights are bfloat16 themselves
+    for strategy, offload in OTHERS:
+        if (strategy, offload) == (config["strategy"], config["offload"]):
+            continue
+        memory = memory_of(config, count, strategy, offload)
+        need = memory.peak(line.of(share / unit_of(config)))
+        words = f"strategy={strategy}" + " offload=true" * offload
+        batch = largest_batch(config, memory, line, limit)
+        less = f"; batches of up to {batch:,.0f} would" if need > limit and batch else ""
+        verdict = "would fit" if need <= limit else "would not fit"
+        host = f", {memory.states.host / GIGABYTE:.1f} GB in host memory" if offload else ""
+        advice.append(f"{verdict}: {words} ({need / GIGABYTE:.1f} GB{host}){less}")
+    return advice
+
+
+def print_days(config: dict[str, Any], operations: float, size: float) -> None:
+    """Operations, speed and days; of a CPU nothing is promised.
+
+    Args:
+        operations: a token or second.
+        size: tokens or seconds of a step.
+    """
+    name = batch_size(config)[1]
+    per_hour = 3600 if name == AUDIO else 1
+    wanted = config["hours"] if name == AUDIO else config["tokens"]
     total = operations * size * config["max_steps"]
-    speed = devices * config["device_tflops"] * 1e12 * config["utilisation"]
-    days = total / speed / 86400
-    print(f"operations: {operations:.3g} a {what}, forward and backward")
-    print(
-        f"  {config['max_steps']:,} steps: {total:.3g}, {days:.3g} days at {config['utilisation']:.0%} "
-        f"of {config['device_tflops']} TFLOP/s a device: {speed / operations:,.0f} {name} a second"
-    )
+    print(f"operations: {operations:.3g} a {'second' if name == AUDIO else 'token'}, forward and backward")
+    steps = f"{config['max_steps']:,} steps: {total:.3g}"
+    if not on_gpu(config):
+        print(f"  {steps}; how long they take on CPUs is not known, gpus=N says it for GPUs")
+        return
+    speed = num_devices(config) * peak_tflops(config) * 1e12 * config["utilisation"] / operations
+    print(f"  {speed:,.0f} {name} a second on all devices")
+    print(f"  {steps}, {size * config['max_steps'] / speed / DAY:.3g} days")
+    if wanted is not None:
+        many = f"{wanted:,.0f} hours" if name == AUDIO else f"{wanted / 1e9:,.4g} B {name}"
+        print(f"  {many}: {wanted * per_hour / speed / DAY:.3g} days")
 
 
 def parameter_counts(config: dict[str, Any]) -> dict[str, ParameterCount]:
@@ -160,35 +314,42 @@ def batch_size(config: dict[str, Any]) -> tuple[float | None, str]:
     return None, ""
 
 
-def shallow_bytes(config: dict[str, Any]) -> float:
-    """Weights and gradients of the models that ``measure`` builds."""
-    from omniaudio.training.needs import FP32, stacks_of, with_layers
-
-    layers = {stack.path: min(2, stack.num_layers) for stack in stacks_of(config["model"])}
-    counts = parameter_counts({**config, "model": with_layers(config["model"], layers)}).values()
-    return float(sum(FP32 * (count.total + count.learning + 2 * count.buffers) for count in counts))
+def unit_of(config: dict[str, Any]) -> float:
+    """Length of a document or clip of the measured batches."""
+    return float(config["unit_sec"] if batch_size(config)[1] == AUDIO else config["unit_tokens"])
 
 
 def measure(config: dict[str, Any]) -> dict[str, Line]:
-    """Needs by name, from steps of shallow models."""
+    """Needs by name, from steps of shallow models without storage."""
+    import torch
+
+    from omniaudio.training.hollow import hollow
     from omniaudio.training.needs import draw_out, needs_of_step
 
-    mixed = config["trainer"]["precision"] == "bf16-mixed"
+    mixed = is_mixed(config)
 
     def needs(model: dict[str, Any], units: int) -> dict[str, float]:
-        task = make_plain_task({**config, "model": model})
-        task.configure_model()
-        batch = make_batch(config, units)
-        task.begin_step(batch)
-
-        def loss() -> Any:
-            terms = task.losses(batch, "train")
-            weights = task.loss_weights
-            return sum(weights[name] * term.total / max(1, int(term.count)) for name, term in terms.items())
-
-        return needs_of_step(task, loss, mixed)
+        with torch.device("meta"):
+            task = make_plain_task({**config, "model": model})
+            task.configure_model()
+        if mixed and config["strategy"].startswith("zero"):
+            task.to(torch.bfloat16)
+        hollow(task)
+        return needs_of_step(task, step_loss(task, make_batch(config, units)), mixed)
 
     return draw_out(config["model"], needs)
+
+
+def step_loss(task: Any, batch: Batch) -> Callable[[], Any]:
+    """The weighted loss of a training step on this batch."""
+    task.begin_step(batch)
+
+    def loss() -> Any:
+        terms = task.losses(batch, "train")
+        weights = task.loss_weights
+        return sum(weights[name] * term.total / max(1, int(term.count)) for name, term in terms.items())
+
+    return loss
 
 
 def make_batch(config: dict[str, Any], units: int) -> Batch:

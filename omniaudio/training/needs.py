@@ -1,8 +1,8 @@
 """What a training needs of its devices, memory and operations, before anything of that size is built.
 
 Parameters are counted on modules without storage. Model states follow from their number (arXiv:1910.02054, section 3).
-Activations and operations are measured: the same stage with its stacks cut to one and two layers takes real training
-steps on small batches, and both grow in a line with layers and with the length of the batch.
+Activations and operations are measured: the same stage with its stacks cut to one and two layers takes training steps
+in which tensors have shapes and no numbers; both grow in a line with layers and with the size of the batch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from omniaudio.training.hollow import Answers
+
 FP32, BF16 = 4, 2
 ADAM = 2 * FP32  # bytes a parameter: both moments
+BUCKET = 200_000_000  # numbers that ZeRO collects before it sends them, under Lightning
+GATHERED = 1_000_000_000  # parameters that ZeRO 3 has whole at once, if there are as many
+UNITS = (8, 16)  # sizes of the two measured batches
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on each device that stay from step to step."""
+    """Bytes on each device that stay from step to step, and in ``host`` memory beside it."""
 
     weights: float
     gradients: float
     optimizer: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
@@ -60,13 +66,16 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     )
 
 
-def model_states(count: ParameterCount, strategy: str, num_devices: int, mixed: bool) -> States:
+def model_states(
+    count: ParameterCount, strategy: str, num_devices: int, mixed: bool, offload: bool = False
+) -> States:
     """Bytes of weights, gradients and AdamW on each device.
 
     Args:
         strategy: single, ddp, zero1, zero2, zero3.
         mixed: bfloat16 computation. Outside ZeRO the weights stay in float32; ZeRO keeps a float32 copy of what
             learns among the states that it shares out.
+        offload: ZeRO: that copy and AdamW, from stage 2 gradients, in stage 3 weights stand in host memory.
     """
     buffers = FP32 * count.buffers
     if not strategy.startswith("zero"):
@@ -77,22 +86,59 @@ def model_states(count: ParameterCount, strategy: str, num_devices: int, mixed: 
     one = BF16 if mixed else FP32
     stage = int(strategy[-1])
     shared = [num_devices if stage >= needed else 1 for needed in (3, 2, 1)]
-    return States(
-        weights=one * count.total / shared[0] + buffers,
-        gradients=one * count.learning / shared[1],
-        optimizer=(ADAM + FP32) * count.learning / shared[2],
-    )
+    weights, gradients = one * count.total / shared[0], one * count.learning / shared[1]
+    optimizer = (ADAM + FP32) * count.learning / shared[2]
+    if not offload:
+        return States(weights + buffers, gradients, optimizer)
+    away = [weights if stage == 3 else 0.0, gradients if stage >= 2 else 0.0, optimizer]
+    return States(weights + buffers - away[0], gradients - away[1], 0.0, host=sum(away))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a device holds beside the activations of a batch, in bytes.
+
+    ``workspace`` is ZeRO's during forward and backward: buckets of gradients, weights gathered whole. ``update`` is
+    the optimizer's, when activations are gone.
+    """
+
+    states: States
+    workspace: float
+    update: float
+
+    def peak(self, activations: float) -> float:
+        return self.states.total + max(self.workspace + activations, self.update)
+
+    def room(self, limit: float) -> float:
+        """Bytes that activations may have; negative if nothing fits."""
+        if self.states.total + self.update > limit:
+            return limit - self.states.total - self.update
+        return limit - self.states.total - self.workspace
+
+
+def device_memory(
+    count: ParameterCount, strategy: str, num_devices: int, mixed: bool, offload: bool = False
+) -> Memory:
+    """See ``model_states``; AdamW takes a square root of all that it moves, and ZeRO widens the gradients before."""
+    states = model_states(count, strategy, num_devices, mixed, offload)
+    if not strategy.startswith("zero"):
+        return Memory(states, 0.0, float(FP32 * count.learning))
+    one = BF16 if mixed else FP32
+    moved = 0 if offload else count.learning / num_devices
+    gathered = min(GATHERED, count.total) if strategy == "zero3" else BUCKET
+    return Memory(states, float(one * (BUCKET + gathered)), FP32 * moved * (2 if mixed else 1))
 
 
 class PeakMemory(TorchDispatchMode):
-    """Most bytes of tensors that were alive at once among those made inside; ``with`` around a step.
+    """Bytes of tensors made inside that are ``alive``, and most that were at once; ``with`` around a step.
 
-    Storages count once, whatever views there are. What a kernel allocates and frees by itself is not seen.
+    Storages count once, whatever views there are; those on meta are none. What a kernel allocates and frees by itself
+    is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._alive = 0
+        self.peak = self.alive = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def ignore(self, tensors: Iterator[Tensor]) -> None:
@@ -105,7 +151,7 @@ class PeakMemory(TorchDispatchMode):
     ) -> Any:
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and not leaf.is_meta:
                 self._watch(leaf, leaf.untyped_storage().nbytes())
         return made
 
@@ -114,11 +160,11 @@ class PeakMemory(TorchDispatchMode):
         name = storage._cdata
         if name in self._known:
             return
-        self._alive += num_bytes
-        self.peak = max(self.peak, self._alive)
+        self.alive += num_bytes
+        self.peak = max(self.peak, self.alive)
 
         def gone(_: Any) -> None:
-            self._alive -= num_bytes
+            self.alive -= num_bytes
             del self._known[name]
 
         self._known[name] = weakref.ref(storage, gone)
@@ -171,7 +217,7 @@ def draw_out(
     """From steps with few layers to the whole model.
 
     A need is (a + sum of b_i layers_i) + units (c + sum of d_i layers_i); two depths of every stack and two sizes of
-    the batch give all of the numbers.
+    the batch (``UNITS``) give all of the numbers.
 
     Args:
         model: config of the whole model.
@@ -181,8 +227,9 @@ def draw_out(
     shallow = {stack.path: 1 for stack in stacks}
 
     def lines(layers: Mapping[tuple[str, ...], int]) -> dict[str, Line]:
-        one, two = (measure(with_layers(model, layers), units) for units in (1, 2))
-        return {name: Line(2 * one[name] - two[name], two[name] - one[name]) for name in one}
+        small, large = (measure(with_layers(model, layers), units) for units in UNITS)
+        slopes = {name: (large[name] - small[name]) / (UNITS[1] - UNITS[0]) for name in small}
+        return {name: Line(small[name] - slope * UNITS[0], slope) for name, slope in slopes.items()}
 
     base = lines(shallow)
     total = dict(base)
@@ -201,6 +248,7 @@ def needs_of_step(module: nn.Module, loss: Callable[[], Tensor], mixed: bool) ->
     """One forward and backward pass: ``bytes`` at its peak beside weights and gradients, and ``operations``.
 
     Operations are those of matrix products, convolutions and attention, a multiplication and an addition as two.
+    The module may be ``hollow``.
     """
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -208,7 +256,7 @@ def needs_of_step(module: nn.Module, loss: Callable[[], Tensor], mixed: bool) ->
     watch = PeakMemory()
     watch.ignore(tensor for p in module.parameters() for tensor in (p, p.grad) if tensor is not None)
     watch.ignore(module.buffers())
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, watch:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, watch, Answers():
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             total = loss()
         total.backward()

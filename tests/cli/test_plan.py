@@ -1,7 +1,10 @@
+import time
+
 import pytest
 
 from omniaudio.cli.main import compose
-from omniaudio.cli.plan import main, make_batch, make_plain_task, measure
+from omniaudio.cli.plan import main, make_batch, make_plain_task, measure, step_loss, with_gpus
+from omniaudio.errors import UserError
 from omniaudio.training.needs import needs_of_step
 
 TINY = ("scale=tiny", "unit_sec=1.0", "unit_tokens=64")
@@ -14,13 +17,19 @@ def plan(capsys, stage, *words):
 
 def test_every_stage_has_a_plan_and_nothing_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for stage in ("text_lm", "tokenizer", "pretrain_stage1", "pretrain_stage2", "sft"):
-        told = plan(capsys, stage, "strategy=zero2", "devices=4")
-        assert told.startswith(f"{stage}, zero2 on 4 devices, 32-true\n")
+    for stage in ("text_lm", "tokenizer", "pretrain_stage1", "sft"):
+        told = plan(capsys, stage, "strategy=zero2", "devices=4", "trainer=gpu")
+        assert told.startswith(
+            f"{stage}, zero2 on 4 GPUs, bf16-mixed\n  assumed: A100 80 GB, 312 TFLOP/s at 40%"
+        )
+        what = "s of audio" if stage == "tokenizer" else "tokens"
+        many = "207,000 hours: " if stage == "tokenizer" else "100 B tokens: "
         for words in (
             "model states on each device: ",
-            "GB with the model states",
-            "days at 40% of 312 TFLOP/s",
+            " of 72.0 GB: fits\n  largest batch of a device that fits: ",
+            f" {what} a second on all devices",
+            many,
+            "data: ",  # is not there, which ends nothing
         ):
             assert words in told
     for stage in ("vocoder", "flow"):
@@ -30,6 +39,51 @@ def test_every_stage_has_a_plan_and_nothing_is_written(capsys, tmp_path, monkeyp
         for line in plan(capsys, "flow").splitlines()
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_gpus_are_nodes_of_eight_or_as_said():
+    def shared(*words):
+        config = with_gpus(compose("plan", ["experiment=baichuan_audio/text_lm", *TINY, *words]))
+        return config["num_nodes"], config["devices"], config["trainer"]["precision"]
+
+    assert shared("devices=2") == (1, 2, "32-true")
+    assert shared("gpus=64") == (8, 8, "bf16-mixed")
+    assert shared("gpus=4", "trainer=gpu", "trainer.precision=32-true") == (1, 4, "32-true")
+    assert shared("gpus=12", "devices=4")[:2] == (3, 4)
+    assert shared("gpus=8", "num_nodes=2")[:2] == (2, 4)
+    for words in (("gpus=12",), ("gpus=0",), ("gpus=8", "num_nodes=2", "devices=2"), ("gpus=2.5",)):
+        with pytest.raises(UserError, match="gpus="):
+            shared(*words)
+
+
+def test_what_does_not_fit_is_told_what_would(capsys):
+    """A document has 64 tokens; 10,000 tokens a device are too much for 50 MB."""
+    words = (
+        "gpus=2",
+        "gpu.memory_gb=0.05",
+        "schedule.pretrain_stage2.tokens_per_step=20_000",
+        "data_too=false",
+    )
+    told = plan(capsys, "pretrain_stage2", *words, "strategy=ddp")
+    assert "of 0.0 GB: does NOT fit" in told
+    most = int(told.split("largest batch of a device that fits: ")[1].split(" ")[0].replace(",", ""))
+    assert most % 64 == 0 and 0 < most < 10_000
+    assert f"  would fit: accumulate={-(-10_000 // most)}\n" in told
+    assert "would not fit: strategy=zero2 (" in told, "buckets alone take more"
+    assert "would fit: strategy" not in told
+
+
+def test_a_frozen_backbone_costs_no_products_for_its_gradients():
+    """Gradients still pass through it to the audio embeddings."""
+    found = {}
+    for stage in ("pretrain_stage1", "pretrain_stage2"):
+        config = compose("plan", [f"experiment=baichuan_audio/{stage}", *TINY])
+        found[stage] = measure(config)["operations"]
+    task = make_plain_task(config)
+    task.configure_model()
+    weights = sum(p.numel() for p in task.lm.backbone.layers.parameters() if p.ndim == 2)
+    saved = found["pretrain_stage2"].per_unit - found["pretrain_stage1"].per_unit
+    assert saved == pytest.approx(2 * 64 * weights, rel=1e-6)
 
 
 def test_what_is_frozen_has_no_gradients(capsys):
@@ -53,21 +107,67 @@ def test_full_size_is_counted_without_building_it(capsys):
     assert f"model states on each device: {states / 1e9:.2f} GB" in told
 
 
+@pytest.mark.parametrize(
+    ("stage", "learning"), [("pretrain_stage1", "1,526.9"), ("pretrain_stage2", "8,052.5")]
+)
+@pytest.mark.parametrize(("gpus", "where"), [(8, "8 GPUs"), (64, "64 GPUs (8 nodes x 8)")])
+def test_the_language_model_has_its_published_size(capsys, stage, learning, gpus, where):
+    """Qwen2.5-7B is 7,615.6 M; eight tables of (book + 1) x 3584; stage 2 leaves text embedding and LM head alone."""
+    words = [f"experiment=baichuan_audio/{stage}", "scale=full", "strategy=zero3", f"gpus={gpus}"]
+    main(compose("plan", [*words, "measure=false", "data_too=false"]))
+    told = capsys.readouterr().out
+    assert told.startswith(f"{stage}, zero3 on {where}, bf16-mixed\n")
+    for words in ("7,615.6 M parameters", "1,457.1 M parameters", "69.8 M parameters", f"{learning} M learn"):
+        assert words in told
+    states = (2 * 9142.5e6 + (2 + 12) * float(learning.replace(",", "")) * 1e6) / gpus
+    assert f"model states on each device: {states / 1e9:.2f} GB" in told
+
+
+@pytest.mark.slow
+def test_full_size_is_measured_within_seconds(capsys):
+    """Twice the weights forward, again on the way back, and four times for the gradients: each a product."""
+    words = ["experiment=baichuan_audio/pretrain_stage2", "scale=full", "strategy=zero3", "gpus=64"]
+    began = time.process_time()
+    main(compose("plan", [*words, "utilisation=0.5", "tokens=50e9", "gpu=h100_80gb", "data_too=false"]))
+    assert time.process_time() - began < 60
+    told = capsys.readouterr().out
+    assert "H100 80 GB, 989 TFLOP/s at 50%" in told and "50 B tokens: " in told
+    operations = float(told.split("operations: ")[1].split(" ")[0])
+    layers = 8 * (7615.6e6 - 2 * 152064 * 3584)
+    assert layers < operations < 1.25 * layers, "audio head and vocabulary come on top"
+    speed = 64 * 989e12 * 0.5 / operations
+    told_speed = float(told.split(" tokens a second")[0].split()[-1].replace(",", ""))
+    assert told_speed == pytest.approx(speed, rel=0.01)
+
+
 @pytest.mark.parametrize("words", [(), ("encoder.recompute=true",), ("trainer=gpu",)])
-def test_the_plan_agrees_with_the_whole_model(words):
-    """Three layers of encoder and decoder, two of the judge, measured whole on a longer batch."""
+def test_the_plan_agrees_with_a_real_step_of_the_whole_tokenizer(words):
+    """Three layers of encoder and decoder, two of the judge, with real numbers on a longer batch."""
     deep = ["encoder.num_layers=3", "mel_decoder.num_layers=3", "encoder.width=64", "encoder.ffn_width=256"]
     deep += ["quantizer.dim=256"]
     config = compose("plan", ["experiment=baichuan_audio/tokenizer", *TINY, *deep, *words])
     task = make_plain_task(config)
     task.configure_model()
-    batch = make_batch(config, 6)
-    task.begin_step(batch)
+    whole = needs_of_step(task, step_loss(task, make_batch(config, 20)), mixed="trainer=gpu" in words)
+    found = measure(config)
+    assert found["bytes"].of(20) == pytest.approx(whole["bytes"], rel=0.1)
+    assert found["operations"].of(20) == pytest.approx(whole["operations"], rel=0.01)
 
-    def loss():
-        terms = task.losses(batch, "train")
-        return sum(task.loss_weights[name] * t.total / max(1, int(t.count)) for name, t in terms.items())
 
-    whole, found = needs_of_step(task, loss, mixed="trainer=gpu" in words), measure(config)
-    assert found["bytes"].of(6) == pytest.approx(whole["bytes"], rel=0.1)
-    assert found["operations"].of(6) == pytest.approx(whole["operations"], rel=0.01)
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("pretrain_stage1", ("backbone.recompute=true",)),
+        ("pretrain_stage2", ()),
+        ("pretrain_stage2", ("trainer=gpu",)),
+    ],
+)
+def test_the_plan_agrees_with_a_real_step_of_the_whole_language_model(stage, words):
+    deep = ["backbone.num_layers=5", "backbone.hidden_size=64", "backbone.ffn_size=192"]
+    config = compose("plan", [f"experiment=baichuan_audio/{stage}", *TINY, *deep, *words])
+    task = make_plain_task(config)
+    task.configure_model()
+    whole = needs_of_step(task, step_loss(task, make_batch(config, 24)), mixed="trainer=gpu" in words)
+    found = measure(config)
+    assert found["bytes"].of(24) == pytest.approx(whole["bytes"], rel=0.1)
+    assert found["operations"].of(24) == pytest.approx(whole["operations"], rel=0.01)

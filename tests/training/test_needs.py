@@ -8,6 +8,7 @@ from omniaudio.training.needs import (
     ParameterCount,
     PeakMemory,
     count_parameters,
+    device_memory,
     draw_out,
     model_states,
     needs_of_step,
@@ -35,6 +36,26 @@ def test_model_states_by_hand(strategy, mixed, weights, gradients, optimizer):
     assert states.total == weights + gradients + optimizer
 
 
+@pytest.mark.parametrize(
+    ("strategy", "on_device", "in_host"), [("zero1", 3240, 1800), ("zero2", 2040, 2100), ("zero3", 40, 2600)]
+)
+def test_what_is_offloaded_stands_in_host_memory(strategy, on_device, in_host):
+    states = model_states(COUNT, strategy, num_devices=4, mixed=True, offload=True)
+    assert (states.total, states.host) == (on_device, in_host)
+
+
+def test_a_device_is_full_in_the_step_or_in_the_update():
+    alone = device_memory(COUNT, "single", num_devices=1, mixed=False)
+    assert (alone.workspace, alone.update) == (0, 2400)  # a square root for each that learns
+    assert alone.peak(100) == alone.states.total + 2400 and alone.peak(5000) == alone.states.total + 5000
+    assert alone.room(alone.states.total + 3000) == 3000 and alone.room(alone.states.total + 2000) == -400
+    large = ParameterCount(total=5 * 10**9, learning=10**9, buffers=0)
+    shared = device_memory(large, "zero3", num_devices=4, mixed=True)
+    assert shared.workspace == 2 * (0.2e9 + 1e9) and shared.update == 8 * 0.25e9
+    assert device_memory(large, "zero2", 4, mixed=False).workspace == 4 * 0.4e9
+    assert device_memory(large, "zero2", 4, mixed=True, offload=True).update == 0
+
+
 def test_shared_and_frozen_parameters():
     tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3), nn.BatchNorm1d(3))
     tied[0].weight = tied[1].weight
@@ -48,9 +69,10 @@ def test_the_peak_is_what_lives_at_once():
         watch.ignore(iter([x]))
         y = x + 1  # 4000 bytes
         z = y.view(10, 100)  # no more
+        nothing = torch.empty(10**6, device="meta")
         del y
         a = z * 2  # 8000
-        del z, a
+        del z, a, nothing
         x.add_(1)
         b = x + 2  # 4000 again
     assert watch.peak == 8000
