@@ -34,10 +34,12 @@ def hollow(module: nn.Module) -> None:
         return made[id(tensor)]
 
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            tensors.update(
-                {name: without_storage(t) for name, t in tensors.items() if t is not None and t.is_meta}
-            )
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for tensors in tables:
+            on_meta = {
+                name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.is_meta
+            }
+            tensors.update({name: without_storage(tensor) for name, tensor in on_meta.items()})
 
 
 class Answers(TorchDispatchMode):
