@@ -93,6 +93,23 @@ def run_stage(stage: str, data_dir: Path, exp_dir: Path, *more: str) -> None:
         train.main(compose("train", train_words(stage, data_dir, exp_dir, *more)))
 
 
+def write_pairs(chain: Path, folder: Path) -> None:
+    """Pairs made of the clips of a chain: the chosen reply says the clip again, the rejected one another clip."""
+    from omniaudio.data.pairs import Pair, write_pair
+    from omniaudio.data.shards import ShardReader, ShardWriter, load_npy
+
+    for split in ("train", "dev"):
+        codes = ShardReader(chain / "codes", split)
+        with ShardWriter(folder, split, fingerprint=codes.fingerprint) as writer:
+            for i, entry in enumerate(codes.entries):
+                ours, other = (load_npy(codes.member(j % len(codes), "codes.npy")) for j in (i, i + 1))
+                pair = Pair(
+                    key=entry.key, language="en", prompt=[{"role": "user", "content": [ours, "again"]}],
+                    chosen=[entry.facts["text"], ours], rejected=[entry.facts["text"], other[:6]],
+                )  # fmt: skip
+                write_pair(writer, pair)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("data"))

@@ -32,6 +32,7 @@ NODE = 8  # GPUs of a machine, where devices does not say
 AUDIO, TOKENS = "s of audio", "tokens"
 OTHERS = (("zero2", False), ("zero3", False), ("zero2", True), ("zero3", True))
 """Strategies, with and without offload, that are looked at when memory is too small."""
+PAIRS = ".PreferenceTask"  # what its steps are planned of are two documents each
 
 
 def main(config: dict[str, Any]) -> None:
@@ -309,7 +310,7 @@ def batch_size(config: dict[str, Any]) -> tuple[float | None, str]:
     plan = config["schedule"][config["stage"]]
     if config["task"]["_target_"].endswith(".TokenizerTask"):
         return plan["batch_sec"], AUDIO
-    if config["task"]["_target_"].endswith((".TextLMTask", ".AudioLMTask")):
+    if config["task"]["_target_"].endswith((".TextLMTask", ".AudioLMTask", PAIRS)):
         return plan["tokens_per_step"], TOKENS
     return None, ""
 
@@ -356,6 +357,7 @@ def make_batch(config: dict[str, Any], units: int) -> Batch:
     """``units`` clips or documents of the planned length, of noise."""
     import torch
 
+    from omniaudio.data.pairs import CHOSEN, REJECTED
     from omniaudio.sequence.spans import DocumentLayouts, pack
     from omniaudio.types import WaveBatch
 
@@ -373,9 +375,13 @@ def make_batch(config: dict[str, Any], units: int) -> Batch:
             languages=["en"] * units,
         )
     space = build(config["train_steps"]["token_space"], "train_steps.token_space")
-    layouts, length = DocumentLayouts(space), config["unit_tokens"]
+    each = 2 if config["task"]["_target_"].endswith(PAIRS) else 1
+    layouts, length = DocumentLayouts(space), config["unit_tokens"] // each
     if config["task"]["_target_"].endswith(".TextLMTask"):
         return pack([layouts.text("noise", [1] * (length - 1))] * units)
     num_text = length // 4  # a spoken document: the share of text in read speech at 12.5 frames a second
     codes_SK = torch.zeros(length - num_text - 3, space.num_books, dtype=torch.int64)
-    return pack([layouts.tts("noise", [1] * num_text, codes_SK)] * units)
+    batch = pack([layouts.tts("noise", [1] * num_text, codes_SK)] * units * each)
+    if each == 2:
+        batch.kinds = [CHOSEN, REJECTED] * units
+    return batch

@@ -169,17 +169,24 @@ class _Positions:
         return len(self.pieces[item]) + 1
 
 
-def rehearsal(space: TokenSpace, kind: str, plan: MixturePlan, num_parts: int) -> PackedBatch:
-    """Documents of one kind, the first of the greatest length, of as many positions as a part of a step may have."""
+def rehearsal(
+    space: TokenSpace, kind: str, plan: MixturePlan, num_parts: int, documents_each: int = 1
+) -> PackedBatch:
+    """Documents of one kind, the first of the greatest length, of as many positions as a part of a step may have.
+
+    Args:
+        documents_each: documents that a planned one consists of, here of one length.
+    """
     layouts, rest = DocumentLayouts(space), largest_part(plan.tokens_per_step, plan.longest, num_parts)
     documents: list[Document] = []
     while rest > 0:
-        length = max(4, min(rest, plan.longest))  # a frame of audio with its marks is no shorter
+        # a frame of audio with its marks is no shorter than 4
+        length = max(4, min(rest, plan.longest) // documents_each)
         content: Any = (
             np.zeros((length - 3, space.num_books), np.int64) if kind == "audio" else [0] * (length - 1)
         )
-        documents.append(getattr(layouts, kind)("rehearsal", content))
-        rest -= length
+        documents += [getattr(layouts, kind)("rehearsal", content)] * documents_each
+        rest -= length * documents_each
     return pack(documents)
 
 

@@ -20,6 +20,7 @@ from omniaudio.data.clip_mixture import WeightedClips
 from omniaudio.data.document_steps import DocumentSteps, TextSteps
 from omniaudio.data.index import text_number
 from omniaudio.data.mixture import PlannedDocument, deal_all
+from omniaudio.data.pairs import PairSteps
 from omniaudio.data.planning import CHUNK, share_of
 from omniaudio.data.prompts import WRITTEN, written_prompt
 from omniaudio.data.shards import ShardReader
@@ -31,7 +32,7 @@ BAR = 30
 SHOWN = 300  # characters of a long text
 LEARNED, GIVEN, MARK = "bold green", "", "dim"
 
-Source = WaveSteps | DocumentSteps | TextSteps
+Source = WaveSteps | DocumentSteps | TextSteps | PairSteps
 
 
 def preflight(
@@ -56,7 +57,7 @@ def preflight(
             *_shown_clips(source, show),
         ]
     else:
-        about = [hours(source.reader)] if isinstance(source, DocumentSteps) else []
+        about = [] if isinstance(source, TextSteps) else [hours(source.reader)]
         parts = [*about, *_documents(source, max_steps, num_parts, planned), *_shown_documents(source, show)]
     return Group(*parts)
 
@@ -172,7 +173,7 @@ def _corpora(plan: WeightedClips, total_sec: float, planned: int) -> Table:
 
 
 def _documents(
-    source: DocumentSteps | TextSteps, max_steps: int, num_parts: int, planned: int
+    source: DocumentSteps | TextSteps | PairSteps, max_steps: int, num_parts: int, planned: int
 ) -> Iterator[Any]:
     plan = source.plan
     steps = [plan[step] for step in range(planned)]
@@ -223,7 +224,7 @@ def _held_out(reader: ShardReader) -> Iterator[Text]:
         yield Text(f"  {told} of a folder that was joined")
 
 
-def seconds_of(source: DocumentSteps | TextSteps, document: PlannedDocument) -> float:
+def seconds_of(source: DocumentSteps | TextSteps | PairSteps, document: PlannedDocument) -> float:
     """Seconds of speech of the clips of a document."""
     if isinstance(source, TextSteps) or document.kind == "text":
         return 0.0
@@ -243,7 +244,7 @@ def _shown_clips(source: WaveSteps, show: int) -> Iterator[Any]:
         yield text
 
 
-def _shown_documents(source: DocumentSteps | TextSteps, show: int) -> Iterator[Any]:
+def _shown_documents(source: DocumentSteps | TextSteps | PairSteps, show: int) -> Iterator[Any]:
     if not show:
         return
     yield Text.assemble("samples: ", ("given", GIVEN), ", ", ("learned", LEARNED), ", ", ("<special>", MARK))
@@ -254,12 +255,14 @@ def _shown_documents(source: DocumentSteps | TextSteps, show: int) -> Iterator[A
         (more if document.kind in seen else first).append(document)
         seen.add(document.kind)
     for document in [*first, *more][:show]:
-        composed = source.document(document)
-        text = Text(f"{composed.key} [{document.kind}] ", style=MARK)
-        for piece, learned in pieces_of(composed, source.token_space, source.decode):
-            special = piece.startswith("<") and piece.endswith(">")
-            text.append(_shortened(piece), LEARNED if learned else MARK if special else GIVEN)
-        yield text
+        for composed in (
+            source.documents(document) if isinstance(source, PairSteps) else [source.document(document)]
+        ):
+            text = Text(f"{composed.key} [{document.kind}] ", style=MARK)
+            for piece, learned in pieces_of(composed, source.token_space, source.decode):
+                special = piece.startswith("<") and piece.endswith(">")
+                text.append(_shortened(piece), LEARNED if learned else MARK if special else GIVEN)
+            yield text
 
 
 def _shortened(text: str) -> str:

@@ -106,36 +106,36 @@ class AudioLM(nn.Module):
         frames_SD = self.embed_frames(codes_LK[frames_S]).to(embeds_LD.dtype)
         return embeds_LD.index_copy(0, frames_S, frames_SD)
 
-    def forward(self, batch: PackedBatch) -> LMOutput:
-        """Hidden states and both losses by position."""
+    def forward(self, batch: PackedBatch, exact: bool = False) -> LMOutput:
+        """Hidden states and both losses by position.
+
+        Args:
+            exact: losses are negative log-probabilities in training too: of all frames, and without z-loss.
+        """
         embeds_LD = self.embed(batch.ids_L, batch.codes_LK)
         hidden_LD = self.backbone(embeds_LD, batch.doc_len_G)
+        exact = exact or not self.training
+        z_weight = 0.0 if exact else self.z_weight
         return LMOutput(
             hidden_LD=hidden_LD,
-            text_loss_L=self.backbone.text_loss(hidden_LD, batch.text_label_L, self._z_weight),
-            audio_loss_LK=self.audio_loss(hidden_LD, batch.audio_label_LK),
+            text_loss_L=self.backbone.text_loss(hidden_LD, batch.text_label_L, z_weight),
+            audio_loss_LK=self._audio_loss(
+                hidden_LD, batch.audio_label_LK, 1.0 if exact else self.deep_frame_share, z_weight
+            ),
         )
 
-    @property
-    def _z_weight(self) -> float:
-        return self.z_weight if self.training else 0.0
-
-    def audio_loss(self, hidden_LD: Tensor, label_LK: Tensor) -> Tensor:
+    def _audio_loss(self, hidden_LD: Tensor, label_LK: Tensor, share: float, z_weight: float) -> Tensor:
         """Cross-entropy (L, K) of every book, 0 where there is no frame to predict."""
         loss_LK = torch.zeros(label_LK.shape, device=hidden_LD.device)
         rows_F = (label_LK[:, 0] != NO_LABEL).nonzero()[:, 0]
-        if self.training and self.deep_frame_share < 1:
-            chosen_F = torch.rand(len(rows_F), device=rows_F.device) < self.deep_frame_share
+        if share < 1:
+            chosen_F = torch.rand(len(rows_F), device=rows_F.device) < share
             shallow_F, rows_F = rows_F[~chosen_F], rows_F[chosen_F]
             no_prefix = hidden_LD.new_zeros(len(shallow_F), 0, hidden_LD.shape[1])
-            loss_F1 = self.audio_head.loss(
-                hidden_LD[shallow_F], no_prefix, label_LK[shallow_F], self._z_weight
-            )
+            loss_F1 = self.audio_head.loss(hidden_LD[shallow_F], no_prefix, label_LK[shallow_F], z_weight)
             loss_LK = loss_LK.index_put((shallow_F, torch.zeros_like(shallow_F)), loss_F1[:, 0])
         label_FK = label_LK[rows_F]
-        loss_FK = self.audio_head.loss(
-            hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK, self._z_weight
-        )
-        if self.training and self.deep_frame_share < 1:
-            loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / self.deep_frame_share], dim=1)
+        loss_FK = self.audio_head.loss(hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK, z_weight)
+        if share < 1:
+            loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / share], dim=1)
         return loss_LK.index_copy(0, rows_F, loss_FK)

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,6 +72,27 @@ def adapted(
         elif (plain := name.replace(BASE, ".")) in left:
             found[name] = left.pop(plain)
     return {**left, **found}
+
+
+def are_idle(module: nn.Module) -> bool:
+    """Whether a module has adapters and none of them changes anything yet."""
+    up = [parameter for name, parameter in module.named_parameters() if ".lora_B." in name]
+    return bool(up) and not any(parameter.is_meta or bool(parameter.any()) for parameter in up)
+
+
+@contextmanager
+def switched_off(module: nn.Module) -> Iterator[None]:
+    """The module without its adapters; which parameters learn stays as it is (peft's own switch would change it)."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def merged(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:

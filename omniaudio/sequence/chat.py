@@ -86,7 +86,21 @@ class ChatLayout:
         builder = self._turns(messages)
         return self._ask(builder, spoken=reply == "speech").build("prompt", key)
 
-    def _turns(self, messages: Sequence[Message]) -> DocumentBuilder:
+    def answered(
+        self, messages: Sequence[Message], reply: Sequence[Segment], spoken: bool, kind: str, key: str
+    ) -> Document:
+        """A chat up to the user's last turn with one more reply, which alone bears loss.
+
+        Args:
+            spoken: whether speech was asked for, whatever the reply is.
+        """
+        if not messages or messages[-1]["role"] != "user":
+            raise UserError(f"chat {key!r}: the last message before the reply must be the user's")
+        builder = self._ask(self._turns(messages, loss=False), spoken)
+        self._reply(builder, reply, loss=True)
+        return builder.build(kind, key)
+
+    def _turns(self, messages: Sequence[Message], loss: bool = True) -> DocumentBuilder:
         builder, space = self._builder(self.space), self.space
         if messages[0]["role"] != "system":
             builder.text([space.bos_sys], loss=False)
@@ -94,7 +108,7 @@ class ChatLayout:
             segments = _segments(message["content"])
             if message["role"] == "assistant":
                 self._ask(builder, spoken=any(not isinstance(segment, str) for segment in segments))
-                self._reply(builder, segments)
+                self._reply(builder, segments, loss)
                 continue
             if message["role"] not in ("system", "user") or (message["role"] == "system" and i > 0):
                 raise UserError(
@@ -112,13 +126,13 @@ class ChatLayout:
     def _ask(self, builder: DocumentBuilder, spoken: bool) -> DocumentBuilder:
         return builder.text([self.space.audiotext_start] * spoken + [self.space.c_a], loss=False)
 
-    def _reply(self, builder: DocumentBuilder, segments: Sequence[Segment]) -> None:
+    def _reply(self, builder: DocumentBuilder, segments: Sequence[Segment], loss: bool) -> None:
         for segment in segments:
             if isinstance(segment, str):
-                builder.text(self.encode(segment), loss=True)
+                builder.text(self.encode(segment), loss)
             else:
-                builder.spoken(_frames(segment), loss=True)
-        builder.text([self.space.eos], loss=True)
+                builder.spoken(_frames(segment), loss)
+        builder.text([self.space.eos], loss)
 
 
 def _segments(content: Segment | list[Segment]) -> list[Segment]:

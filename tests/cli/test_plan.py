@@ -17,7 +17,7 @@ def plan(capsys, stage, *words):
 
 def test_every_stage_has_a_plan_and_nothing_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for stage in ("text_lm", "tokenizer", "pretrain_stage1", "sft"):
+    for stage in ("text_lm", "tokenizer", "pretrain_stage1", "sft", "dpo"):
         told = plan(capsys, stage, "strategy=zero2", "devices=4", "trainer=gpu")
         assert told.startswith(
             f"{stage}, zero2 on 4 GPUs, bf16-mixed\n  assumed: A100 80 GB, 312 TFLOP/s at 40%"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from omniaudio.cli import train
 from omniaudio.cli.main import main
-from tests.conftest import STAGES, run_stage, train_words
+from tests.conftest import STAGES, run_stage, train_words, write_pairs
 
 STEPS = ["max_steps=30", "checkpoint_every_steps=4", "val_every_steps=10"]
 FEW_STEPS = ["max_steps=12", "checkpoint_every_steps=3", "val_every_steps=5"]
@@ -25,8 +25,10 @@ COMMAND = [sys.executable, "-m", "omniaudio.cli.main", "train"]
 
 def link_earlier_stages(chain: Path, exp_dir: Path, stage: str) -> None:
     exp_dir.mkdir(parents=True, exist_ok=True)
-    for done in STAGES[: STAGES.index(stage)]:
+    for done in STAGES if stage == "dpo" else STAGES[: STAGES.index(stage)]:
         (exp_dir / done).symlink_to(chain / done)
+    if stage == "dpo":
+        write_pairs(chain, exp_dir / "pairs")
 
 
 def environment() -> dict[str, str]:
@@ -47,6 +49,8 @@ def last_step(metrics: Path) -> int:
     [(stage, []) for stage in STAGES if stage not in ("tokenizer", "codes", "pretrain_stage2")]
     + [
         ("tokenizer", ["task.balance.every_steps=3", "task.balance.equalise=true"]),
+        ("dpo", []),
+        ("dpo", ["backbone.lora={rank: 2}", 'task.trainable=["lm.backbone.layers.*.lora_*"]']),
         ("pretrain_stage2", ["strategy=ddp", "devices=2"]),
         ("pretrain_stage2", ["strategy=zero2", "devices=2"]),
     ],
@@ -129,6 +133,23 @@ def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path
     assert len(books) == 16
     for name in books:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path):
+    """Means over all pairs, and held-out numbers over those of both processes."""
+    found = {}
+    for name, words in (("one", []), ("two", ["strategy=ddp", "devices=2"])):
+        link_earlier_stages(tiny_chain, tmp_path / name, "dpo")
+        command = [*COMMAND, *train_words("dpo", tiny_data, tmp_path / name, *FEW_STEPS, *words)]
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+        lines = [
+            json.loads(line) for line in (tmp_path / name / "dpo/metrics.jsonl").read_text().splitlines()
+        ]
+        keys = ("train/loss", "train/dpo/pairs", "train/ce/chosen", "val/loss", "val/margin", "val/accuracy")
+        found[name] = [[line[key] for line in lines if key in line] for key in keys]
+    for one, two in zip(found["one"], found["two"], strict=True):
+        assert len(one) >= 2 and one == pytest.approx(two, rel=1e-3, abs=1e-5)
 
 
 def check_like_one_process(stage: str, chain: Path, data: Path, folder: Path) -> None:

@@ -87,6 +87,15 @@ def test_sampled_depths_keep_the_expected_loss():
     assert_close(sampled.eval()(data).audio_loss_LK, wanted)
 
 
+def test_exact_losses_of_training_are_those_of_evaluation():
+    lm, data = make(deep_frame_share=0.3, z_weight=0.5).train(), batch()
+    exact, drawn, wanted = lm(data, exact=True), lm(data), lm.eval()(data)
+    for name in ("text_loss_L", "audio_loss_LK"):
+        assert_close(getattr(exact, name), getattr(wanted, name))
+        assert not torch.allclose(getattr(drawn, name), getattr(wanted, name))
+    assert lm.train()(data, exact=True).text_loss_L.requires_grad
+
+
 def test_parts_that_do_not_fit_are_refused_with_both_numbers():
     backbone = CausalBackbone(SPACE.vocab_size, 16, 1, 2, 1, 24)
     with pytest.raises(UserError, match=r"\[6, 4\].*\[6, 4, 3\]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from omniaudio.cli.train import make_task
 from omniaudio.config import build
 from omniaudio.training.artifacts import load_module
 from omniaudio.training.freeze import apply_trainable
-from tests.conftest import STAGES, run_stage
+from tests.conftest import STAGES, run_stage, write_pairs
 
 EXPERIMENTS = sorted(
     str(p.relative_to(CONF_DIR / "experiment").with_suffix("")) for p in CONF_DIR.glob("experiment/*/*.yaml")
@@ -80,7 +81,10 @@ def test_weights_of_books_and_learning_rates_are_one_override_away(stage):
 
 
 def test_the_chain_holds_every_experiment():
-    assert {e.split("/")[1] for e in EXPERIMENTS} == set(STAGES) - {"codes"} | {"ablation_single_stage"}
+    assert {e.split("/")[1] for e in EXPERIMENTS} == set(STAGES) - {"codes"} | {
+        "ablation_single_stage",
+        "dpo",
+    }
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -110,6 +114,34 @@ def test_a_single_stage_takes_two_steps(tiny_chain: Path, tiny_data: Path, tmp_p
     moved = {n for n, old in before.items() if not torch.equal(old, after[f"backbone.{n}"])}
     assert moved and not any(name.startswith(("embed_tokens", "lm_head")) for name in moved)
     assert (folder / "stamp.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["backbone.lora={rank: 2}", 'task.trainable=["lm.backbone.layers.*.lora_*"]']]
+)
+def test_preferences_are_learned_after_sft(
+    tiny_chain: Path, tiny_data: Path, tmp_path: Path, words: list[str]
+):
+    for name in ("text_lm", "tokenizer", "sft"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    write_pairs(tiny_chain, tmp_path / "pairs")
+    steps = ["max_steps=4", "num_val_steps=2", "val_every_steps=4", "lm.deep_frame_share=0.5"]
+    run_stage("dpo", tiny_data, tmp_path, *steps, *words)
+    told: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (tmp_path / "dpo/metrics.jsonl").read_text().splitlines()):
+        told.setdefault(line["step"], {}).update(line)
+    train = [told[step] for step in range(1, 5)]
+    assert train[0]["train/dpo/pairs"] == pytest.approx(math.log(2), abs=1e-6)
+    assert train[0]["train/margin"] == train[0]["train/drift"] == 0
+    assert train[-1]["train/margin"] > 0 and train[-1]["train/dpo/pairs"] < math.log(2)
+    assert told[4]["val/log_prob/chosen"] < 0 <= told[4]["val/accuracy"] <= 1 and "val/ce/chosen" in told[4]
+    before = load_file(tiny_chain / "sft/final/lm/model.safetensors")
+    after = load_file(tmp_path / "dpo/final/lm/model.safetensors")
+    plain = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in after.items() if ".lora_" not in name
+    }
+    assert plain.keys() == before.keys() and (len(plain) < len(after)) is bool(words)
+    assert all(plain[name].equal(before[name]) for name in before) is bool(words)
 
 
 @pytest.mark.slow

@@ -97,3 +97,19 @@ def test_messages_in_writing(role, content, text, sounds, written):
     assert len(unread(message)) == sounds
     if written is not None:
         assert in_writing(message) == {"role": role, "content": written}
+
+
+def test_an_answer_alone_bears_loss_and_is_asked_for_as_told():
+    earlier = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    prompt = [*earlier, {"role": "user", "content": "v"}]
+    whole = CHAT.document([*prompt, {"role": "assistant", "content": ["b", A]}], "sft", "k")
+    answer = CHAT.answered(prompt, ["b", A], True, "chosen", "k")
+    assert answer.ids_L.tolist() == whole.ids_L.tolist() and answer.kind == "chosen"
+    start = len(CHAT.prompt(prompt, "speech")) - 1
+    assert answer.text_label_L[start:].tolist() == whole.text_label_L[start:].tolist()
+    assert answer.audio_label_LK.tolist() == whole.audio_label_LK.tolist()
+    assert set(answer.text_label_L[:start].tolist()) == {NO_LABEL} != set(whole.text_label_L[:start].tolist())
+    written = CHAT.answered(prompt, ["b"], True, "rejected", "k")
+    assert written.ids_L.tolist() == [*CHAT.prompt(prompt, "speech").ids_L.tolist(), ord("b"), S.eos]
+    with pytest.raises(UserError, match="the last message before the reply must be the user's"):
+        CHAT.answered(earlier, ["b"], False, "chosen", "k")
