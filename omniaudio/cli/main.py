@@ -31,6 +31,7 @@ VERBS = {
     "plan": "what a training will need: parameters, memory on each device, days",
     "train": "train one stage: experiment=<system>/<stage>",
     "extract": "write the codes of every utterance, once, with the trained tokenizer",
+    "pairs": "preference pairs: replies of the export that a recogniser hears best and worst, or given ones",
     "export": "gather the trained parts into one folder that omniaudio.load reads",
     "generate": "text -> speech, speech -> text, speech -> spoken reply, from the export",
     "evaluate": "score the export on held-out speech",

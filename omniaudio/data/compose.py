@@ -174,6 +174,10 @@ class DocumentComposer:
         document: Document = self._compose(kind, item_ids, seed, self._whole)
         return document
 
+    def messages(self, kind: str, item_ids: Sequence[int], seed: int) -> list[Message]:
+        """The chat that a document of a chat's kind is made of, with codes; the last message is the reply to learn."""
+        return self._chat_of(kind, item_ids, np.random.default_rng(seed), self._codes)[1]
+
     # -- making
 
     def _compose(self, kind: str, item_ids: Sequence[int], seed: int, form: _Form) -> Any:
@@ -181,12 +185,9 @@ class DocumentComposer:
         layouts, codes = form.layouts, form.codes
         if kind == "text":
             return layouts.text(f"text/{item_ids[0]}", self.encode(self.texts[item_ids[0]]))
-        if kind in CHATS:
-            facts = self.reader.entries[item_ids[0]].facts
-            pieces = self._pieces(kind, item_ids[0] - facts["place"])
-            (said,) = (messages for group, messages in pieces if group[0] == item_ids[0])
-            name = facts["passage"] if not facts["place"] else f"{facts['passage']}+{facts['place']}"
-            return form.chat.document(_sounding(said, codes), kind, name)
+        if kind.startswith("sft_"):
+            name, messages = self._chat_of(kind, item_ids, rng, codes)
+            return form.chat.document(messages, kind, name)
         key = "+".join(self.reader.entries[i].key for i in item_ids)
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
         if kind in ANSWERS:
@@ -196,21 +197,29 @@ class DocumentComposer:
             return layouts.tts(key, self.encode(facts["text"]), audio)
         if kind == "audio":
             return layouts.audio(key, audio)
-        if kind in ("intlv", "itts"):
-            segments = [(self._segment_ids(i, place), codes(i)) for place, i in enumerate(item_ids)]
-            prompt = self.encode(prompt_for("interleaved", facts["language"]))
-            if kind == "itts":
-                return layouts.itts(key, prompt, segments)
-            audio_first = len(segments) > 1 and bool(rng.integers(2))
-            return layouts.intlv(key, prompt, segments, audio_first)
+        segments = [(self._segment_ids(i, place), codes(i)) for place, i in enumerate(item_ids)]
+        prompt = self.encode(prompt_for("interleaved", facts["language"]))
+        if kind == "itts":
+            return layouts.itts(key, prompt, segments)
+        audio_first = len(segments) > 1 and bool(rng.integers(2))
+        return layouts.intlv(key, prompt, segments, audio_first)
+
+    def _chat_of(
+        self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Any]
+    ) -> tuple[str, list[Message]]:
+        """Name and messages of a chat, found in the corpus or made of clips."""
+        facts = self.reader.entries[item_ids[0]].facts
+        if kind in CHATS:
+            pieces = self._pieces(kind, item_ids[0] - facts["place"])
+            (said,) = (messages for group, messages in pieces if group[0] == item_ids[0])
+            name = facts["passage"] if not facts["place"] else f"{facts['passage']}+{facts['place']}"
+            return name, _sounding(said, codes)
         heard, reply = self._task(kind, item_ids, rng, codes)
-        language = "en" if kind == "sft_language" else facts["language"]
-        asked: list[Segment] = [*heard, prompt_for(kind, language, rng)]
-        messages: list[Message] = [
-            {"role": "user", "content": asked},
+        asked = prompt_for(kind, "en" if kind == "sft_language" else facts["language"], rng)
+        return "+".join(self.reader.entries[i].key for i in item_ids), [
+            {"role": "user", "content": [*heard, asked]},
             {"role": "assistant", "content": reply},
         ]
-        return form.chat.document(messages, kind, key)
 
     def _task(
         self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Any]

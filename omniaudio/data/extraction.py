@@ -123,15 +123,25 @@ class CodeExtraction:
 
 
 def join_codes(folder: Path, jobs: Sequence[Job], splits: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Make one split of the jobs' shards each; returns clips, frames and damaged by split.
+    """Make one split of the jobs' shards each; returns clips, frames and damaged by split: see ``join_shards``."""
+    return join_shards(folder, jobs, {split: {"clips": 0, "frames": 0, "damaged": []} for split in splits})
+
+
+def join_shards(
+    folder: Path, jobs: Sequence[Job], told: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Make one split of the jobs' shards each.
+
+    Args:
+        folder: of the jobs, and of the splits.
+        told: by split what nothing at all comes to; what the jobs have told is added to it.
 
     Raises:
         UserError: a job is not done.
     """
-    told: dict[str, dict[str, Any]] = {split: {"clips": 0, "frames": 0, "damaged": []} for split in splits}
-    names: dict[str, list[str]] = {split: [] for split in splits}
+    names: dict[str, list[str]] = {split: [] for split in told}
     with user_os_errors(folder):
-        for split in splits:
+        for split in told:
             remove_listing(folder, split)
             for path in (*folder.glob(f"{split}-*.tar"), *folder.glob(f"{split}-*.index.jsonl")):
                 path.unlink()
@@ -140,10 +150,10 @@ def join_codes(folder: Path, jobs: Sequence[Job], splits: Sequence[str]) -> dict
             if not (home / DONE).is_file():
                 raise UserError(f"{home}: this job is not done; the same command goes on from here")
             for name, value in json.loads((home / DONE).read_text("utf-8")).items():
-                told[split][name] += value
+                told[split][name] = told[split][name] + value if name in told[split] else value
             for shard in Listing(home, split).shards:
                 names[split].append(f"{split}-{len(names[split]):06d}")
                 link_shard(home / f"{shard.name}.tar", folder / f"{names[split][-1]}.tar")
-        for split in splits:
+        for split in told:
             write_listing(folder, split, names[split])
     return told

@@ -1,0 +1,93 @@
+"""Preference pairs for the DPO stage: of the export's own replies, or given ones.
+
+Without path=: asks the export what the clips and chats of the code shards ask (kinds=), num_replies= times each, lets a
+recogniser hear every spoken reply, and keeps the best and the worst where they differ by margin=. The reward of a reply
+is minus the word error rate of what is heard (against=). Writes ${exp_dir}/pairs/<split>-*.tar; how many prompts have
+no pair, and why, is told. Prompts are done in jobs; one that is done stays done, whoever is killed, and the same
+command ends in the same bytes. executor=local executor.num_workers=8 and executor=ray share them out.
+
+    omniaudio pairs system=NAME scale=mini asr_judge=openai/whisper-base
+
+With path=FILE.jsonl: pairs that somebody gives, a line each, of speech or of text alone:
+
+    {"id": "a1", "language": "en", "split": "train",
+     "prompt": CONTENT or [{"role": "system" | "user" | "assistant", "content": CONTENT}, ...],
+     "chosen": CONTENT, "rejected": CONTENT}
+
+where CONTENT is a text, or a list of {"text": ...}, {"codes": FILE.npy} (frames x books, of this tokenizer) and
+{"audio": FILE} (any rate; becomes codes here); relative files begin at the folder of the list. id, language and split
+(train or dev; else by the prompt, one in twenty held out) may miss. A line that cannot be used is left out and named.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omniaudio.cli.export import made_by
+from omniaudio.errors import UserError
+from omniaudio.stage import Stage, stage, without
+
+
+def main(config: dict[str, Any]) -> None:
+    """Make pairs, or take given ones, unless it is done."""
+    inputs = [made_by(Path(config["model_dir"])), config["path"] or config["codes_dir"]]
+    decisive = without(config, {"executor", "device"})  # another machine may go on
+    folder = Path(config["exp_dir"]) / "pairs"
+    with stage(folder, config=config, inputs=inputs, decisive=decisive) as run:
+        if run.done:
+            return
+        if config["path"]:
+            from omniaudio.corpus.preferences import write_given
+
+            told = write_given(config["path"], config["model_dir"], folder, config["device"])
+        else:
+            told = make(config, folder)
+        for split, counts in told.items():
+            tell(run, split, counts)
+        if empty := [split for split, counts in told.items() if not counts.get("pairs")]:
+            advice = (
+                "name a split in some lines"
+                if config["path"]
+                else "lower margin, or raise num_replies or num_prompts"
+            )
+            raise UserError(f"{folder}: no pairs for {' and '.join(empty)}; {advice}")
+    shutil.rmtree(folder / "jobs", ignore_errors=True)  # its shards have other names now
+
+
+def make(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Pairs of the export's own replies into ``folder``; counts by split."""
+    from omniaudio.config import build
+    from omniaudio.corpus.build.pipeline import DONE
+    from omniaudio.data.extraction import join_shards
+    from omniaudio.dialogue.pairs import jobs_of
+
+    if not config["asr_judge"]:
+        raise UserError(
+            "config asr_judge: null; the replies need a recogniser that hears them, a Whisper by name or folder"
+        )
+    jobs = jobs_of(config["num_prompts"], config["kinds"], config["prompts_per_job"])
+    todo = [job for job in jobs if not (folder / "jobs" / job.name / DONE).is_file()]
+    names = ("num_replies", "against", "margin", "seed", "judge_dtype", "device", "num_threads")
+    node = {
+        "_target_": "omniaudio.dialogue.pairs.PairMaker",
+        "model": str(Path(config["model_dir"]).resolve()),
+        "judge": config["asr_judge"],
+        "codes_dir": str(Path(config["codes_dir"]).resolve()),
+        **{name: config[name] for name in names},
+    }
+    if todo:
+        build(config["executor"], "executor").run(node, folder.resolve(), todo)
+    return join_shards(folder, jobs, {split: {} for split in config["num_prompts"]})
+
+
+def tell(run: Stage, split: str, counts: dict[str, Any]) -> None:
+    """How many pairs there are, and why there are not more."""
+    reward, heard = counts.pop("reward", 0.0), counts.pop("heard", 0)
+    rate = {"error_rate": round(-reward / heard, 4)} if heard else {}
+    run.metrics({"split": split, **counts, **rate})
+    said = f", heard with an error rate of {rate['error_rate']:.1%}" if rate else ""
+    run.log(f"{split}: {counts.get('pairs', 0)} pairs of {counts.get('prompts', 0)} prompts{said}")
+    for reason in sorted(name for name in counts if ":" in name):
+        run.log(f"  {counts[reason]} x {reason}")
