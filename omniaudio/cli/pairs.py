@@ -1,8 +1,8 @@
 """Preference pairs for the DPO stage: of the export's own replies, or given ones.
 
 Without path=: asks the export what the clips and chats of the code shards ask (kinds=), num_replies= times each, lets a
-recogniser hear every spoken reply, and keeps the best and the worst where they differ by margin=. The reward of a reply
-is minus the word error rate of what is heard (against=). Writes ${exp_dir}/pairs/<split>-*.tar; how many prompts have
+recogniser hear every reply, and keeps the best and the worst where they differ by margin=. The reward of a reply is
+minus the word error rate of what is heard (against=). Writes ${exp_dir}/pairs/<split>-*.tar; how many prompts have
 no pair, and why, is told. Prompts are done in jobs; one that is done stays done, whoever is killed, and the same
 command ends in the same bytes. executor=local executor.num_workers=8 and executor=ray share them out.
 
@@ -84,8 +84,8 @@ def make(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 
 def tell(run: Stage, split: str, counts: dict[str, Any]) -> None:
     """How many pairs there are, and why there are not more."""
-    reward, heard = counts.pop("reward", 0.0), counts.pop("heard", 0)
-    rate = {"error_rate": round(-reward / heard, 4)} if heard else {}
+    reward, replies = counts.pop("reward", 0.0), counts.get("replies")
+    rate = {"error_rate": round(-reward / replies, 4)} if replies else {}
     run.metrics({"split": split, **counts, **rate})
     said = f", heard with an error rate of {rate['error_rate']:.1%}" if rate else ""
     run.log(f"{split}: {counts.get('pairs', 0)} pairs of {counts.get('prompts', 0)} prompts{said}")

@@ -1,8 +1,9 @@
 """Preference pairs of a model's own replies: several to a prompt, spoken, heard by a recogniser; best and worst.
 
-The reward of a reply is minus the error rate of what is heard: against the reply's own text (does it say what it
-writes?), against the known answer (does it say what it should?), or the mean of both. Own texts alone reward whatever
-is said clearly, an answer of one word too: watch the replies, or take both.
+The reward of a reply is minus the error rate of what is heard, at most 1: against the reply's own text (does it say
+what it writes?), against the known answer (does it say what it should?), or the mean of both. Of a reply without speech
+nothing is heard. Own texts alone reward whatever is said clearly, an answer of one word too: watch the replies, or take
+both.
 """
 
 from __future__ import annotations
@@ -128,7 +129,6 @@ class PairMaker:
             return None
         replies = self._replies(prompt, key, language, told)
         rewards, heard = self._rewards(replies, answer, language)
-        told["heard"] += len(replies)
         told["reward"] += sum(rewards)  # type: ignore[assignment]
         if len(replies) < 2:
             told["no pair: fewer than two replies to compare"] += 1
@@ -157,6 +157,7 @@ class PairMaker:
             fault = fault_of(reply, language)
             told[f"reply left out: {fault}" if fault else "replies"] += 1
             if not fault:
+                told["reply without speech: heard as nothing"] += reply["wav"] is None
                 found.append(reply)
         return found
 
@@ -165,9 +166,13 @@ class PairMaker:
     ) -> tuple[list[float], list[str]]:
         """Reward of every reply, and what was heard."""
         model, judge = self._loaded()
-        wavs = [reply["wav"] for reply in replies]
-        heard = judge.transcribe(wavs, model.sample_rate_hz, [language] * len(wavs)) if wavs else []
-        rewards = []
+        spoken = [(i, wav_N) for i, reply in enumerate(replies) if (wav_N := reply["wav"]) is not None]
+        heard, rewards = [""] * len(replies), []
+        if spoken:
+            numbers, wavs = zip(*spoken, strict=True)
+            texts = judge.transcribe(wavs, model.sample_rate_hz, [language] * len(wavs))
+            for i, text in zip(numbers, texts, strict=True):
+                heard[i] = text
         for reply, text in zip(replies, heard, strict=True):
             wanted = {OWN: reply["text"], ANSWER: answer}
             rates = [error_rate(wanted[name], text, language) for name in self.against]
@@ -208,11 +213,9 @@ def fault_of(reply: SpokenReply, language: str) -> str:
     """Why a reply has no reward; "" if it has one. What a limit cut off never said its end: it cannot be learned."""
     if not reply["complete"]:
         return "cut off"
-    if reply["wav"] is None:
-        return "without speech"
     if not normalise_text(reply["text"], language):
         return "without words"
-    if len(reply["wav"]) > HEARD_SEC * reply["sample_rate_hz"]:
+    if reply["wav"] is not None and len(reply["wav"]) > HEARD_SEC * reply["sample_rate_hz"]:
         return f"longer than the {HEARD_SEC:g} s that a judge hears"
     return ""
 
@@ -229,6 +232,7 @@ def parts_of(reply: SpokenReply) -> list[Segment]:
 
 
 def error_rate(wanted: str, heard: str, language: str) -> float:
-    """Word error rate; of characters where words are written without spaces."""
+    """Word error rate, at most 1: a judge that goes on and on has heard nothing; of characters in languages without
+    spaces."""
     rate = character_error_rate if language in UNSPACED_LANGUAGES else word_error_rate
-    return rate([wanted], [heard], [language]).rate
+    return min(1.0, rate([wanted], [heard], [language]).rate)

@@ -19,7 +19,7 @@ def every_second(monkeypatch):
 
     def pair(self, split, kind, place, told):
         told["prompts"] += 1
-        told.update(replies=4, heard=4, reward=-1)
+        told.update(replies=4, reward=-1)
         if place % 2:
             told["no pair: the replies are heard equally well"] += 1
             return None

@@ -136,10 +136,11 @@ def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path, strategy):
     """Means over all pairs, and held-out numbers over those of both processes."""
     found = {}
-    for name, words in (("one", []), ("two", ["strategy=ddp", "devices=2"])):
+    for name, words in (("one", []), ("two", [f"strategy={strategy}", "devices=2"])):
         link_earlier_stages(tiny_chain, tmp_path / name, "dpo")
         command = [*COMMAND, *train_words("dpo", tiny_data, tmp_path / name, *FEW_STEPS, *words)]
         subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)

@@ -15,6 +15,7 @@ from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.dialogue.folder import write_model
 from omniaudio.dialogue.pairs import PairMaker, error_rate, fault_of, jobs_of, parts_of
 from omniaudio.errors import UserError
+from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.generate import Generator
 
 SAMPLING = {"_target_": "omniaudio.lm.sampling.SamplingSettings", "temperature": 3.0}
@@ -22,27 +23,36 @@ SETTINGS = {
     "text": SAMPLING, "audio": SAMPLING, "max_text_tokens": 60, "max_frames": 300, "flow_steps": 1,
     "mel_path": "coarse",
 }  # fmt: skip
+FRAME = 1920  # samples
 PROMPTS = {"train": 4, "dev": 2}
 
 
+def hear(reply):
+    """What the stand-in writes of a reply."""
+    return "a" if reply["wav"] is not None and len(reply["wav"]) // FRAME % 2 else ""
+
+
 class StandIn:
-    """Hears one word for every half second, whatever was said."""
+    """Hears a word of one letter, if the speech has an odd number of frames."""
 
     def transcribe(self, wavs, sample_rate_hz, languages):
         assert len(wavs) == len(languages) and sample_rate_hz == 24000
-        return ["goodbye " * (len(wav) // 12000) for wav in wavs]
+        return [hear({"wav": wav}) for wav in wavs]
 
 
 @pytest.fixture(scope="module")
 def made(trained, parts, tmp_path_factory):
-    """An untrained model that says one of a few letters, speaks, or ends; and what its pairs are made of."""
+    """An untrained model that says words of two letters, speaks, or ends; and what its pairs are made of."""
     folder = tmp_path_factory.mktemp("export") / "model"
     write_model(folder, parts, trained[0] / "text_lm/tokenizer.json", SETTINGS)
+    pieces = TextTokenizer.from_file(folder)
+    letters = [i for i in range(pieces.vocab_size) if pieces.decode([i]) in ("a", "b", " ")]
+    assert len(letters) == 3
     with pytest.MonkeyPatch.context() as patch:
 
         def few(self, may_speak):
             allowed_V, space = torch.zeros_like(self._allowed_V), self.lm.token_space
-            allowed_V[[*range(64, 70), space.eos]] = True
+            allowed_V[[*letters, space.eos]] = True
             allowed_V[space.audiogen_start] = may_speak
             return allowed_V
 
@@ -73,7 +83,7 @@ def whole(made, tmp_path_factory):
 
 def test_the_best_and_the_worst_heard_reply_are_the_pair(made, whole):
     folder, told = whole
-    model, reader, ear = omniaudio.load(made["model"]), ShardReader(folder, "train"), StandIn()
+    model, reader = omniaudio.load(made["model"]), ShardReader(folder, "train")
     assert len(reader) == told["train"]["pairs"] > 0
     for entry in reader.entries:
         facts = entry.facts
@@ -85,10 +95,7 @@ def test_the_best_and_the_worst_heard_reply_are_the_pair(made, whole):
         messages = [{"role": "user", "content": [*sounds, heard[-1]]}]
         replies = [model.reply(messages, seed=seed_of(3, entry.key, n, "reply")) for n in range(8)]
         good = [reply for reply in replies if not fault_of(reply, facts["language"])]
-        wers = [
-            error_rate(r["text"], ear.transcribe([r["wav"]], 24000, ["en"])[0], facts["language"])
-            for r in good
-        ]
+        wers = [error_rate(r["text"], hear(r), facts["language"]) for r in good]
         assert facts["chosen_reward"] == pytest.approx(-min(wers), abs=1e-4)
         assert facts["rejected_reward"] == pytest.approx(-max(wers), abs=1e-4)
         for name, wer in (("chosen", min(wers)), ("rejected", max(wers))):
@@ -103,7 +110,8 @@ def test_what_became_of_prompts_and_replies_is_counted(whole):
             "prompts"
         ] - counts.get("pairs", 0)
         left_out = sum(n for name, n in counts.items() if name.startswith("reply left out"))
-        assert counts["heard"] == counts["replies"] == 8 * counts["prompts"] - left_out
+        assert counts["replies"] == 8 * counts["prompts"] - left_out
+        assert 0 < counts["reply without speech: heard as nothing"] < counts["replies"]
         assert counts["reward"] <= 0
 
 
@@ -119,8 +127,8 @@ def test_the_pairs_are_read_by_the_training(made, whole, trained):
     )
     for i in range(len(source.reader)):
         chosen, rejected = source.documents(PlannedDocument("pair", (i,), 0, 0))
-        for document in (chosen, rejected):
-            assert (document.audio_label_LK[:, 0] >= 0).any() and (document.text_label_L >= 0).any()
+        assert (chosen.audio_label_LK[:, 0] >= 0).any() and (chosen.text_label_L >= 0).any()
+        assert (rejected.text_label_L >= 0).any() and model.lm.token_space.audiotext_start in rejected.ids_L
     assert len(source.batch(0, 0, 1).kinds) >= 2
 
 
@@ -144,34 +152,30 @@ def test_what_is_done_is_not_done_again_and_another_start_ends_in_the_same_bytes
     assert contents(tmp_path) == contents(whole[0]) and told == whole[1]
 
 
-def test_rewards_may_ask_for_the_known_answer_and_for_more_of_a_margin(made, whole):
+def test_rewards_by_hand(made):
+    spoken = {"complete": True, "wav": np.zeros(FRAME), "text": "a b", "sample_rate_hz": 24000, "events": []}
+    replies = [spoken, {**spoken, "wav": np.zeros(2 * FRAME)}, {**spoken, "wav": None}]
+    for against, wanted in ((["own"], -0.5), (["answer"], 0.0), (["own", "answer"], -0.25)):
+        rewards, heard = PairMaker(**{**made, "against": against})._rewards(replies, "A.", "en")
+        assert rewards == [wanted, -1, -1] and heard == ["a", "", ""]
+
+
+def test_a_prompt_without_a_pair_says_why(made, monkeypatch):
     told: Counter[str] = Counter()
-    own = PairMaker(**made).pair("train", "sft_repeat", 0, told)
-    answer = PairMaker(**{**made, "against": ["answer"]}).pair("train", "sft_repeat", 0, Counter())
-    both = PairMaker(**{**made, "against": ["own", "answer"]}).pair("train", "sft_repeat", 0, Counter())
-    found = [p for p in (own, answer, both) if p is not None]
-    assert found, "seed 3 makes one"
-    for pair in found:
-        assert pair.facts["answer"] and pair.facts["chosen_reward"] - pair.facts["rejected_reward"] >= 0.01
-    rates = [
-        error_rate(answer.facts["answer"], answer.facts[f"{w}_heard"], answer.language)
-        for w in ("chosen", "rejected")
-    ]
-    assert [answer.facts[f"{w}_reward"] for w in ("chosen", "rejected")] == pytest.approx(
-        [-r for r in rates], abs=1e-4
-    )
-    told = Counter()
-    assert PairMaker(**{**made, "margin": 99}).pair("train", "sft_repeat", 0, told) is None
-    assert told["no pair: the replies are heard equally well"] == 1
-    told = Counter()
     assert PairMaker(**made).pair("train", "sft_repeat", 10**6, told) is None and not told["prompts"]
+    assert PairMaker(**{**made, "margin": 99}).pair("train", "sft_repeat", 0, told) is None
+    monkeypatch.setattr("omniaudio.dialogue.pairs.fault_of", lambda *_: "cut off")
+    assert PairMaker(**{**made, "num_replies": 2}).pair("train", "sft_repeat", 0, told) is None
+    assert told["prompts"] == 2 and told["reply left out: cut off"] == 2
+    assert told["no pair: the replies are heard equally well"] == 1
+    assert told["no pair: fewer than two replies to compare"] == 1
 
 
 def test_faults_of_replies():
     reply = {"complete": True, "wav": np.zeros(10), "text": "yes", "sample_rate_hz": 1, "events": []}
     assert fault_of(reply, "en") == ""
     assert fault_of({**reply, "complete": False}, "en") == "cut off"
-    assert fault_of({**reply, "wav": None}, "en") == "without speech"
+    assert fault_of({**reply, "wav": None}, "en") == ""
     assert fault_of({**reply, "text": "..."}, "en") == "without words"
     assert fault_of({**reply, "wav": np.zeros(31)}, "en").startswith("longer than the 30 s")
     events = [{"text": " a"}, {"codes": [[1, 2]]}, {"text": " "}, {"codes": [[3, 4], [5, 6]]}]
@@ -182,6 +186,7 @@ def test_faults_of_replies():
 def test_error_rates_are_of_words_or_of_characters():
     assert error_rate("one two", "One, too!", "en") == 0.5
     assert error_rate("一二", "一三", "zh") == 0.5
+    assert error_rate("one", "one and on and on", "en") == 1.0
 
 
 @pytest.mark.parametrize(
