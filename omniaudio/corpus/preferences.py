@@ -17,7 +17,7 @@ from omniaudio.data.pairs import Pair, write_pair
 from omniaudio.data.shards import ShardWriter, load_npy
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio_at
-from omniaudio.sequence.chat import Message, Segment
+from omniaudio.sequence.chat import Message, Segment, segments_of
 from omniaudio.sequence.spans import DocumentBuilder
 
 FRACTIONS = {"train": 0.95, "dev": 0.05, "test": 0.0}
@@ -72,7 +72,7 @@ class _Reader:
         language = language_code(field("language", str, None), "en")
         prompt = self._prompt(line.get("prompt"), where)
         chosen, rejected = (self._parts(line.get(w), f"{where}: {w}") for w in ("chosen", "rejected"))
-        words = " ".join(part for m in prompt for part in m["content"] if isinstance(part, str))
+        words = " ".join(part for m in prompt for part in segments_of(m["content"]) if isinstance(part, str))
         split = field("split", str, None) or split_of(words or name, language, FRACTIONS)
         if split not in ("train", "dev"):
             raise LineError(where, f"split is {split!r}, expected train or dev")

@@ -28,7 +28,7 @@ from omniaudio.data.mixture import MixturePlan, OneByOne, PlannedDocument, deal
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy, load_npy
 from omniaudio.data.steps import none_whole, readable
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
-from omniaudio.sequence.chat import ChatLayout, Message, Segment
+from omniaudio.sequence.chat import ChatLayout, Message, Segment, segments_of
 from omniaudio.sequence.spans import Document, DocumentBuilder, LengthBuilder, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import PackedBatch
@@ -53,15 +53,15 @@ def write_pair(writer: ShardWriter, pair: Pair) -> None:
     """Add a pair to a split."""
     sounds: list[np.ndarray] = []
 
-    def numbered(parts: Any) -> list[str | int]:
+    def numbered(parts: Sequence[Segment]) -> list[str | int]:
         found: list[str | int] = []
-        for part in parts if isinstance(parts, list) else [parts]:
+        for part in parts:
             if not isinstance(part, str):
                 sounds.append(np.asarray(part, np.uint16))
             found.append(part if isinstance(part, str) else len(sounds) - 1)
         return found
 
-    prompt = [[m["role"], numbered(m["content"])] for m in pair.prompt]
+    prompt = [[m["role"], numbered(segments_of(m["content"]))] for m in pair.prompt]
     told = {"prompt": prompt, CHOSEN: numbered(pair.chosen), REJECTED: numbered(pair.rejected)}
     facts = {
         **{name: json.dumps(value, ensure_ascii=False) for name, value in told.items()},

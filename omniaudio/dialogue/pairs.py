@@ -27,7 +27,7 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.frontend.text import UNSPACED_LANGUAGES, normalise_text
 from omniaudio.metrics.cer import character_error_rate, word_error_rate
-from omniaudio.sequence.chat import Message, Segment
+from omniaudio.sequence.chat import Message, Segment, segments_of
 
 OWN, ANSWER = "own", "answer"
 """What is heard is compared with the reply's own text, or with the known answer."""
@@ -123,7 +123,7 @@ class PairMaker:
         key, composer = f"{split}/{kind}/{place:06d}", self._composers[split]
         *prompt, last = composer.messages(kind, items, seed_of(self.seed, key, 0, "prompt"))
         language = composer.reader.entries[items[0]].facts["language"]
-        answer = "".join(part for part in last["content"] if isinstance(part, str)).strip()
+        answer = "".join(part for part in segments_of(last["content"]) if isinstance(part, str)).strip()
         if ANSWER in self.against and not normalise_text(answer, language):
             told["no pair: no known answer"] += 1
             return None

@@ -105,7 +105,7 @@ class ChatLayout:
         if messages[0]["role"] != "system":
             builder.text([space.bos_sys], loss=False)
         for i, message in enumerate(messages):
-            segments = _segments(message["content"])
+            segments = segments_of(message["content"])
             if message["role"] == "assistant":
                 self._ask(builder, spoken=any(not isinstance(segment, str) for segment in segments))
                 self._reply(builder, segments, loss)
@@ -135,7 +135,8 @@ class ChatLayout:
         builder.text([self.space.eos], loss)
 
 
-def _segments(content: Segment | list[Segment]) -> list[Segment]:
+def segments_of(content: Segment | list[Segment]) -> list[Segment]:
+    """The parts of a message in order."""
     return list(content) if isinstance(content, list) else [content]
 
 
