@@ -2,7 +2,7 @@
 
 Without path=: asks the export what the clips and chats of the code shards ask (kinds=), num_replies= times each, lets a
 recogniser hear every reply, and keeps the best and the worst where they differ by margin=. The reward of a reply is
-minus the word error rate of what is heard (against=). Writes ${exp_dir}/pairs/<split>-*.tar; how many prompts have
+minus the error rate of what is heard (against=, unit=). Writes ${exp_dir}/pairs/<split>-*.tar; how many prompts have
 no pair, and why, is told. Prompts are done in jobs; one that is done stays done, whoever is killed, and the same
 command ends in the same bytes. executor=local executor.num_workers=8 and executor=ray share them out.
 
@@ -69,7 +69,7 @@ def make(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
         )
     jobs = jobs_of(config["num_prompts"], config["kinds"], config["prompts_per_job"])
     todo = [job for job in jobs if not (folder / "jobs" / job.name / DONE).is_file()]
-    names = ("num_replies", "against", "margin", "seed", "judge_dtype", "device", "num_threads")
+    names = ("num_replies", "against", "unit", "margin", "seed", "judge_dtype", "device", "num_threads")
     node = {
         "_target_": "omniaudio.dialogue.pairs.PairMaker",
         "model": str(Path(config["model_dir"]).resolve()),

@@ -21,10 +21,11 @@ from omniaudio.data.compose import DocumentComposer
 from omniaudio.data.mixture import seed_of
 from omniaudio.data.pairs import Pair, write_pair
 from omniaudio.data.shards import ShardReader, ShardWriter
-from omniaudio.dialogue.folder import layout_of
+from omniaudio.dialogue.folder import layout_of, read_model
 from omniaudio.dialogue.model import SpokenLanguageModel, SpokenReply
-from omniaudio.errors import UserError
+from omniaudio.errors import UserError, check_choice
 from omniaudio.files import write_whole
+from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.frontend.text import UNSPACED_LANGUAGES, normalise_text
 from omniaudio.metrics.cer import character_error_rate, word_error_rate
 from omniaudio.sequence.chat import Message, Segment, segments_of
@@ -33,6 +34,7 @@ OWN, ANSWER = "own", "answer"
 """What is heard is compared with the reply's own text, or with the known answer."""
 KINDS = ("sft_repeat", "sft_continue", "sft_chat")
 """Chats whose replies are spoken."""
+UNITS = {"word": word_error_rate, "character": character_error_rate}
 HEARD_SEC = 30.0
 """Longest speech that a judge hears."""
 
@@ -66,6 +68,8 @@ class PairMaker:
         codes_dir: code shards whose clips and chats the prompts are made of.
         num_replies: to each prompt, each from a seed of its own.
         against: ``own``, ``answer``, or both.
+        unit: ``word`` or ``character``, of which errors are counted; replies with hardly a word right differ by
+            characters alone.
         margin: least difference of the rewards of a pair.
         seed: of prompts and replies.
         judge_dtype: see AsrJudge.
@@ -80,6 +84,7 @@ class PairMaker:
         codes_dir: str,
         num_replies: int,
         against: Sequence[str],
+        unit: str,
         margin: float,
         seed: int,
         judge_dtype: str = "fp32",
@@ -90,12 +95,14 @@ class PairMaker:
             raise UserError(f"config num_replies: {num_replies} must be at least 2: a pair is two replies")
         if not against or set(against) - {OWN, ANSWER}:
             raise UserError(f"config against: {list(against)} must name {OWN}, {ANSWER}, or both")
+        check_choice("config unit", unit, tuple(UNITS))
         if margin <= 0:
             raise UserError(f"config margin: {margin} must be > 0")
-        self.folder, self.judge, self.codes_dir = model, judge, codes_dir
+        self.folder, self.judge, self.codes_dir, self.unit = model, judge, codes_dir, unit
         self.num_replies, self.against, self.margin, self.seed = num_replies, tuple(against), margin, seed
         self.judge_dtype, self.device, self.num_threads = judge_dtype, device, num_threads
         self._parts: tuple[SpokenLanguageModel, Any] | None = None
+        self._layout: Fingerprint = {}
         self._composers: dict[str, DocumentComposer] = {}
         self._groups: dict[tuple[str, str], tuple[list[tuple[int, ...]], Iterator[int]]] = {}
 
@@ -104,9 +111,9 @@ class PairMaker:
         home = job.begun(folder)
         if home is None:
             return
-        model, _ = self._loaded()
+        self._loaded()
         told: Counter[str] = Counter()
-        with ShardWriter(home, job.sources[0]["split"], fingerprint=layout_of(model)) as writer:
+        with ShardWriter(home, job.sources[0]["split"], fingerprint=self._layout) as writer:
             for source in job.sources:
                 pair = self.pair(source["split"], source["kind"], source["place"], told)
                 if pair is not None:
@@ -175,8 +182,8 @@ class PairMaker:
                 heard[i] = text
         for reply, text in zip(replies, heard, strict=True):
             wanted = {OWN: reply["text"], ANSWER: answer}
-            rates = [error_rate(wanted[name], text, language) for name in self.against]
-            rewards.append(-sum(rates) / len(rates))
+            rates = [error_rate(wanted[name], text, language, self.unit) for name in self.against]
+            rewards.append(0.0 - sum(rates) / len(rates))
         return rewards, heard
 
     def _items(self, split: str, kind: str, place: int) -> tuple[int, ...] | None:
@@ -184,6 +191,7 @@ class PairMaker:
         model, _ = self._loaded()
         if split not in self._composers:
             reader = ShardReader(self.codes_dir, split)
+            check_fingerprints(self._layout, reader.fingerprint, self.codes_dir)
             self._composers[split] = DocumentComposer(
                 reader, model.text_tokenizer.encode, model.lm.token_space
             )
@@ -199,13 +207,13 @@ class PairMaker:
         if self._parts is None:
             import torch
 
-            from omniaudio.dialogue.folder import read_model
             from omniaudio.metrics.asr_judge import load_judge
 
             if self.num_threads:
                 torch.set_num_threads(self.num_threads)
             judge = load_judge(self.judge, self.device, self.judge_dtype)
             self._parts = read_model(Path(self.folder), self.device), judge
+            self._layout = layout_of(self._parts[0])
         return self._parts
 
 
@@ -231,8 +239,7 @@ def parts_of(reply: SpokenReply) -> list[Segment]:
     return parts
 
 
-def error_rate(wanted: str, heard: str, language: str) -> float:
-    """Word error rate, at most 1: a judge that goes on and on has heard nothing; of characters in languages without
-    spaces."""
-    rate = character_error_rate if language in UNSPACED_LANGUAGES else word_error_rate
+def error_rate(wanted: str, heard: str, language: str, unit: str = "word") -> float:
+    """Error rate, at most 1: a judge that goes on and on has heard nothing. Languages without spaces have no words."""
+    rate = UNITS["character" if language in UNSPACED_LANGUAGES else unit]
     return min(1.0, rate([wanted], [heard], [language]).rate)

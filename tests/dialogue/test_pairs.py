@@ -11,7 +11,7 @@ from omniaudio.corpus.build.pipeline import DONE
 from omniaudio.data.extraction import join_shards
 from omniaudio.data.mixture import PlannedDocument, seed_of
 from omniaudio.data.pairs import PairSteps
-from omniaudio.data.shards import ShardReader, load_npy
+from omniaudio.data.shards import ShardReader, ShardWriter, load_npy
 from omniaudio.dialogue.folder import write_model
 from omniaudio.dialogue.pairs import PairMaker, error_rate, fault_of, jobs_of, parts_of
 from omniaudio.errors import UserError
@@ -59,7 +59,15 @@ def made(trained, parts, tmp_path_factory):
         patch.setattr(Generator, "allowed_text", few)
         patch.setattr("omniaudio.metrics.asr_judge.load_judge", lambda *_: StandIn())
         words = {"model": str(folder), "judge": "nobody", "codes_dir": str(trained[0] / "codes")}
-        yield {**words, "num_replies": 8, "against": ["own"], "margin": 0.01, "seed": 3, "num_threads": 1}
+        yield {
+            **words,
+            "num_replies": 8,
+            "against": ["own"],
+            "unit": "word",
+            "margin": 0.01,
+            "seed": 3,
+            "num_threads": 1,
+        }
 
 
 def all_jobs():
@@ -187,6 +195,14 @@ def test_error_rates_are_of_words_or_of_characters():
     assert error_rate("one two", "One, too!", "en") == 0.5
     assert error_rate("一二", "一三", "zh") == 0.5
     assert error_rate("one", "one and on and on", "en") == 1.0
+    assert error_rate("one two", "ohe two", "en", "character") == pytest.approx(1 / 7)
+
+
+def test_codes_of_another_tokenizer_are_refused(made, tmp_path):
+    with ShardWriter(tmp_path, "train", fingerprint={"codebook_sizes": [4, 4, 4]}) as writer:
+        writer.write("a", {}, {"text": "a", "language": "en", "num_frames": 1})
+    with pytest.raises(UserError, match=r"codebook_sizes: \[4, 4, 4\] there, \[16, 8, 8\] here"):
+        PairMaker(**{**made, "codes_dir": str(tmp_path)}).pair("train", "sft_repeat", 0, Counter())
 
 
 @pytest.mark.parametrize(
@@ -194,6 +210,7 @@ def test_error_rates_are_of_words_or_of_characters():
     [
         ({"num_replies": 1}, "num_replies: 1 must be at least 2"),
         ({"against": ["ownn"]}, r"against: \['ownn'\] must name own, answer, or both"),
+        ({"unit": "letter"}, "unit"),
         ({"margin": 0}, "margin: 0 must be > 0"),
     ],
 )
