@@ -60,7 +60,15 @@ setup(
         "wandb": ["wandb>=0.18"],
         # Only beside a CUDA build of torch: its extension does not load beside the CPU build.
         "torchaudio": ["torchaudio>=2.9,<2.15"],
-        "metrics": ["pesq>=0.0.4"],  # PESQ rows of omniaudio evaluate; compiled when it is installed
+        # Rows of omniaudio evaluate: PESQ (compiled when it is installed), F0, speaker similarity, DNSMOS.
+        "metrics": [
+            "pesq>=0.0.4",
+            "librosa>=0.10",
+            "Resemblyzer>=0.1.4",
+            "setuptools<81",  # Resemblyzer's webrtcvad needs pkg_resources
+            "speechmos>=0.0.1.1",
+            "onnxruntime>=1.17",  # of speechmos
+        ],
         # json of WenetSpeech and GigaSpeech; parquet files; the steps of omniaudio build
         "corpora": [
             "ijson>=3.2",

@@ -4,9 +4,11 @@ Reads ${exp_dir}/export/model and the shards of a split; writes ${exp_dir}/evalu
 
     results.json   every number with the command that gives it     samples/   sound and mels for the report
 
-Measured: mel error by number of books, use of the books, character error rate of an independent recogniser on
-original, copy synthesis and decoded speech (asr_judge=), held-out losses of the LLM, its own recognition, text
-perplexity and questions of text before and after audio training, real-time factors. Without a judge its rows say so.
+Measured: mel error by number of books, use of the books; copy synthesis and decoded speech against the recording
+(ESTOI, PESQ, mel error, MCD, F0, voicing, speaker, DNSMOS: omniaudio.metrics.quality); error rates of an independent
+recogniser on all of these (asr_judge=); held-out losses of the LLM, its own recognition, text perplexity and questions
+of text before and after audio training, real-time factors. Without a judge, or the package of a measure, its rows say
+so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
@@ -194,7 +196,8 @@ def measure(
     scores = score_tokenizer(model, clips, track)
     wavs, samples = make_speech(config, model, clips, scores, folder)
     rows = tokenizer_rows(model, scores)
-    rows += signal_rows(clips, wavs, model.sample_rate_hz)
+    signal_part, signal = signal_rows(clips, wavs, model.sample_rate_hz, config["measures"])
+    rows += signal_part
     judge_part, heard = judge_rows(judge, clips, wavs, model.sample_rate_hz)
     own = recognise(model, clips, track, config["batch_size"])
     rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
@@ -209,6 +212,7 @@ def measure(
         "split": config["split"],
         "asr_judge": config["asr_judge"],
         "mel_mae": scores.mae,
+        "signal": signal,
         "books": [dataclasses.asdict(book) for book in scores.books],
         "samples": samples,
         "sample_rate_hz": model.sample_rate_hz,
@@ -270,34 +274,15 @@ def tokenizer_rows(model: SpokenLanguageModel, scores: TokenizerScores) -> list[
     return rows
 
 
-def signal_rows(clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int) -> list[Row]:
-    """What is left of the recordings, by measures that know no words; PESQ where its package is installed."""
-    from importlib.util import find_spec
+def signal_rows(
+    clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int, measures: list[str]
+) -> tuple[list[Row], dict[str, Any]]:
+    """What is left of the recordings, by measures that know no words; and the same by measure and variant."""
+    from omniaudio.metrics.quality import quality_rows
 
-    from omniaudio.metrics.records import Row
-    from omniaudio.metrics.signal import estoi, mean_of, pesq
-
-    rows = []
-    for name, measure in (("ESTOI", estoi), *([("PESQ", pesq)] if find_spec("pesq") else [])):
-        for variant, made in wavs.items():
-            if variant == "original":
-                continue
-            value, count = mean_of(
-                measure(clip.wav_N, wav_N, clip.sample_rate_hz, rate_hz)
-                for clip, wav_N in zip(
-                    clips[: len(made)], made, strict=True
-                )  # without a judge the first alone
-            )
-            rows.append(
-                Row(
-                    section="The signal against the recording (ESTOI: 1 is equal; wide-band PESQ: 4.6)",
-                    name=f"{name}, {variant_name(variant)}",
-                    value=value,
-                    text="not measurable" if value is None else f"{value:.3f}",
-                    note=f"mean of {count} clips",
-                )
-            )
-    return rows
+    made = {variant_name(variant): wav for variant, wav in wavs.items() if variant != "original"}
+    recordings = [(clip.wav_N, clip.sample_rate_hz) for clip in clips]
+    return quality_rows(recordings, made, rate_hz, measures)
 
 
 def judge_rows(

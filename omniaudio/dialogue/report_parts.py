@@ -11,7 +11,8 @@ import omniaudio
 from omniaudio.metrics import page as html
 from omniaudio.metrics.codes import BookUse
 from omniaudio.metrics.page import Page
-from omniaudio.metrics.plots import book_bars, book_curves, loss_curves, mae_by_books
+from omniaudio.metrics.plots import book_bars, book_curves, loss_curves, mae_by_books, quality_bars
+from omniaudio.metrics.quality import SECTION as SIGNAL
 from omniaudio.metrics.records import Curve, StageRecord, read_json
 
 FLOW = (
@@ -59,8 +60,11 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
         ),
         html.card("<h3>Use of the books</h3>", html.image("images/books.png", "use of the books")),
     ]
-    tables = []
-    for section in dict.fromkeys(row["section"] for row in results["rows"]):
+    tables = quality_cards(results, folder)
+    shown_already = {SIGNAL} if tables else set()
+    for section in dict.fromkeys(
+        row["section"] for row in results["rows"] if row["section"] not in shown_already
+    ):
         rows = [row for row in results["rows"] if row["section"] == section]
         commands = list(dict.fromkeys(row["command"] for row in rows))
         one = html.command(commands[0]) if len(commands) == 1 else ""
@@ -82,6 +86,37 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
         for kind, cards in (("two", pictures), ("columns", tables))
     ]
     page.add("numbers", "Numbers", lead, *shown)
+
+
+def quality_cards(results: Mapping[str, Any], folder: Path) -> list[str]:
+    """Measures of the signal as one table, a line for each kind of speech, and as bars; nothing if there are none."""
+    means = results.get("signal") or {}
+    kinds = list(dict.fromkeys(kind for of in means.values() for kind in of))
+    if not kinds:
+        return []
+    quality_bars(folder / "images/quality.png", means)
+    rows = [row for row in results["rows"] if row["section"] == SIGNAL]
+    found = {row["name"]: row for row in rows}
+    cells = [
+        [
+            html.escape(kind),
+            *(html.escape(found[f"{m}, {kind}"]["text"]) if kind in means[m] else "" for m in means),
+        ]
+        for kind in kinds
+    ]
+    readings = [
+        f"{m}: {next(row['note'] for row in rows if row['name'].startswith(f'{m}, '))}" for m in means
+    ]
+    absent = [f"{row['name']}: {row['text']}, {row['note']}" for row in rows if ", " not in row["name"]]
+    return [
+        html.card(
+            f"<h3>{SIGNAL}</h3>",
+            html.command(rows[0]["command"]),
+            html.table(["speech", *(f"#{m}" for m in means)], cells),
+            *(html.note(line) for line in [*readings, *absent]),
+            html.image("images/quality.png", "measures of the signal"),
+        )
+    ]
 
 
 def stage_section(

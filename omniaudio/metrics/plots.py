@@ -164,6 +164,25 @@ def mae_by_books(path: Path, mae: Mapping[str, Sequence[float]]) -> None:
     _save(figure, path)
 
 
+def quality_bars(path: Path, means: Mapping[str, Mapping[str, float | None]]) -> None:
+    """One panel a measure, one bar a kind of speech; the kinds are named once, at the left.
+
+    Args:
+        path: PNG to write.
+        means: measure -> kind of speech -> number; None where it could not be measured.
+    """
+    kinds = list(dict.fromkeys(kind for of in means.values() for kind in of))[::-1]
+    figure = _figure(1.5 * len(means) + 2.4, 0.24 * len(kinds) + 0.7)
+    for i, (name, of) in enumerate(means.items()):
+        axes = figure.add_subplot(1, len(means), i + 1)
+        values = [of.get(kind) for kind in kinds]
+        axes.barh(range(len(kinds)), [value or 0.0 for value in values], color=BLUE, height=0.6)
+        _tidy(axes)
+        axes.set_title(name, loc="left", fontsize=8, color=INK, fontweight="bold")
+        axes.set_yticks(range(len(kinds)), kinds if i == 0 else [""] * len(kinds))
+    _save(figure, path)
+
+
 def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
     """Running mean over a centred window, a twentieth of the curve unless given; ends use what is there."""
     size = window or max(1, len(values) // 20)

@@ -7,8 +7,15 @@ import pytest
 from omniaudio.cli import evaluate
 from omniaudio.cli.main import compose
 from omniaudio.errors import UserError
+from omniaudio.metrics.quality import MEASURES, SECTION
 
-FEW = ["num_clips=4", "num_samples=2", "num_speed_clips=1", "flow_steps=[1,3]"]
+FEW = [
+    "num_clips=4",
+    "num_samples=2",
+    "num_speed_clips=1",
+    "flow_steps=[1,3]",
+    "measures=[ESTOI,PESQ,MCD,F0 RMSE]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +41,28 @@ def test_without_a_judge_its_rows_have_no_number(results):
     assert {(r["text"], r["value"]) for r in rows} == {("no judge", None)}
 
 
-def test_intelligibility_is_measured_without_a_judge_too(results):
-    rows = [row for row in results["rows"] if row["name"].startswith("ESTOI")]
-    pesq = [row["name"].replace("PESQ", "ESTOI") for row in results["rows"] if row["name"].startswith("PESQ")]
-    assert pesq == ([row["name"] for row in rows] if find_spec("pesq") else [])
-    assert [row["name"].split(", ")[1][:4] for row in rows] == ["copy", *["code"] * 5]
-    assert all(row["value"] is None or -1 < row["value"] < 1 for row in rows)
-    assert all("mean of" in row["note"] for row in rows)
-    assert [row["name"] for row in rows[-2:]] == [
-        "ESTOI, codes → flow matching, 1 step → vocoder",
-        "ESTOI, codes → flow matching, 3 steps → vocoder",
-    ]
+def test_the_signal_is_measured_without_a_judge_too(results):
+    rows = [row for row in results["rows"] if row["section"] == SECTION]
+    measures = [m for m in MEASURES if m.name in FEW[-1]]
+    assert list(dict.fromkeys(row["name"].split(", ")[0] for row in rows)) == [m.name for m in measures]
+    for measure in measures:
+        found = [row for row in rows if row["name"].split(", ")[0] == measure.name]
+        if measure.package and not find_spec(measure.package):
+            assert [row["text"] for row in found] == ["not installed"]
+            continue
+        kinds = [row["name"].split(", ", 1)[1] for row in found]
+        assert [kind[:4] for kind in kinds] == [*["orig"] * measure.alone, "copy", *["code"] * 5]
+        assert kinds[-1] == "codes → flow matching, 3 steps → vocoder"
+        assert all("mean of" in row["note"] for row in found)
+        assert results["signal"][measure.name] == dict(
+            zip(kinds, [row["value"] for row in found], strict=True)
+        )
+    assert all(value is not None for value in results["signal"]["MCD"].values())
 
 
 def test_steps_of_flow_matching_are_numbers(exported, composed):
     with pytest.raises(UserError, match=r"config flow_steps: \[0\] is not a list of numbers of steps"):
-        evaluate.main(composed("evaluate", *FEW[:-1], "flow_steps=[0]"))
+        evaluate.main(composed("evaluate", *FEW[:-2], "flow_steps=[0]"))
 
 
 def test_no_clip_at_once_is_refused(composed):

@@ -39,7 +39,9 @@ def read(path: Path) -> tuple[str, Links]:
 
 @pytest.fixture(scope="module")
 def folder(exported, composed) -> Path:
-    evaluate.main(composed("evaluate", "num_clips=4", "num_samples=2", "num_speed_clips=1"))
+    evaluate.main(
+        composed("evaluate", "num_clips=4", "num_samples=2", "num_speed_clips=1", "measures=[ESTOI,MCD]")
+    )
     generate.main(composed("generate", "num_seen=1", "num_unseen=1", "num_clips=1"))
     config = composed("report")
     report.main(config)
@@ -64,6 +66,8 @@ def test_page_shows_every_part(folder):
     assert {link for link in links.links if link.startswith("#")} == {f"#{a}" for a in anchors}
     assert "resampled to 24000 Hz" in page and "Not finished yet" not in page
     assert "omniaudio evaluate system=made" in page and "no judge" in page
+    assert "<th>speech</th>" in page and page.count("The signal against the recording") == 1
+    assert "images/quality.png" in links.links
     assert "CC0-1.0" in page and "all 1 unchanged" in page
 
 

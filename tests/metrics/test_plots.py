@@ -3,7 +3,15 @@ import pytest
 from PIL import Image
 
 from omniaudio.metrics.codes import BookUse
-from omniaudio.metrics.plots import book_bars, book_curves, loss_curves, mae_by_books, smoothed, spectrograms
+from omniaudio.metrics.plots import (
+    book_bars,
+    book_curves,
+    loss_curves,
+    mae_by_books,
+    quality_bars,
+    smoothed,
+    spectrograms,
+)
 
 CURVES = {"train/loss": [(0.0, 2.0), (1.0, 1.0)], "val/loss": [(1.0, 1.5)], "train/ce/text": [(0.0, 1.0)]}
 BOOKS = [BookUse(size=16, num_frames=100, usage=0.5, perplexity=4.0)] * 3
@@ -27,11 +35,13 @@ def draw(path, what: str) -> None:
         assert book_curves(path, BOOK_CURVES)
     elif what == "books":
         book_bars(path, BOOKS)
+    elif what == "quality":
+        quality_bars(path, {"MCD": {"copy": 2.0, "flow": 5.0}, "DNSMOS": {"original": 3.0, "flow": None}})
     else:
         mae_by_books(path, {"refined": [3.0, 2.0, 1.0], "coarse": [3.0, 2.5, 2.0]})
 
 
-@pytest.mark.parametrize("what", ["curves", "spectrograms", "book curves", "books", "mae"])
+@pytest.mark.parametrize("what", ["curves", "spectrograms", "book curves", "books", "mae", "quality"])
 def test_picture_is_drawn_and_the_same_every_time(tmp_path, what):
     np.random.seed(0)
     draw(tmp_path / "deep" / "one.png", what)

@@ -13,10 +13,12 @@ from omniaudio.corpus.build.segment import Segment, device_for
 from omniaudio.corpus.build.text_steps import CLAUSE_ENDS, CLOSING, SENTENCE_ENDS
 from omniaudio.errors import UserError
 from omniaudio.metrics.asr_judge import TimedWord
+from omniaudio.metrics.voice import load_voice_encoder, opinion
 
 SHORTEST_SEC = 0.1  # what is shorter has no word in it, and not the samples that a tokenizer begins with
 RATE_HZ = 16_000  # what the models of these steps were made for
 EXTRA = "pip install -e .[corpora]"
+WORST = 1.0  # opinion of silence
 
 
 class VoiceActivity:
@@ -270,23 +272,7 @@ class Dnsmos:
     """Scores ``dnsmos``: the overall opinion score that DNSMOS P.835 predicts, 1 to 5 (package speechmos)."""
 
     def __call__(self, segments: Sequence[Segment]) -> list[Segment]:
-        try:
-            from speechmos import dnsmos
-        except ModuleNotFoundError as error:
-            raise UserError(f"opinion scores are predicted by speechmos: {EXTRA}") from error
-        return [
-            segment.scored(dnsmos=float(dnsmos.run(np.clip(_at_16k(segment), -1, 1), sr=RATE_HZ)["ovrl_mos"]))
-            for segment in segments
-        ]
-
-
-def load_voice_encoder(device: str) -> Any:
-    """Resemblyzer's speaker encoder, with the weights that its package brings."""
-    try:
-        from resemblyzer import VoiceEncoder
-    except ModuleNotFoundError as error:
-        raise UserError(f"voices are compared with Resemblyzer: {EXTRA}") from error
-    return VoiceEncoder(device, verbose=False)
+        return [segment.scored(dnsmos=opinion(_at_16k(segment)) or WORST) for segment in segments]
 
 
 def _at_16k(segment: Segment) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""Whose voice it is, and how good it sounds, as small networks hear it whose weights come with their packages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from omniaudio.errors import UserError
+
+RATE_HZ = 16_000
+EXTRA = "pip install 'omniaudio[metrics]', or [corpora]"
+
+
+def load_voice_encoder(device: str = "cpu") -> Any:
+    """Resemblyzer's speaker encoder.
+
+    Raises:
+        UserError: the package is not there.
+    """
+    try:
+        from resemblyzer import VoiceEncoder
+    except ModuleNotFoundError as error:
+        raise UserError(f"voices are compared with Resemblyzer, which is not installed: {EXTRA}") from error
+    return VoiceEncoder(device, verbose=False)
+
+
+class Voices:
+    """Embeds voices, as Resemblyzer does it: loudness evened out, long pauses cut (arXiv:1710.10467)."""
+
+    _encoder: Any = None
+
+    def __call__(self, wav_N: np.ndarray) -> np.ndarray | None:
+        """A signal at 16 kHz to a vector of length 1; None if there is no speech in it."""
+        self._encoder = self._encoder or load_voice_encoder()
+        from resemblyzer import preprocess_wav
+
+        if not np.any(wav_N):
+            return None
+        speech_N = preprocess_wav(wav_N)
+        if not len(speech_N):
+            return None
+        voice_D: np.ndarray = self._encoder.embed_utterance(speech_N)
+        return voice_D
+
+
+def similarity(true_D: np.ndarray, made_D: np.ndarray) -> float:
+    """Cosine of two voices of length 1."""
+    return float(true_D @ made_D)
+
+
+def opinion(wav_N: np.ndarray) -> float | None:
+    """The overall opinion score, 1 to 5, that DNSMOS P.835 predicts (arXiv:2110.01763), by speechmos.
+
+    Args:
+        wav_N: a signal at 16 kHz; silence gives None.
+
+    Raises:
+        UserError: the package is not there.
+    """
+    try:
+        from speechmos import dnsmos
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"opinion scores are predicted by speechmos, which is not installed: {EXTRA}"
+        ) from error
+    if not np.any(wav_N):  # the package would repeat nothing for ever
+        return None
+    return float(dnsmos.run(np.clip(wav_N, -1, 1), sr=RATE_HZ)["ovrl_mos"])

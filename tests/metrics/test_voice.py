@@ -1,0 +1,53 @@
+"""Voices and opinions: the packages' own numbers, silence, missing packages."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from omniaudio.corpus.build.synthesis import EspeakNg, Voice
+from omniaudio.errors import UserError
+from omniaudio.metrics.voice import Voices, opinion, similarity
+
+SILENCE = np.zeros(16_000, np.float32)
+
+
+def spoken(voice: str, text: str) -> np.ndarray:
+    return EspeakNg().speak(text, Voice(voice, {"rate": 160, "pitch": 50}), "en", 16_000)
+
+
+def test_similarity_is_resemblyzers_and_tells_voices_apart() -> None:
+    resemblyzer = pytest.importorskip("resemblyzer")
+    texts = (
+        "Please hold the line while we connect your call.",
+        "The number that you have dialed is not in service.",
+    )
+    one, again, other = (
+        spoken(voice, text)
+        for voice, text in (("en-us", texts[0]), ("en-us", texts[1]), ("en-us+f2", texts[1]))
+    )
+    voices = Voices()
+    same, different = (similarity(voices(one), voices(wav_N)) for wav_N in (again, other))
+    assert same > different + 0.05
+    encoder = resemblyzer.VoiceEncoder("cpu", verbose=False)
+    theirs = [encoder.embed_utterance(resemblyzer.preprocess_wav(wav_N)) for wav_N in (one, again)]
+    assert same == pytest.approx(float(np.inner(*theirs)), abs=1e-5)
+    assert voices(SILENCE) is None and voices(SILENCE[:0]) is None
+
+
+def test_opinion_is_speechmos_and_falls_with_noise() -> None:
+    package = pytest.importorskip("speechmos.dnsmos")
+    clean_N = spoken("en-us", "Please hold the line while we connect your call.")
+    noisy_N = clean_N + 0.1 * np.random.default_rng(0).standard_normal(len(clean_N)).astype(np.float32)
+    assert opinion(clean_N) == pytest.approx(package.run(clean_N, sr=16_000)["ovrl_mos"])
+    assert opinion(clean_N) > opinion(noisy_N) + 0.5
+    assert opinion(SILENCE) is None and opinion(SILENCE[:0]) is None
+
+
+@pytest.mark.parametrize("package, ask", [("resemblyzer", Voices()), ("speechmos", opinion)])
+def test_a_missing_package_is_one_line(package, ask, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'omniaudio\[metrics\]'"):
+        ask(SILENCE)
