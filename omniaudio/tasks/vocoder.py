@@ -131,14 +131,7 @@ class VocoderTask(Task):
 
     def generate(self, batch: WaveBatch) -> tuple[dict[str, LossTerm], Tensor, Tensor]:
         """Copy synthesis of a batch: its spectral losses, the generated and the true waveforms (B, N)."""
-        rate_hz = self.mel.spec.sample_rate_hz
-        if batch.sample_rate_hz != rate_hz:
-            raise UserError(f"audio of {batch.sample_rate_hz} Hz; the vocoder makes {rate_hz} Hz")
-        num_samples = batch.wav_BN.shape[1] // self.hop * self.hop
-        wav_BN = batch.wav_BN[:, :num_samples]
-        num_samples_B = torch.full((len(wav_BN),), num_samples, device=wav_BN.device)
-        with torch.autocast(wav_BN.device.type, enabled=False):
-            mel_BMT, _ = self.mel(wav_BN, num_samples_B)
+        mel_BMT, wav_BN = self.mel_and_target(batch)
         wav_hat_BN = self.vocoder(mel_BMT).float()
         with torch.autocast(wav_BN.device.type, enabled=False):
             terms = {"mel/l1": _mean(self.mel_loss(wav_hat_BN, wav_BN), wav_BN)}
@@ -147,6 +140,18 @@ class VocoderTask(Task):
             distance_BT = (f0_hat_BT - self.pitch(wav_BN)).abs()
             terms["f0/l1"] = LossTerm(distance_BT.sum(), distance_BT.numel())
         return terms, wav_hat_BN, wav_BN
+
+    def mel_and_target(self, batch: WaveBatch) -> tuple[Tensor, Tensor]:
+        """What the vocoder reads (B, M, T), and the waveforms (B, T * hop) that it shall make of it."""
+        rate_hz = self.mel.spec.sample_rate_hz
+        if batch.sample_rate_hz != rate_hz:
+            raise UserError(f"audio of {batch.sample_rate_hz} Hz; the vocoder makes {rate_hz} Hz")
+        num_samples = batch.wav_BN.shape[1] // self.hop * self.hop
+        wav_BN = batch.wav_BN[:, :num_samples]
+        num_samples_B = torch.full((len(wav_BN),), num_samples, device=wav_BN.device)
+        with torch.autocast(wav_BN.device.type, enabled=False):
+            mel_BMT, _ = self.mel(wav_BN, num_samples_B)
+        return mel_BMT, wav_BN
 
     def discriminator_terms(self, wav_hat_BN: Tensor, wav_BN: Tensor) -> dict[str, LossTerm]:
         """Losses of the discriminators; ``wav_hat_BN`` without gradient."""

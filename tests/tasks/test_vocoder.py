@@ -73,7 +73,9 @@ def new_task(vocoder: Callable[[], nn.Module] = new_istft, **settings: Any) -> V
     return VocoderTask(**{**arguments, **settings})
 
 
-def run(folder: Path, task: VocoderTask, stop: int, resume: bool = False, **source: Any) -> list[str]:
+def run(
+    folder: Path, task: VocoderTask, stop: int, resume: bool = False, kind: Any = WaveSource, **source: Any
+) -> list[str]:
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
     logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen)
     newest = checkpoints.newest() if resume else None
@@ -97,7 +99,7 @@ def run(folder: Path, task: VocoderTask, stop: int, resume: bool = False, **sour
         default_root_dir=folder,
         precision="bf16-mixed",
     )
-    data = StepData(lambda: WaveSource(**source), WaveSource, max_steps=stop, val_steps=1)
+    data = StepData(lambda: kind(**source), kind, max_steps=stop, val_steps=1)
     trainer.fit(task, data, ckpt_path=newest, weights_only=True if newest else None)
     assert trainer.global_step == stop
     return (folder / "metrics.jsonl").read_text().splitlines()
