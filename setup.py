@@ -82,6 +82,7 @@ setup(
             "onnxruntime>=1.17",  # of speechmos
         ],
         "ray": ["ray[data]>=2.40"],
+        "onnx": ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.17"],  # omniaudio export onnx=true
         "dev": [
             "ijson>=3.2",
             "pyarrow>=15",
@@ -89,6 +90,9 @@ setup(
             "silero-vad>=6",
             "wetext>=0.1.2",
             "ray[data]>=2.40; python_version < '3.14'",
+            "onnx>=1.19",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.17",
             "ruff>=0.9",
             "mypy>=1.13",
             "pytest>=8",

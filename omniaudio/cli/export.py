@@ -8,6 +8,8 @@ Reads final/ of the tokenizer, LLM, flow and vocoder stages and the text tokeniz
 
     omniaudio export system=NAME scale=mini
     omniaudio export system=NAME scale=mini parts.lm=exp/TAG/pretrain_stage2/final/lm    # without SFT
+    omniaudio export system=NAME scale=mini onnx=true                      # and flow_step.onnx, vocoder.onnx
+    omniaudio export system=NAME scale=mini int8=true model_dir=exp/TAG/export/int8      # a smaller and faster one
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from omniaudio.stage import STAMP, stage
 
 def main(config: dict[str, Any]) -> None:
     """Write the export, unless it is done."""
+    if config["int8"] and (config["onnx"] or config["programs"]):
+        raise UserError(
+            "config int8: true; graphs (onnx, programs) are made of the weights as they are: leave one of them out"
+        )
     parts = {name: Path(folder) for name, folder in config["parts"].items()}
     text_tokenizer = Path(config["text_tokenizer"])
     inputs = [made_by(folder) for folder in parts.values()] + [text_tokenizer]
@@ -31,14 +37,21 @@ def main(config: dict[str, Any]) -> None:
             return
         from omniaudio.dialogue.card import read_attribution, write_card
         from omniaudio.dialogue.folder import num_parameters, write_model
+        from omniaudio.dialogue.portable import check_onnx, write_onnx, write_programs
 
+        if config["onnx"]:
+            check_onnx()
         folder = Path(config["model_dir"])
-        voices = trained_voices(made_by(parts["lm"]))
-        model = write_model(folder, parts, text_tokenizer, {**config["dialogue"], "voices": voices})
+        settings = {**config["dialogue"], "voices": trained_voices(made_by(parts["lm"]))}
+        model = write_model(folder, parts, text_tokenizer, settings, config["int8"])
+        graphs = [*(write_onnx(folder, model) if config["onnx"] else [])]
+        graphs += write_programs(folder, model) if config["programs"] else []
         write_card(folder, model, title=config["tag"], attribution=read_attribution(Path(config["data_dir"])))
         sizes = {name: num_parameters(model.get_submodule(name)) for name in parts}
         run.metrics({"step": 0, **{f"parameters/{name}": size for name, size in sizes.items()}})
         told = ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items())
+        if graphs:
+            run.log(f"{folder}: {', '.join(graphs)}")
         run.log(f"{folder}: {told}; load it with omniaudio.load({str(folder)!r})")
 
 

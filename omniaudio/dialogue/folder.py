@@ -23,6 +23,7 @@ from torch import nn
 
 import omniaudio
 from omniaudio.config import build
+from omniaudio.dialogue.int8 import to_int8
 from omniaudio.dialogue.model import PARTS, DialogueSettings, SpokenLanguageModel
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint, check_fingerprints, merge_fingerprints
@@ -45,6 +46,9 @@ WEIGHTS, CONFIG, TOKENIZER, FINGERPRINT, CARD = (
     "README.md",
 )
 
+INT8_PARTS = ("lm", "flow", "vocoder")
+"""What may be rounded. Another tokenizer would write other codes."""
+
 
 def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
     """Load an exported folder, in eval mode.
@@ -62,6 +66,9 @@ def read_model(folder: Path, device: str = "cpu") -> SpokenLanguageModel:
         )
         for name in PARTS
     }
+    if config.get("int8"):  # exports before there was a choice do not say
+        for name in INT8_PARTS:
+            to_int8(parts[name], empty=True)
     settings = build(config["dialogue"], "dialogue", _parts_only=True)
     try:
         state = load_file(folder / WEIGHTS)
@@ -92,6 +99,7 @@ def write_model(
     parts: Mapping[str, Path],
     text_tokenizer: Path,
     dialogue: Mapping[str, Any],
+    int8: bool = False,
 ) -> SpokenLanguageModel:
     """Gather trained parts into ``folder``: written beside and renamed, complete or not there.
 
@@ -100,6 +108,7 @@ def write_model(
         parts: part name -> folder that ``save_module`` wrote.
         text_tokenizer: ``tokenizer.json`` of the LLM.
         dialogue: arguments of DialogueSettings, as a config.
+        int8: linear layers of all parts but the tokenizer in 8 bits.
 
     Raises:
         UserError: a part is missing, or the parts' fingerprints contradict each other.
@@ -114,6 +123,7 @@ def write_model(
             configs[name].update(cast(Any, module).fold_weight_norm())
     config = {
         "omniaudio_version": omniaudio.__version__,
+        "int8": int8,
         "parts": configs,
         "dialogue": {
             "_target_": f"{DialogueSettings.__module__}.{DialogueSettings.__name__}",
@@ -126,6 +136,8 @@ def write_model(
         settings=build(config["dialogue"], "dialogue"),
     )
     check_fingerprints(layout_of(model), fingerprint, str(folder))
+    for name in INT8_PARTS if int8 else ():
+        to_int8(modules[name])
     beside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -20,7 +20,7 @@ from omniaudio.vocoders.layers import (
     maybe_weight_norm,
 )
 from omniaudio.vocoders.source import F0Predictor, HarmonicSource
-from omniaudio.vocoders.spectral import polar
+from omniaudio.vocoders.spectral import SameISTFT, polar
 
 AUDIO_LIMIT = 0.99
 
@@ -62,6 +62,7 @@ class HiFT(FoldableVocoder):
         self.mel_spec = mel_spec
         self.n_fft, self.hop, self.num_blocks = istft_n_fft, istft_hop, len(resblock_kernels)
         self.register_buffer("window", torch.hann_window(istft_n_fft), persistent=False)
+        self.istft = SameISTFT(istft_n_fft, istft_hop, center=True)
         self.f0_predictor = F0Predictor(mel_spec.num_mels, f0_width, weight_norm)
         self.source = HarmonicSource(mel_spec.sample_rate_hz, mel_spec.hop, **source)  # type: ignore[arg-type]
         self.conv_pre = maybe_weight_norm(
@@ -104,7 +105,7 @@ class HiFT(FoldableVocoder):
             x_BDN = x_BDN + self.source_resblocks[stage](self.source_downs[stage](excitation))
             x_BDN = mean_of_blocks(self.resblocks, stage, self.num_blocks, x_BDN)
         log_magnitude, angle = self.conv_post(F.leaky_relu(x_BDN)).chunk(2, dim=1)
-        wav_BN = torch.istft(polar(log_magnitude, angle.float().sin()), self.n_fft, self.hop, window=window)
+        wav_BN = self.istft(polar(log_magnitude, angle.float().sin()))
         return wav_BN.clamp(-AUDIO_LIMIT, AUDIO_LIMIT)
 
 

@@ -16,18 +16,21 @@ class SameISTFT(nn.Module):
     Args:
         n_fft: window and transform length; n_fft - hop is even.
         hop: samples a frame.
+        center: instead the inverse of a centred STFT, as torch.istft: hop samples for every frame but one. Made of
+            operations that other runtimes have.
     """
 
     window: Tensor
 
-    def __init__(self, n_fft: int, hop: int) -> None:
+    def __init__(self, n_fft: int, hop: int, center: bool = False) -> None:
         super().__init__()
         self.n_fft = n_fft
         self.hop = hop
+        self.trim = n_fft // 2 if center else (n_fft - hop) // 2
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, spec_BFT: Tensor) -> Tensor:
-        """Complex spectrum (B, n_fft / 2 + 1, T) to samples (B, T * hop)."""
+        """Complex spectrum (B, n_fft / 2 + 1, T) to samples (B, T * hop), centred (B, (T - 1) * hop)."""
         num_frames = spec_BFT.shape[2]
         frames = torch.fft.irfft(spec_BFT, self.n_fft, dim=1) * self.window[:, None]
         wave = self._overlap_add(frames)
@@ -37,8 +40,7 @@ class SameISTFT(nn.Module):
     def _overlap_add(self, frames_BWT: Tensor) -> Tensor:
         length = (frames_BWT.shape[2] - 1) * self.hop + self.n_fft
         folded = F.fold(frames_BWT, (1, length), (1, self.n_fft), stride=(1, self.hop))
-        trim = (self.n_fft - self.hop) // 2
-        return rearrange(folded, "b 1 1 n -> b n")[:, trim : length - trim]
+        return rearrange(folded, "b 1 1 n -> b n")[:, self.trim : length - self.trim]
 
 
 def polar(log_magnitude: Tensor, phase: Tensor) -> Tensor:

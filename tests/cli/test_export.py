@@ -49,3 +49,22 @@ def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed,
     export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
     assert omniaudio.load(tmp_path / "model").settings.voices == ["a bright one", "a calm one"]
     assert omniaudio.load(exported).settings.voices == []
+
+
+def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
+    from tests.cli.conftest import SMALL
+
+    export.main(
+        {
+            **composed("export", *SMALL, "programs=true", f"model_dir={tmp_path}/model"),
+            "exp_dir": str(tmp_path),
+        }
+    )
+    assert {"vocoder.pt2", "flow_step.pt2"} <= {path.name for path in (tmp_path / "model").iterdir()}
+    assert omniaudio.load(tmp_path / "model").settings.max_frames == 6
+    with pytest.raises(UserError, match=r"config int8: true; graphs \(onnx, programs\) are made of"):
+        export.main(composed("export", "int8=true", "onnx=true"))
+    config = composed("export", *SMALL, "int8=true", f"model_dir={tmp_path}/int8")
+    export.main({**config, "exp_dir": str(tmp_path / "other")})
+    assert "int8: true" in (tmp_path / "int8" / "config.yaml").read_text()
+    assert omniaudio.load(tmp_path / "int8").sample_rate_hz == 24_000

@@ -15,6 +15,15 @@ def test_inverts_the_transform() -> None:
     torch.testing.assert_close(SameISTFT(n_fft, hop)(spec), wav, atol=1e-4, rtol=1e-4)
 
 
+def test_centred_it_is_torchs_own() -> None:
+    n_fft, hop = 16, 4
+    wav, window = torch.randn(2, 400), torch.hann_window(n_fft)
+    spec = torch.stft(wav, n_fft, hop, window=window, return_complex=True)
+    spec = spec * torch.rand(spec.shape)  # not the transform of any signal
+    found = SameISTFT(n_fft, hop, center=True)(spec)
+    torch.testing.assert_close(found, torch.istft(spec, n_fft, hop, window=window), atol=1e-5, rtol=1e-5)
+
+
 def test_polar() -> None:
     value = polar(torch.tensor([0.0, 50.0]), torch.tensor([torch.pi / 2, 0.0]))
     torch.testing.assert_close(value, torch.tensor([1j, MAX_MAGNITUDE + 0j]), atol=1e-6, rtol=1e-6)

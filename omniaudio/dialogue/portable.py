@@ -1,0 +1,175 @@
+"""Flow and vocoder for other runtimes: ONNX graphs, and torch.export programs. Lengths are free, batches hold one item.
+
+flow_step.onnx    x, mu (1, M, T), time, guidance (scalars)  ->  velocity (1, M, T), guided
+vocoder.onnx      mel (1, M, T)                              ->  wav (1, T * hop)
+onnx.json         the numbers around them: times of the steps, guidance, mean and scale of the mel
+
+A vocoder with a harmonic source also takes its starting phases (1, H) and noise (1, T, hop, H): a graph draws nothing.
+The loop over the times is the runtime's: x = noise, then x += (times[i + 1] - times[i]) * velocity (Euler).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, warped
+from omniaudio.errors import UserError
+from omniaudio.files import write_whole
+from omniaudio.types import device_of
+from omniaudio.vocoders.hift import HiFT
+
+if TYPE_CHECKING:
+    from omniaudio.dialogue.model import SpokenLanguageModel
+
+NEEDED = ("onnx", "onnxscript")
+TRACED_FRAMES = 23  # of the example that is followed; any length works afterwards
+
+
+class FlowStep(nn.Module):
+    """One evaluation of the guided velocity."""
+
+    def __init__(self, flow: FlowMatchingDecoder) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, mu: Tensor, time: Tensor, guidance: Tensor) -> Tensor:
+        """Point and condition (1, M, T), flow time and guidance (scalars) to the velocity (1, M, T).
+
+        ``mu`` is what the prenet gives, ``x`` and the result are standardised mels.
+        """
+        shown = torch.cat([mu, torch.zeros_like(mu)])
+        keep_B = torch.tensor([True, False], device=x.device)
+        valid_BT = torch.ones(2, x.shape[2], dtype=torch.bool, device=x.device)
+        out = self.flow.velocity(x.repeat(2, 1, 1), shown, keep_B, time.expand(2), valid_BT)
+        return (1 + guidance) * out[:1] - guidance * out[1:]
+
+
+class GivenSource(nn.Module):
+    """A vocoder whose harmonic source is told its phases and noise instead of drawing them."""
+
+    def __init__(self, vocoder: HiFT) -> None:
+        super().__init__()
+        self.vocoder = vocoder
+
+    def forward(self, mel: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
+        """Log-mel (1, M, T), phases (1, H) and noise (1, T, hop, H) to waveform (1, T * hop)."""
+        source = self.vocoder.source
+        source._draw = lambda f0_BN: (phase, noise.flatten(1, 2))  # type: ignore[method-assign]
+        try:
+            wav: Tensor = self.vocoder(mel)
+        finally:
+            del source._draw
+        return wav
+
+
+class PlainVocoder(nn.Module):
+    """A vocoder that reads nothing but a mel."""
+
+    def __init__(self, vocoder: nn.Module) -> None:
+        super().__init__()
+        self.vocoder = vocoder
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Log-mel (1, M, T) to waveform (1, T * hop)."""
+        wav: Tensor = self.vocoder(mel)
+        return wav
+
+
+def programs(model: SpokenLanguageModel) -> dict[str, torch.export.ExportedProgram]:
+    """``flow_step`` and ``vocoder`` as programs of torch.export, the number of frames left open."""
+    return {"flow_step": step_program(model.flow), "vocoder": vocoder_program(model.vocoder)}
+
+
+def step_program(flow: FlowMatchingDecoder) -> torch.export.ExportedProgram:
+    """FlowStep of a flow."""
+    num_frames = torch.export.Dim("num_frames", min=2)
+    mel = torch.zeros(1, flow.mel_spec.num_mels, TRACED_FRAMES, device=device_of(flow))
+    scalar = torch.tensor(0.5, device=mel.device)
+    return torch.export.export(
+        FlowStep(flow).eval(),
+        (mel, mel.clone(), scalar, scalar.clone()),
+        dynamic_shapes={"x": {2: num_frames}, "mu": {2: num_frames}, "time": None, "guidance": None},
+    )
+
+
+def vocoder_program(vocoder: nn.Module) -> torch.export.ExportedProgram:
+    """GivenSource of a vocoder with a harmonic source, PlainVocoder of any other."""
+    num_frames = torch.export.Dim("num_frames", min=2)
+    mel_spec: Any = vocoder.mel_spec
+    mel = torch.zeros(1, mel_spec.num_mels, TRACED_FRAMES, device=device_of(vocoder))
+    shapes: dict[str, Any] = {"mel": {2: num_frames}}
+    if not isinstance(vocoder, HiFT):
+        return torch.export.export(PlainVocoder(vocoder).eval(), (mel,), dynamic_shapes=shapes)
+    phase, noise = drawn_source(vocoder, TRACED_FRAMES)
+    shapes |= {"phase": None, "noise": {1: num_frames}}
+    return torch.export.export(GivenSource(vocoder).eval(), (mel, phase, noise), dynamic_shapes=shapes)
+
+
+def drawn_source(vocoder: HiFT, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Phases (1, H) and noise (1, T, hop, H) that the vocoder itself draws in evaluation."""
+    hop = vocoder.mel_spec.hop
+    phase, noise = vocoder.source._draw(torch.zeros(1, num_frames * hop, device=device_of(vocoder)))
+    return phase, noise.unflatten(1, (num_frames, hop))
+
+
+def write_programs(folder: Path, model: SpokenLanguageModel) -> list[str]:
+    """Write ``flow_step.pt2`` and ``vocoder.pt2`` (read them with ``torch.export.load``); returns their names."""
+    names = []
+    for name, program in programs(model).items():
+        torch.export.save(program, folder / f"{name}.pt2")
+        names.append(f"{name}.pt2")
+    return names
+
+
+def write_onnx(folder: Path, model: SpokenLanguageModel) -> list[str]:
+    """Write ``flow_step.onnx``, ``vocoder.onnx`` and ``onnx.json``; returns their names.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    facts: dict[str, dict[str, Any]] = {
+        "flow_step": {**step_facts(model)},
+        "vocoder": {"sample_rate_hz": model.sample_rate_hz, "mel": model.mel_spec.facts()},
+    }
+    for name, program in programs(model).items():
+        facts[name]["inputs"] = save_onnx(program, folder / f"{name}.onnx")
+    write_whole(folder / "onnx.json", json.dumps(facts, indent=1))
+    return [*(f"{name}.onnx" for name in facts), "onnx.json"]
+
+
+def save_onnx(program: torch.export.ExportedProgram, path: Path) -> list[str]:
+    """Write a program as an ONNX graph; returns the names of its inputs."""
+    check_onnx()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of other libraries' operations
+    graph = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert graph is not None
+    graph.save(path)
+    return [str(value.name) for value in graph.model.graph.inputs]
+
+
+def step_facts(model: SpokenLanguageModel) -> Mapping[str, Any]:
+    """What the loop around the flow's step needs."""
+    settings = model.settings
+    times = warped(torch.linspace(0, 1, settings.flow_steps + 1), settings.flow_warp)
+    return {
+        "times": times.tolist(),
+        "guidance": settings.flow_guidance,
+        "mel": "x * mel_std + mel_mean",
+        "mel_mean": model.flow.mel_mean,
+        "mel_std": model.flow.mel_std,
+    }
+
+
+def check_onnx() -> None:
+    """Refuse, before anything is written, where ONNX cannot be."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UserError(f"onnx=true needs {', '.join(missing)}: pip install 'omniaudio[onnx]'")
