@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from omniaudio.acoustic.dit import ConditionalDiT
 from omniaudio.acoustic.prenet import Prenet
 from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.errors import UserError, check_choice
@@ -46,7 +47,7 @@ class FlowMatchingDecoder(nn.Module):
         self,
         mel_spec: MelSpec,
         prenet: Prenet,
-        estimator: ConditionalUNet,
+        estimator: ConditionalUNet | ConditionalDiT,
         hidden_rate_hz: float,
         sigma_min: float = 1e-6,
         drop_condition: float = 0.2,

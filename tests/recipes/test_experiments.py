@@ -261,6 +261,27 @@ def test_every_quantizer_is_one_override_away(tiny_chain, tiny_data, tmp_path, q
     assert mel.refined_BMT.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_flow_may_have_a_transformer_of_the_unets_size(scale):
+    words = ["experiment=baichuan_audio/flow", f"scale={scale}"]
+    with torch.device("meta"):
+        unet, dit = (
+            build(compose("train", [*words, *more])["flow"]).estimator for more in ([], ["estimator=dit"])
+        )
+    assert type(dit).__name__ == "ConditionalDiT" and dit.chunk_frames == unet.chunk_frames == 100
+    if scale != "tiny":
+        assert count(dit) == pytest.approx(count(unet), rel=0.2)
+
+
+def test_a_flow_with_a_transformer_takes_two_steps(tiny_chain, tiny_data, tmp_path):
+    for name in ("tokenizer", "codes"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    run_stage("flow", tiny_data, tmp_path, "estimator=dit")
+    flow = load_module(tmp_path / "flow/final/flow")
+    assert type(flow.estimator).__name__ == "ConditionalDiT"
+    assert flow.estimator.blocks[0].modulation.weight.any(), "it began at zero"
+
+
 def count(module: torch.nn.Module) -> int:
     """Parameters, and the codes of the books."""
     books = sum(

@@ -1,0 +1,119 @@
+"""Velocity estimator of the flow: a transformer that the time steers, in the place of the U-Net."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from omniaudio.acoustic.unet import TimeEmbedding, chunk_visible
+from omniaudio.errors import UserError
+from omniaudio.init import start_silent
+from omniaudio.sdpa import sdpa
+
+ROTARY_BASE = 10_000.0
+
+
+class DiTBlock(nn.Module):
+    """Attention and feed-forward whose scales, shifts and gates the time gives (arXiv:2212.09748, section 3.2)."""
+
+    def __init__(self, width: int, num_heads: int, ffn_width: int, time_width: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.fc1 = nn.Linear(width, ffn_width)
+        self.fc2 = nn.Linear(ffn_width, width)
+        self.modulation = nn.Linear(time_width, 6 * width)
+        start_silent(self.modulation)  # gates of zero: the stack starts as the identity
+
+    def forward(self, x_BTD: Tensor, time_BD: Tensor, turns_TD: Tensor, visible_B1TT: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D); ``turns_TD`` are the angles of the rotary positions."""
+        steered = self.modulation(F.silu(time_BD))[:, None].chunk(6, dim=-1)
+        shift, scale, gate = steered[:3]
+        normed = self.attention_norm(x_BTD) * (1 + scale) + shift
+        query, key, value = rearrange(self.to_qkv(normed), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
+        mixed = sdpa(rotated(query, turns_TD), rotated(key, turns_TD), value, visible_B1TT)
+        x_BTD = x_BTD + gate * self.to_out(rearrange(mixed, "b h t d -> b t (h d)"))
+        shift, scale, gate = steered[3:]
+        normed = self.ffn_norm(x_BTD) * (1 + scale) + shift
+        return x_BTD + gate * self.fc2(F.gelu(self.fc1(normed)))
+
+
+def rotated(x: Tensor, turns_TD: Tensor) -> Tensor:
+    """Halves of each head turned by the angles of its position (arXiv:2104.09864): (B, H, T, 2 D) -> the same."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = turns_TD.cos().to(x.dtype), turns_TD.sin().to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class ConditionalDiT(nn.Module):
+    """Velocity of a mel on its way from noise to speech, with the interface of ``ConditionalUNet``.
+
+    Args:
+        num_mels: M of the mel and of its condition.
+        width: D.
+        num_layers: blocks.
+        num_heads: of the attention; the width of a head is even.
+        ffn_width: of the feed-forward.
+        time_width: width of the time embedding.
+        chunk_frames: attention sees its own chunk of this many frames and all before.
+
+    Raises:
+        UserError: the width does not part into heads of even width.
+    """
+
+    rates: Tensor
+
+    def __init__(
+        self,
+        num_mels: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_width: int,
+        time_width: int,
+        chunk_frames: int = 100,
+    ) -> None:
+        super().__init__()
+        if width % (2 * num_heads):
+            raise UserError(f"dit.width {width} is not a multiple of twice dit.num_heads {num_heads}")
+        self.num_mels = num_mels
+        self.chunk_frames = chunk_frames
+        half = width // num_heads // 2
+        self.register_buffer("rates", ROTARY_BASE ** -(torch.arange(half) / half), persistent=False)
+        self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
+        self.in_proj = nn.Linear(2 * num_mels, width)
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, num_heads, ffn_width, time_width) for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.final_modulation = nn.Linear(time_width, 2 * width)
+        self.final_proj = nn.Linear(width, num_mels)
+        start_silent(self.final_modulation, self.final_proj)
+
+    def forward(self, x_BMT: Tensor, mu_BMT: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+        """Velocity at one time.
+
+        Args:
+            x_BMT: mel on its way (B, M, T).
+            mu_BMT: condition (B, M, T); zeros mean "no condition".
+            time_B: flow time in [0, 1].
+            valid_BT: True at valid frames.
+
+        Returns:
+            (B, M, T), zero at padding.
+        """
+        frame_T = torch.arange(x_BMT.shape[2], device=x_BMT.device)
+        turns_TD = frame_T[:, None] * self.rates.float()
+        visible = chunk_visible(valid_BT, self.chunk_frames)
+        time_BD = self.time_embedding(time_B)
+        h_BTD = self.in_proj(rearrange(torch.cat([x_BMT, mu_BMT], dim=1), "b m t -> b t m"))
+        for block in self.blocks:
+            h_BTD = block(h_BTD, time_BD, turns_TD, visible)
+        shift, scale = self.final_modulation(F.silu(time_BD))[:, None].chunk(2, dim=-1)
+        out_BTM = self.final_proj(self.final_norm(h_BTD) * (1 + scale) + shift)
+        return rearrange(out_BTM, "b t m -> b m t") * valid_BT[:, None].to(out_BTM.dtype)
