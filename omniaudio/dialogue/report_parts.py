@@ -91,7 +91,7 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
 def quality_cards(results: Mapping[str, Any], folder: Path) -> list[str]:
     """Measures of the signal as one table, a line for each kind of speech, and as bars; nothing if there are none."""
     means = results.get("signal") or {}
-    kinds = list(dict.fromkeys(kind for of in means.values() for kind in of))
+    kinds = list(max(means.values(), key=len, default={}))  # the recording is first, where a measure has it
     if not kinds:
         return []
     quality_bars(folder / "images/quality.png", means)

@@ -33,7 +33,9 @@ def test_a_rounded_layer_is_near_the_layer(shape, bias) -> None:
     torch.testing.assert_close(found, scaled.reshape(want.shape), atol=1e-5, rtol=1e-5)
 
 
-def test_tied_and_small_layers_stay_and_empty_ones_take_the_state() -> None:
+def test_tied_and_small_layers_stay_and_empty_ones_take_the_state(monkeypatch) -> None:
+    monkeypatch.setattr("omniaudio.dialogue.int8.MIN_SIZE", 4096)
+
     def make() -> nn.ModuleDict:
         torch.manual_seed(0)
         parts = {"big": nn.Linear(64, 64), "small": nn.Linear(8, 8), "embed": nn.Embedding(64, 64)}

@@ -36,7 +36,9 @@ def draw(path, what: str) -> None:
     elif what == "books":
         book_bars(path, BOOKS)
     elif what == "quality":
-        quality_bars(path, {"MCD": {"copy": 2.0, "flow": 5.0}, "DNSMOS": {"original": 3.0, "flow": None}})
+        quality_bars(
+            path, {"MCD": {"copy": 2.0, "flow": 5.0}, "DNSMOS": {"original": 3.0, "copy": 2.0, "flow": None}}
+        )
     else:
         mae_by_books(path, {"refined": [3.0, 2.0, 1.0], "coarse": [3.0, 2.5, 2.0]})
 
