@@ -26,6 +26,8 @@ from omniaudio.dialogue.portable import (
 )
 from omniaudio.errors import UserError
 from omniaudio.vocoders.hift import HiFT
+from tests.acoustic.test_dit import new_dit
+from tests.acoustic.test_flow_matching import new_flow
 from tests.vocoders.vocoder_fixtures import ALL
 
 NUM_FRAMES = 57
@@ -113,6 +115,14 @@ def test_programs_are_written_and_read(chunked, tmp_path) -> None:
     given = (x, mu, torch.tensor(0.2), torch.tensor(0.9))
     with torch.no_grad():
         torch.testing.assert_close(step(*given), FlowStep(chunked.flow)(*given), atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_with_a_transformer_is_a_program_too() -> None:
+    flow = new_flow(new_dit(20, num_mels=4)).eval()
+    x, mu = torch.randn(2, 1, 4, NUM_FRAMES)
+    given = (x, mu, torch.tensor(0.2), torch.tensor(0.9))
+    with torch.no_grad():
+        torch.testing.assert_close(step_program(flow).module()(*given), FlowStep(flow)(*given))
 
 
 @pytest.mark.slow
