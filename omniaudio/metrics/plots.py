@@ -171,7 +171,8 @@ def quality_bars(path: Path, means: Mapping[str, Mapping[str, float | None]]) ->
         path: PNG to write.
         means: measure -> kind of speech -> number; None where it could not be measured.
     """
-    kinds = list(max(means.values(), key=len))[::-1]  # matplotlib begins below
+    longest = max(means.values(), key=lambda of: len(of))
+    kinds = list(longest)[::-1]  # matplotlib begins below
     figure = _figure(1.5 * len(means) + 2.4, 0.24 * len(kinds) + 0.7)
     for i, (name, of) in enumerate(means.items()):
         axes = figure.add_subplot(1, len(means), i + 1)
