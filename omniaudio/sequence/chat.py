@@ -34,7 +34,7 @@ class Message(_Said, total=False):
 
 def unread(message: Message) -> list[Segment]:
     """The sounds of a message of which it has no text; an assistant's written words are the text of its sounds."""
-    segments = _segments(message["content"])
+    segments = segments_of(message["content"])
     sounds: list[Segment] = [segment for segment in segments if not isinstance(segment, str)]
     written = message["role"] == "assistant" and len(sounds) < len(segments)
     return [] if written or "text" in message else sounds
@@ -42,7 +42,7 @@ def unread(message: Message) -> list[Segment]:
 
 def in_writing(message: Message) -> Message:
     """The message without its sounds: their text stands in the place of the first, an assistant's is there already."""
-    segments = _segments(message["content"])
+    segments = segments_of(message["content"])
     written: list[Segment] = [segment for segment in segments if isinstance(segment, str)]
     if len(written) == len(segments) or (message["role"] == "assistant" and written):
         return {"role": message["role"], "content": written}
