@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 
@@ -115,6 +116,7 @@ class AudioHead(nn.Module):
         ffn_size: inner width of the feed-forward nets; the published model has 2 D.
         head_dim: width of an attention head.
         eps: of the RMSNorms.
+        recompute: trade time for memory: keep only the layers' inputs for the backward pass.
     """
 
     def __init__(
@@ -125,9 +127,10 @@ class AudioHead(nn.Module):
         ffn_size: int | None = None,
         head_dim: int = 128,
         eps: float = 1e-6,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
+        self.hidden_size, self.recompute = hidden_size, recompute
         self.codebook_sizes = tuple(codebook_sizes)
         num_depths, ffn_size = len(self.codebook_sizes), ffn_size or 2 * hidden_size
         self.layers = nn.ModuleList(
@@ -149,7 +152,10 @@ class AudioHead(nn.Module):
         """
         x_FKD = torch.cat([hidden_FD[:, None], prefix_FKD.to(hidden_FD.dtype)], dim=1)
         for layer in self.layers:
-            x_FKD = layer(x_FKD)
+            if self.recompute and torch.is_grad_enabled():
+                x_FKD = checkpoint(layer, x_FKD, use_reentrant=False)
+            else:
+                x_FKD = layer(x_FKD)
         return self.norm(x_FKD)
 
     def logits(self, hidden_FD: Tensor, prefix_FKD: Tensor) -> list[Tensor]:

@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from torch.testing import assert_close
 
@@ -57,3 +59,24 @@ def test_no_frames_at_all():
     loss = head.loss(torch.randn(0, 16), torch.randn(0, 2, 16), torch.zeros(0, 3, dtype=torch.int64))
     assert loss.shape == (0, 3)
     loss.sum().backward()
+
+
+def test_recomputation_gives_the_same_gradients():
+    plain = make()
+    again = copy.deepcopy(plain)
+    again.recompute = True
+    hidden, prefix = torch.randn(5, 16), torch.randn(5, 2, 16)
+    kept: list[int] = []
+
+    def count(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for head in (plain, again):
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = head(hidden, prefix).square().sum()
+        loss.backward()
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+    assert kept[1] < kept[0] / 3

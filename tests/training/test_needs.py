@@ -1,9 +1,12 @@
 """Bytes by hand, and the line drawn out to the full depth against the full depth itself."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
+from omniaudio.lm.audio_head import AudioHead
 from omniaudio.training.needs import (
     ParameterCount,
     PeakMemory,
@@ -129,3 +132,17 @@ def test_attention_is_counted(mixed):
 
     product = 2 * 2 * 64 * 64 * 8
     assert needs_of_step(heads, loss, mixed)["operations"] == 7 * product + 2 * (2 * 64 * 16 * 16)
+
+
+def test_what_is_recomputed_is_not_counted_as_kept():
+    """Two layers more cost their inputs alone; torch's own counter of operations held on to the rest."""
+    peaks = []
+    for num_layers in (2, 4):
+        head = AudioHead(32, [16] * 4, num_layers=num_layers, head_dim=16, recompute=True)
+        hidden_FD, prefix_FKD = torch.randn(400, 32, requires_grad=True), torch.randn(400, 3, 32)
+        peaks.append(needs_of_step(head, partial(_square, head, hidden_FD, prefix_FKD), False)["bytes"])
+    assert peaks[1] - peaks[0] <= 2.5 * (400 * 4 * 32 * 4)
+
+
+def _square(head, hidden_FD, prefix_FKD):
+    return head(hidden_FD, prefix_FKD).square().sum()
