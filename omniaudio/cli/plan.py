@@ -336,6 +336,8 @@ def measure(config: dict[str, Any]) -> dict[str, Line]:
         if mixed and config["strategy"].startswith("zero"):
             task.to(torch.bfloat16)
         hollow(task)
+        if (reference := getattr(task, "reference", None)) is not None:  # its weights have no storage either
+            reference.kept = {name: task.lm.get_parameter(name).detach() for name in reference.kept}
         return needs_of_step(task, step_loss(task, make_batch(config, units)), mixed)
 
     return draw_out(config["model"], needs)
