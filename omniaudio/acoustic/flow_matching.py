@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from omniaudio.acoustic.dit import ConditionalDiT
 from omniaudio.acoustic.prenet import Prenet
-from omniaudio.acoustic.unet import ConditionalUNet
+from omniaudio.acoustic.unet import Chunks, ConditionalUNet
+from omniaudio.draws import Draws
 from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.mel import MelSpec
+from omniaudio.past import Past
 from omniaudio.types import valid_steps
+
+WHOLE = 1 << 20
+"""Frames of a chunk that holds every mel."""
 
 NOISE_FRAMES = 100
 """Starting noise is drawn in pieces of this many frames: a longer utterance begins with the same noise."""
@@ -22,6 +28,9 @@ SOLVERS = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}
 
 WARPS = ("cosine", "uniform")
 """Times of the steps: dense at the start, as published, or evenly spread."""
+
+CALLS = {"euler": 1, "midpoint": 2, "heun": 2}
+"""Velocities that a solver asks for in a step."""
 
 TRAIN_WARPS = (*WARPS, "logit_normal")
 """Times of training; the third has most of them in the middle (arXiv:2403.03206)."""
@@ -41,6 +50,8 @@ class FlowMatchingDecoder(nn.Module):
         guess_std: error of the condition as a guess of the mel, in standardised units, if the estimator shall
             only learn what the best linear velocity misses; None, as published: all of it.
         train_warp: of the times of training, one of TRAIN_WARPS.
+        train_chunks: mel frames of the estimator's chunks, one drawn for each step of training (0: the whole mel is
+            one chunk); empty, as published: always the estimator's own.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class FlowMatchingDecoder(nn.Module):
         mel_std: float = 1.0,
         guess_std: float | None = None,
         train_warp: str = "cosine",
+        train_chunks: Sequence[int] = (),
     ) -> None:
         super().__init__()
         check_choice("flow.train_warp", train_warp, TRAIN_WARPS)
@@ -73,6 +85,9 @@ class FlowMatchingDecoder(nn.Module):
         self.mel_std = mel_std
         self.guess_std = guess_std
         self.train_warp = train_warp
+        if any(size < 0 for size in train_chunks):
+            raise UserError(f"flow.train_chunks {list(train_chunks)}: frames, or 0 for the whole mel")
+        self.train_chunks = tuple(train_chunks)
 
     def mel_length(self, hidden_len_B: Tensor) -> Tensor:
         """Mel frames for so many hidden states."""
@@ -86,6 +101,7 @@ class FlowMatchingDecoder(nn.Module):
         mel_BMT: Tensor,
         mel_len_B: Tensor,
         generator: torch.Generator | None = None,
+        chunks: Chunks | None = None,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Training losses, each (sum, count of valid mel values).
 
@@ -94,6 +110,7 @@ class FlowMatchingDecoder(nn.Module):
             mel_BMT: true log-mel (B, M, T), mel_len_B valid. The tokenizer drops the last few frames of a
                 clip: the mel is cut to the hidden states' time, never stretched.
             generator: of the random draws; None is torch's global one.
+            chunks: of the estimator's attention, see ``draw_chunks``; None are its own.
 
         Returns:
             'flow/mse' velocity error, 'flow/prior' L1 of the prenet's guess, both in standardised units.
@@ -108,12 +125,29 @@ class FlowMatchingDecoder(nn.Module):
         time_B = warped(uniform_2B[0], self.train_warp)
         keep_B = uniform_2B[1] >= self.drop_condition
         noise = torch.randn(target.shape, generator=generator, device=target.device)
-        mse = self.velocity_error(target, mu, valid_BT, noise, time_B, keep_B)
+        mse = self.velocity_error(target, mu, valid_BT, noise, time_B, keep_B, chunks)
         count = valid_BT.sum() * self.mel_spec.num_mels
         return {"flow/mse": (mse, count), "flow/prior": ((mu - target).abs().sum(), count)}
 
+    def draw_chunks(self, draws: Draws) -> Chunks | None:
+        """Chunks for one step of training: a size of ``train_chunks``, cut anywhere; None where there are none."""
+        if not self.train_chunks:
+            return None
+        place = torch.zeros((), dtype=torch.int64)
+        size = self.train_chunks[int(draws.uniform("chunk", place) * len(self.train_chunks))]
+        if size == 0:
+            return Chunks(WHOLE, WHOLE)
+        return Chunks(1 + int(draws.uniform("first", place) * size), size)
+
     def velocity_error(
-        self, target: Tensor, mu: Tensor, valid_BT: Tensor, noise: Tensor, time_B: Tensor, keep_B: Tensor
+        self,
+        target: Tensor,
+        mu: Tensor,
+        valid_BT: Tensor,
+        noise: Tensor,
+        time_B: Tensor,
+        keep_B: Tensor,
+        chunks: Chunks | None = None,
     ) -> Tensor:
         """Sum of squared velocity errors for given draws.
 
@@ -121,15 +155,25 @@ class FlowMatchingDecoder(nn.Module):
             target, mu, noise: end, condition and start of the path (B, M, T).
             valid_BT: True at valid frames.
             time_B: flow time in [0, 1]; keep_B: True where the condition is shown.
+            chunks: see ConditionalUNet.forward.
         """
         time = time_B[:, None, None]
         on_path = (1 - (1 - self.sigma_min) * time) * noise + time * target
         velocity = target - (1 - self.sigma_min) * noise
         shown = mu * keep_B[:, None, None]
-        error = self.velocity(on_path, shown, keep_B, time_B, valid_BT).float() - velocity
+        error = self.velocity(on_path, shown, keep_B, time_B, valid_BT, chunks).float() - velocity
         return (error * valid_BT[:, None]).square().sum()
 
-    def velocity(self, x: Tensor, shown: Tensor, keep_B: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+    def velocity(
+        self,
+        x: Tensor,
+        shown: Tensor,
+        keep_B: Tensor,
+        time_B: Tensor,
+        valid_BT: Tensor,
+        chunks: Chunks | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
         """Velocity at points of the path.
 
         With ``guess_std`` s, the mel is ``shown`` plus an error of that width (without condition: mean 0,
@@ -140,8 +184,9 @@ class FlowMatchingDecoder(nn.Module):
             x, shown: point and condition (B, M, T), the latter zero where ``keep_B`` is False.
             time_B: flow time in [0, 1].
             valid_BT: True at valid frames.
+            chunks, past: see ConditionalUNet.forward.
         """
-        out = self.estimator(x, shown, time_B, valid_BT)
+        out = self.estimator(x, shown, time_B, valid_BT, chunks, past)
         if self.guess_std is None:
             return out
         time = time_B[:, None, None]
@@ -161,6 +206,7 @@ class FlowMatchingDecoder(nn.Module):
         generator: torch.Generator | None = None,
         solver: str = "euler",
         time_warp: str = "cosine",
+        chunks: Chunks | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states to log-mel, each item alike alone and in a batch.
 
@@ -171,6 +217,7 @@ class FlowMatchingDecoder(nn.Module):
             noise: start (B, M, T); without it, one draw from ``generator`` that all items share.
             solver: one of SOLVERS.
             time_warp: of the steps, one of WARPS.
+            chunks: of the estimator's attention; None are its own. Those of a FlowStream give what it gives.
 
         Returns:
             mel_BMT (zero beyond the length), mel_len_B.
@@ -187,7 +234,7 @@ class FlowMatchingDecoder(nn.Module):
         if noise is None:
             noise = self.draw_noise(mu.shape[2], generator, mu.device).expand_as(mu)
         valid_BT = valid_steps(mel_len_B, mu.shape[2])
-        mel = self.integrate(noise, mu, valid_BT, num_steps, guidance, solver, time_warp)
+        mel = self.integrate(noise, mu, valid_BT, num_steps, guidance, solver, time_warp, chunks)
         return (mel * self.mel_std + self.mel_mean) * valid_BT[:, None], mel_len_B
 
     def draw_noise(self, num_frames: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -208,8 +255,14 @@ class FlowMatchingDecoder(nn.Module):
         guidance: float,
         solver: str = "euler",
         time_warp: str = "cosine",
+        chunks: Chunks | None = None,
+        pasts: Iterable[Past] = (),
     ) -> Tensor:
-        """From noise to standardised mel; with guidance, both branches in one batch."""
+        """From noise to standardised mel; with guidance, both branches in one batch.
+
+        Args:
+            pasts: of a stream of which these frames are the next chunk, one for each velocity that the solver asks for.
+        """
         from torchdiffeq import odeint
 
         times = warped(torch.linspace(0, 1, num_steps + 1, device=mu.device), time_warp)
@@ -217,9 +270,11 @@ class FlowMatchingDecoder(nn.Module):
         seen = torch.cat([mu, torch.zeros_like(mu)][:branches])
         valid = valid_BT.repeat(branches, 1)
         keep = torch.arange(len(seen), device=mu.device) < len(mu)
+        turn = iter(pasts)
 
         def velocity(time: Tensor, x: Tensor) -> Tensor:
-            out = self.velocity(x.repeat(branches, 1, 1), seen, keep, time.to(x).expand(len(seen)), valid)
+            time_B = time.to(x).expand(len(seen))
+            out = self.velocity(x.repeat(branches, 1, 1), seen, keep, time_B, valid, chunks, next(turn, None))
             if not guidance:
                 return out
             shown, free = out.chunk(2)

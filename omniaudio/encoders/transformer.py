@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from omniaudio.init import start_silent
+from omniaudio.past import Past, band
 from omniaudio.sdpa import sdpa
 
 Norm = Literal["layer", "rms"]
@@ -64,23 +65,25 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, visible_B11T: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, visible_B11T: Tensor | None = None, past: Past | None = None) -> Tensor:
         """Attend.
 
         Args:
             x_BTD: input.
             visible_B11T: True where a key may be seen; None sees all. Causal attention needs none: padding
                 stands on the right, where no valid query looks.
+            past: of a stream that ``x_BTD`` goes on with, for causal attention; extended.
 
         Returns:
             (B, T, D).
         """
-        q, k, v = (
-            p(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        mask = None if self.causal else visible_B11T
-        y = sdpa(q, k, v, mask, is_causal=self.causal)
+        query, key, value = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        mask, is_causal = (None if self.causal else visible_B11T), self.causal
+        if past is not None:
+            key, value = past.keys_values(self, key, value)
+            mask, is_causal = band(query.shape[1], key.shape[1], past.look_back, x_BTD.device), False
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+        y = sdpa(q, k, v, mask, is_causal=is_causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -135,7 +138,7 @@ class TransformerLayer(nn.Module):
         self.final_layer_norm = make_norm(norm, width, norm_eps)
         start_silent(self.self_attn.out_proj, self.fc2)
 
-    def forward(self, x_BTD: Tensor, visible_B11T: Tensor | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); ``visible_B11T`` as in SelfAttention."""
-        x_BTD = x_BTD + self.self_attn(self.self_attn_layer_norm(x_BTD), visible_B11T)
+    def forward(self, x_BTD: Tensor, visible_B11T: Tensor | None = None, past: Past | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); ``visible_B11T`` and ``past`` as in SelfAttention."""
+        x_BTD = x_BTD + self.self_attn(self.self_attn_layer_norm(x_BTD), visible_B11T, past)
         return x_BTD + self.fc2(self.activation(self.fc1(self.final_layer_norm(x_BTD))))

@@ -41,15 +41,50 @@ class MaskedGroupNorm(nn.Module):
             return (y * valid_B1T).to(x_BCT.dtype)
 
 
-class NormedDeconv(nn.Module):
-    """ConvTranspose1d and MaskedGroupNorm; an item of T frames gives (T - 1) x stride + kernel_size."""
+class CumulativeNorm(MaskedGroupNorm):
+    """The same with statistics of an item's frames so far: no frame waits for a later one (arXiv:1809.07454, II-E)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+    def forward(self, x_BCT: Tensor, valid_B1T: Tensor) -> Tensor:
+        """As MaskedGroupNorm."""
+        return self.go_on(x_BCT, valid_B1T, x_BCT.new_zeros(len(x_BCT), 3, dtype=torch.float64))[0]
+
+    def go_on(self, x_BCT: Tensor, valid_B1T: Tensor, sums_B3: Tensor) -> tuple[Tensor, Tensor]:
+        """The next frames of a stream.
+
+        Args:
+            sums_B3: float64 sum, sum of squares and count of all values before; zeros at the beginning.
+
+        Returns:
+            normalised (B, C, T), sums_B3 with these frames.
+        """
+        with torch.autocast(x_BCT.device.type, enabled=False):
+            x = x_BCT.float() * valid_B1T
+            count_BT = valid_B1T[:, 0].float() * x.shape[1]
+            frames_B3T = torch.stack([x.sum(1), x.square().sum(1), count_BT], 1).double()
+            sums_B3T = sums_B3[..., None] + frames_B3T.cumsum(-1)
+            mean_BT, square_BT = (sums_B3T[:, i] / sums_B3T[:, 2].clamp(min=1) for i in (0, 1))
+            scale_BT = torch.rsqrt((square_BT - mean_BT.square()).clamp(min=0) + self.eps).float()
+            y = (x - mean_BT.float()[:, None]) * scale_BT[:, None]
+            y = torch.addcmul(self.bias.float()[:, None], y, self.weight.float()[:, None])
+            return (y * valid_B1T).to(x_BCT.dtype), sums_B3T[..., -1]
+
+
+class NormedDeconv(nn.Module):
+    """ConvTranspose1d and a norm; an item of T frames gives (T - 1) x stride + kernel_size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        norm: type[MaskedGroupNorm] = MaskedGroupNorm,
+    ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
         self.stride = stride
         self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
-        self.norm = MaskedGroupNorm(out_channels)
+        self.norm = norm(out_channels)
 
     def forward(self, x_BCT: Tensor, length_B: Tensor) -> Tensor:
         """(B, C, T), zero at padding, to (B, C', (T - 1) x stride + kernel_size), zero at padding."""
@@ -102,6 +137,9 @@ class MelDecoder(nn.Module):
         recompute: see run_layers.
     """
 
+    hidden_norm: type[MaskedGroupNorm] = MaskedGroupNorm
+    """Of the frames that become hidden states."""
+
     def __init__(
         self,
         width: int,
@@ -125,7 +163,7 @@ class MelDecoder(nn.Module):
         self.recompute = recompute
         self.positional_embedding: Tensor
         self.register_buffer("positional_embedding", sinusoids(max_frames, width))
-        self.dconv1 = NormedDeconv(width, width, kernel_size=3, stride=FRAMES_PER_CODE)
+        self.dconv1 = NormedDeconv(width, width, kernel_size=3, stride=FRAMES_PER_CODE, norm=self.hidden_norm)
         self.layers = nn.ModuleList(
             TransformerLayer(width, num_heads, ffn_width, causal=True) for _ in range(num_layers)
         )
@@ -179,6 +217,15 @@ class MelDecoder(nn.Module):
             hidden_BTD=hidden_BTD,
             hidden_len_B=hidden_len_B,
         )
+
+
+class CausalMelDecoder(MelDecoder):
+    """One whose hidden states know no later codes, so that they can be had one by one: see DecoderStream.
+
+    Weights have the shapes of MelDecoder's, but must be trained so. The coarse and refined mels still see the whole.
+    """
+
+    hidden_norm = CumulativeNorm
 
 
 def _resample(x_BCT: Tensor, in_len_B: Tensor, out_len_B: Tensor) -> Tensor:

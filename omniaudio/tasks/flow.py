@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.draws import Draws
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import LogMel
 from omniaudio.quantizers.mel_decoder import FRAMES_PER_CODE
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
-from omniaudio.tasks.base import LossTerm, Task
+from omniaudio.tasks.base import LossTerm, Task, step_seed
 from omniaudio.types import CodesWaveBatch
 
 
@@ -43,5 +44,8 @@ class FlowTask(Task):
             decoded = self.tokenizer.decode(batch.codes)
             with torch.autocast(batch.wav_BN.device.type, enabled=False):
                 mel_BMT, mel_len_B = self.mel(batch.wav_BN, batch.num_samples_B)
-        terms = self.flow.losses(decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B)
+        chunks = None
+        if split == "train":  # the same on every rank
+            chunks = self.flow.draw_chunks(Draws(step_seed(self.seed, self.batches_seen, 0, "chunks")))
+        terms = self.flow.losses(decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B, chunks=chunks)
         return {name: LossTerm(total, count) for name, (total, count) in terms.items()}

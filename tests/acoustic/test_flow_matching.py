@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, warped
 from omniaudio.acoustic.prenet import Prenet
-from omniaudio.acoustic.unet import ConditionalUNet
+from omniaudio.acoustic.unet import Chunks, ConditionalUNet
+from omniaudio.draws import Draws
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
 
@@ -34,7 +35,7 @@ class Field(nn.Module):
         super().__init__()
         self.shown, self.free = shown, free
 
-    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
         has_condition = (mu.abs().sum((1, 2), keepdim=True) > 0).float()
         return torch.ones_like(x) * (self.shown * has_condition + self.free * (1 - has_condition))
 
@@ -58,7 +59,7 @@ class Decay(nn.Module):
         self.times: list[float] = []
         self.items: list[int] = []
 
-    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
         self.times.append(float(time_B[0]))
         self.items.append(len(x))
         return -2 * time_B[:, None, None] * x
@@ -127,7 +128,7 @@ def test_no_step_at_all_is_refused() -> None:
 
 def test_perfect_velocity_has_no_loss() -> None:
     class Perfect(Field):
-        def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+        def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
             return target - (1 - 1e-6) * noise
 
     flow = new_flow(Perfect(0, 0))
@@ -191,7 +192,7 @@ def test_times_go_slowly_first() -> None:
     times = []
 
     class Recorder(Field):
-        def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+        def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
             times.append(float(time_B[0]))
             return super().forward(x, mu, time_B, valid_BT)
 
@@ -239,3 +240,31 @@ def test_the_estimator_speaks_in_units_of_what_is_left() -> None:
     left = [0.5 / math.hypot(0.7, 0.5 * 0.3), 1.0 / math.hypot(0.2, 0.8)]
     expected = torch.tensor(left)[:, None, None] * valid_BT[:, None]
     torch.testing.assert_close(step, expected.expand_as(step))
+
+
+def test_chunks_of_training_are_drawn_by_the_step_from_the_sizes_given() -> None:
+    flow = new_flow(train_chunks=[3, 8, 0])
+    drawn = [flow.draw_chunks(Draws(seed)) for seed in range(200)]
+    assert drawn == [flow.draw_chunks(Draws(seed)) for seed in range(200)]
+    sizes = {chunks.size for chunks in drawn if chunks}
+    assert len(sizes) == 3 and {3, 8} < sizes and max(sizes) > 100_000
+    for size in (3, 8):  # cut anywhere
+        assert {c.first for c in drawn if c and c.size == size} == set(range(1, size + 1))
+    assert new_flow().draw_chunks(Draws(0)) is None
+    with pytest.raises(UserError, match=r"flow.train_chunks \[-1\]: frames, or 0"):
+        new_flow(train_chunks=[-1])
+
+
+def test_losses_and_mels_follow_the_chunks() -> None:
+    flow = new_flow().eval()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    hidden, mel, length_B = torch.randn(1, 12, 6), torch.randn(1, 4, 12), torch.tensor([12])
+    found = []
+    for chunks in (None, Chunks(100, 100), Chunks(2, 3)):
+        seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+        loss = flow.losses(hidden, length_B, mel, length_B, seeds[0], chunks)["flow/mse"][0]
+        made, _ = flow.decode(hidden, length_B, 2, generator=seeds[1], chunks=chunks)
+        found.append((loss, made))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert not torch.allclose(found[0][0], found[2][0]) and not torch.allclose(found[0][1], found[2][1])

@@ -1,8 +1,10 @@
 """U-Net: what a frame may see, padding, batching."""
 
+import pytest
 import torch
 
-from omniaudio.acoustic.unet import CausalConv1d, ConditionalUNet, TimeEmbedding, chunk_visible
+from omniaudio.acoustic.unet import CausalConv1d, Chunks, ConditionalUNet, TimeEmbedding, chunk_visible
+from omniaudio.errors import UserError
 
 
 def new_unet(chunk_frames: int = 4) -> ConditionalUNet:
@@ -12,10 +14,18 @@ def new_unet(chunk_frames: int = 4) -> ConditionalUNet:
 
 def test_a_chunk_sees_itself_and_all_before() -> None:
     valid_BT = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    visible = chunk_visible(valid_BT, 2)
+    visible = chunk_visible(valid_BT, Chunks(2, 2))
     first = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert visible[0, 0].int().tolist() == first
     assert visible[1, 0].int().tolist() == [[*row[:3], 0, 0] for row in first]
+
+
+def test_the_first_chunk_has_a_length_of_its_own_and_the_look_back_ends() -> None:
+    visible = chunk_visible(torch.ones(1, 6, dtype=torch.bool), Chunks(1, 2), look_back=1)
+    expected = [[1, 0, 0, 0, 0, 0], *2 * [[1, 1, 1, 0, 0, 0]], *2 * [[0, 0, 1, 1, 1, 0]], [0, 0, 0, 0, 1, 1]]
+    assert visible[0, 0].int().tolist() == expected
+    with pytest.raises(UserError, match="chunks of 0 and 2 frames; at least 1 each"):
+        Chunks(0, 2)
 
 
 def test_convolution_is_causal() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from omniaudio.quantizers.mel_decoder import MaskedGroupNorm, MelDecoder
+from omniaudio.quantizers.mel_decoder import CumulativeNorm, MaskedGroupNorm, MelDecoder
 
 
 def make_decoder(**sizes: float) -> MelDecoder:
@@ -68,3 +68,19 @@ def test_coarse_mel_starts_at_the_given_level() -> None:
     output = make_decoder(mel_mean=-6.0, mel_std=2.0)(torch.randn(2, 20, 16), torch.tensor([20, 20]))
     assert abs(float(output.coarse_BMT.detach().mean()) + 6) < 0.2
     assert abs(float(output.coarse_BMT.detach().std()) - 2) < 0.2
+
+
+def test_cumulative_norm_is_torchs_over_the_frames_so_far() -> None:
+    torch.manual_seed(0)
+    norm = CumulativeNorm(6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x_BCT = torch.randn(2, 6, 9) + 3
+    valid_B1T = torch.arange(9)[None, None] < torch.tensor([9, 4])[:, None, None]
+    y_BCT = norm(x_BCT, valid_B1T)
+    for t in range(9):
+        expected = functional.group_norm(x_BCT[:, :, : t + 1], 1, norm.weight, norm.bias)[..., t]
+        torch.testing.assert_close(y_BCT[0, :, t], expected[0], atol=1e-5, rtol=1e-5)
+        if t < 4:
+            torch.testing.assert_close(y_BCT[1, :, t], expected[1], atol=1e-5, rtol=1e-5)
+    assert y_BCT[1, :, 4:].abs().max() == 0

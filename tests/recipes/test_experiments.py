@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from omniaudio.acoustic.flow_stream import FlowStream
 from omniaudio.cli.main import CONF_DIR, compose
 from omniaudio.cli.train import make_task
 from omniaudio.config import build
+from omniaudio.quantizers.decoder_stream import DecoderStream
 from omniaudio.training.artifacts import load_module
 from omniaudio.training.freeze import apply_trainable
 from tests.conftest import STAGES, run_stage, write_pairs
@@ -280,6 +282,21 @@ def test_a_flow_with_a_transformer_takes_two_steps(tiny_chain, tiny_data, tmp_pa
     flow = load_module(tmp_path / "flow/final/flow")
     assert type(flow.estimator).__name__ == "ConditionalDiT"
     assert flow.estimator.blocks[0].modulation.weight.any(), "it began at zero"
+
+
+def test_decoder_and_flow_that_stream_are_one_override_each(tiny_chain, tiny_data, tmp_path):
+    for name in ("text_lm", "codes"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    run_stage("tokenizer", tiny_data, tmp_path, "mel_decoder=streaming")
+    tokenizer = load_module(tmp_path / "tokenizer" / "final" / "tokenizer")
+    hidden_TD = DecoderStream(tokenizer).push(torch.zeros(3, 8, dtype=torch.int64))
+    (tmp_path / "tokenizer").rename(tmp_path / "streaming_tokenizer")
+    (tmp_path / "tokenizer").symlink_to(tiny_chain / "tokenizer")
+    run_stage("flow", tiny_data, tmp_path, "flow=streaming")
+    flow = load_module(tmp_path / "flow" / "final" / "flow")
+    assert flow.train_chunks == (12, 24, 48, 100, 0)
+    mel_MT = FlowStream(flow, torch.Generator().manual_seed(0), num_steps=1).push(hidden_TD)
+    assert mel_MT.shape == (80, 11) and mel_MT.isfinite().all()
 
 
 def count(module: torch.nn.Module) -> int:

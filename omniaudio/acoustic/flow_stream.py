@@ -1,0 +1,98 @@
+"""Flow matching while hidden states still come: chunk by chunk, with what the layers remember."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omniaudio.acoustic.flow_matching import CALLS, NOISE_FRAMES, SOLVERS, WARPS, FlowMatchingDecoder
+from omniaudio.errors import UserError, check_choice
+from omniaudio.past import Past
+from omniaudio.types import device_of
+
+
+class Noise:
+    """Starting noise of a stretch by its place: that of ``FlowMatchingDecoder.draw_noise``, however it is asked for.
+
+    Args:
+        flow: whose mel it becomes.
+        generator: at the beginning of the stretch.
+    """
+
+    def __init__(self, flow: FlowMatchingDecoder, generator: torch.Generator) -> None:
+        self.flow, self.generator, self._begin = flow, generator, 0
+        self._held_BMT = torch.zeros(1, flow.mel_spec.num_mels, 0, device=device_of(flow))
+
+    def frames(self, begin: int, end: int) -> Tensor:
+        """(1, M, end - begin); a later call does not begin earlier."""
+        while self._begin + self._held_BMT.shape[2] < end:
+            more = self.flow.draw_noise(NOISE_FRAMES, self.generator, self._held_BMT.device)
+            self._held_BMT = torch.cat([self._held_BMT, more], dim=2)
+        self._held_BMT, self._begin = self._held_BMT[:, :, begin - self._begin :], begin
+        return self._held_BMT[:, :, : end - begin]
+
+
+class FlowStream:
+    """Hidden states in chunks in, their mel out: what ``FlowMatchingDecoder.decode`` gives with these chunks.
+
+    Within a chunk attention sees both ways, so each chunk is pushed whole. Work and memory of a chunk depend on its
+    length and the look-back of prenet and estimator, not on what came before.
+
+    Args:
+        flow: in eval mode, trained with a look-back.
+        generator: of the starting noise.
+        num_steps, guidance, solver, time_warp: see FlowMatchingDecoder.decode.
+
+    Raises:
+        UserError: the flow looks back without end, or its hidden states are not at the rate of its mel.
+    """
+
+    def __init__(
+        self,
+        flow: FlowMatchingDecoder,
+        generator: torch.Generator,
+        num_steps: int = 10,
+        guidance: float = 0.7,
+        solver: str = "euler",
+        time_warp: str = "cosine",
+    ) -> None:
+        check_choice("flow solver", solver, SOLVERS)
+        check_choice("flow warp", time_warp, WARPS)
+        if not can_stream(flow):
+            raise UserError(
+                f"streaming: this flow looks back {flow.prenet.look_back} and {flow.estimator.look_back} frames (None: "
+                f"without end) from {flow.hidden_rate_hz:g} Hz to {flow.mel_spec.mel_rate_hz:g} Hz; it needs "
+                "limits and equal rates: train one with flow=streaming"
+            )
+        self.flow, self.guidance, self.solver, self.time_warp = flow, guidance, solver, time_warp
+        self.num_steps, self._num_frames = num_steps, 0
+        self._noise = Noise(flow, generator)
+        self._prenet_past = Past(flow.prenet.look_back)
+        self._pasts = [Past(flow.estimator.look_back) for _ in range(num_steps * CALLS[solver])]
+
+    @torch.no_grad()
+    def push(self, hidden_TD: Tensor) -> Tensor:
+        """The next chunk of hidden states (T, D) to its log-mel (M, T)."""
+        begin, end = self._num_frames, self._num_frames + len(hidden_TD)
+        if begin == end:
+            return hidden_TD.new_zeros(self.flow.mel_spec.num_mels, 0)
+        self._num_frames = end
+        mu = self.flow.prenet.guess(hidden_TD[None], self._prenet_past).transpose(1, 2)
+        valid_BT = torch.ones(1, end - begin, dtype=torch.bool, device=mu.device)
+        mel = self.flow.integrate(
+            self._noise.frames(begin, end), mu, valid_BT, self.num_steps, self.guidance, self.solver,
+            self.time_warp, pasts=self._pasts,
+        )  # fmt: skip
+        mel_MT: Tensor = mel[0] * self.flow.mel_std + self.flow.mel_mean
+        return mel_MT
+
+    @property
+    def num_values(self) -> int:
+        """Numbers that are remembered."""
+        return sum(past.num_values for past in (self._prenet_past, *self._pasts))
+
+
+def can_stream(flow: FlowMatchingDecoder) -> bool:
+    """Whether a flow was made for FlowStream."""
+    limits = (flow.prenet.look_back, flow.estimator.look_back)
+    return None not in limits and flow.hidden_rate_hz == flow.mel_spec.mel_rate_hz
