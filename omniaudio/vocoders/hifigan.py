@@ -18,6 +18,7 @@ from omniaudio.vocoders.layers import (
     ResBlock2,
     init_conv,
     maybe_weight_norm,
+    steps_reached,
 )
 
 
@@ -73,6 +74,27 @@ class HiFiGAN(FoldableVocoder):
             x_BDN = up(F.leaky_relu(x_BDN, LEAK))
             x_BDN = mean_of_blocks(self.resblocks, stage, self.num_blocks, x_BDN)
         return torch.tanh(self.conv_post(F.leaky_relu(x_BDN)).float()).squeeze(1)
+
+    @property
+    def reach_frames(self) -> tuple[int, int]:
+        """Mel frames before and after its own that a sample depends on, at most."""
+        reach, per_frame = float(steps_reached(self.conv_pre)), 1
+        for stage, up in enumerate(self.ups):
+            reach, per_frame = stage_reach(reach, per_frame, up, self.resblocks, stage, self.num_blocks)
+        frames = math.ceil(reach + steps_reached(self.conv_post) / per_frame)
+        return frames, frames
+
+
+def stage_reach(
+    reach: float, per_frame: int, up: nn.Module, blocks: nn.ModuleList, stage: int, num_blocks: int
+) -> tuple[float, int]:
+    """Reach in frames and steps a frame after one stage, from those before it."""
+    assert isinstance(up, nn.ConvTranspose1d)
+    reach += up.kernel_size[0] / up.stride[0] / per_frame
+    per_frame *= up.stride[0]
+    first = stage * num_blocks
+    widest = max(steps_reached(block) for block in blocks[first : first + num_blocks])
+    return reach + widest / per_frame, per_frame
 
 
 def mean_of_blocks(blocks: nn.ModuleList, stage: int, num_blocks: int, x_BDN: Tensor) -> Tensor:

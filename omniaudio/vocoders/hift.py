@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniaudio.frontend.mel import MelSpec
-from omniaudio.vocoders.hifigan import check_upsampling, mean_of_blocks
+from omniaudio.vocoders.hifigan import check_upsampling, mean_of_blocks, stage_reach
 from omniaudio.vocoders.layers import (
     LEAK,
     FoldableVocoder,
@@ -18,6 +19,7 @@ from omniaudio.vocoders.layers import (
     Snake,
     init_conv,
     maybe_weight_norm,
+    steps_reached,
 )
 from omniaudio.vocoders.source import F0Predictor, HarmonicSource
 from omniaudio.vocoders.spectral import SameISTFT, polar
@@ -107,6 +109,22 @@ class HiFT(FoldableVocoder):
         log_magnitude, angle = self.conv_post(F.leaky_relu(x_BDN)).chunk(2, dim=1)
         wav_BN = self.istft(polar(log_magnitude, angle.float().sin()))
         return wav_BN.clamp(-AUDIO_LIMIT, AUDIO_LIMIT)
+
+    @property
+    def reach_frames(self) -> tuple[int, int]:
+        """Frames of mel and excitation before and after its own that a sample depends on, at most, in ``filter``."""
+        hop, window = self.mel_spec.hop, self.n_fft / 2
+        reach, per_frame = float(steps_reached(self.conv_pre)), 1
+        for stage, up in enumerate(self.ups):
+            reach, per_frame = stage_reach(reach, per_frame, up, self.resblocks, stage, self.num_blocks)
+            down = self.source_downs[stage]
+            assert isinstance(down, nn.Conv1d)
+            excited = (window + down.kernel_size[0] * self.hop) / hop
+            blocks = self.resblocks[stage * self.num_blocks : (stage + 1) * self.num_blocks]
+            steps = steps_reached(self.source_resblocks[stage]) + max(map(steps_reached, blocks))
+            reach = max(reach, excited + steps / per_frame)
+        frames = math.ceil(reach + (steps_reached(self.conv_post) + 1) / per_frame + window / hop)
+        return frames, frames
 
 
 def _source_strides(upsample_rates: Sequence[int]) -> list[int]:

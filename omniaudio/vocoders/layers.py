@@ -40,6 +40,12 @@ def same_padding(kernel: int, dilation: int = 1) -> int:
     return (kernel - 1) * dilation // 2
 
 
+def steps_reached(*modules: nn.Module) -> int:
+    """Steps on either side that convolutions of kept length see, one after the other: the sum of their paddings."""
+    convs = (part for module in modules for part in module.modules() if isinstance(part, nn.Conv1d))
+    return sum(int(conv.padding[0]) for conv in convs)
+
+
 def init_conv(module: nn.Module) -> None:
     """The small normal start of the HiFi-GAN family."""
     if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):

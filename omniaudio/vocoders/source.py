@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from omniaudio.vocoders.layers import maybe_weight_norm
+from omniaudio.vocoders.layers import maybe_weight_norm, steps_reached
 
 EVAL_SEED = 0
 
@@ -37,6 +37,11 @@ class F0Predictor(nn.Module):
         for conv in self.convs:
             x_BDT = F.elu(conv(x_BDT))
         return rearrange(self.classifier(x_BDT.transpose(1, 2)), "b t 1 -> b t").abs()
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames on either side that an F0 depends on."""
+        return steps_reached(self.convs)
 
 
 class HarmonicSource(nn.Module):
@@ -77,12 +82,31 @@ class HarmonicSource(nn.Module):
         seed, the same for all items, so that an item sounds alike alone and in a batch.
         """
         f0_BN = f0_BT.detach().float().repeat_interleave(self.hop, dim=1)
-        phase_BH, noise_BNH = self._draw(f0_BN)
-        turns_BNH = (f0_BN[..., None] * self.multiple).double().div(self.sample_rate_hz).cumsum(dim=1) % 1.0
+        return self.excite(f0_BN, *self._draw(f0_BN))[0]
+
+    def excite(
+        self, f0_BN: Tensor, phase_BH: Tensor, noise_BNH: Tensor, turns_BH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Excitation (B, N) for given draws.
+
+        Args:
+            f0_BN: F0 of every sample in Hz.
+            phase_BH, noise_BNH: starting phases and unit noise.
+            turns_BH: float64, of the sines so far; None at the beginning.
+
+        Returns:
+            the excitation, and the turns after it.
+        """
+        speed_BNH = (f0_BN[..., None] * self.multiple).double().div(self.sample_rate_hz)
+        turns_BNH = speed_BNH.cumsum(dim=1)
+        if turns_BH is not None:
+            turns_BNH = turns_BNH + turns_BH[:, None]
+        turns_BNH = turns_BNH % 1.0
         sines_BNH = self.sine_amplitude * torch.sin(2 * math.pi * turns_BNH.float() + phase_BH[:, None])
         voiced_BN1 = (f0_BN > self.voiced_threshold_hz).float()[..., None]
         noise_level = voiced_BN1 * self.noise_std + (1 - voiced_BN1) * self.sine_amplitude / 3
-        return torch.tanh(self.mix(sines_BNH * voiced_BN1 + noise_level * noise_BNH)).squeeze(-1)
+        wav_BN1 = torch.tanh(self.mix(sines_BNH * voiced_BN1 + noise_level * noise_BNH))
+        return wav_BN1.squeeze(-1), turns_BNH[:, -1]
 
     def _draw(self, f0_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Starting phases (B or 1, H), that of the fundamental 0, and unit noise (B or 1, N, H)."""
@@ -91,7 +115,38 @@ class HarmonicSource(nn.Module):
         if not self.training:
             generator, batch, device = torch.Generator().manual_seed(EVAL_SEED), 1, torch.device("cpu")
         num_sines = len(self.multiple)
-        phase_BH = (torch.rand(batch, num_sines, generator=generator, device=device) * 2 - 1) * math.pi
+        phase_BH = _phases(batch, num_sines, generator, device)
         noise_BNH = torch.randn(batch, f0_BN.shape[1], num_sines, generator=generator, device=device)
-        phase_BH[:, 0] = 0.0
         return phase_BH.to(f0_BN.device), noise_BNH.to(f0_BN.device)
+
+
+class SourceStream:
+    """The excitation that a HarmonicSource gives in evaluation, piece by piece: phases and noise run on.
+
+    The noise is that of the whole where hop x sines is a multiple of 16, in which torch draws.
+    """
+
+    def __init__(self, source: HarmonicSource) -> None:
+        self.source = source
+        self._num_sines = len(source.multiple)
+        self._generator = torch.Generator().manual_seed(EVAL_SEED)
+        self._phase_BH = _phases(1, self._num_sines, self._generator, torch.device("cpu"))
+        self._turns_BH: Tensor | None = None
+
+    @torch.no_grad()
+    def push(self, f0_BT: Tensor) -> Tensor:
+        """The next F0 (1, T) in Hz to excitation (1, T * hop)."""
+        if not f0_BT.shape[1]:
+            return f0_BT
+        f0_BN = f0_BT.float().repeat_interleave(self.source.hop, dim=1)
+        noise_BNH = torch.randn(1, f0_BN.shape[1], self._num_sines, generator=self._generator)
+        draws = (self._phase_BH.to(f0_BN.device), noise_BNH.to(f0_BN.device))
+        wav_BN, self._turns_BH = self.source.excite(f0_BN, *draws, self._turns_BH)
+        return wav_BN
+
+
+def _phases(batch: int, num_sines: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Starting phases (B, H), that of the fundamental 0."""
+    phase_BH = (torch.rand(batch, num_sines, generator=generator, device=device) * 2 - 1) * math.pi
+    phase_BH[:, 0] = 0.0
+    return phase_BH
