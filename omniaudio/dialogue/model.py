@@ -5,8 +5,9 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
 from omniaudio.data.prompts import prompt_for, with_voice
 from omniaudio.dialogue.remel import remel
 from omniaudio.dialogue.replies import ReplyChunk, SpokenReply
+from omniaudio.dialogue.speech_stream import StreamSettings, Stretches, remembers
 from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
@@ -84,6 +86,7 @@ class DialogueSettings:
         mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
             which are the clearer ones as long as flow matching has had little training.
         voices: names of the voices that replies may be asked in: those that the training named.
+        stream: chunks of speech.
     """
 
     text: SamplingSettings = TEXT_SAMPLING
@@ -96,6 +99,7 @@ class DialogueSettings:
     flow_warp: str = "cosine"
     mel_path: DecodePath = "flow"
     voices: Sequence[str] = ()
+    stream: StreamSettings = field(default_factory=StreamSettings)
 
     def __post_init__(self) -> None:
         check_decode_path(self.mel_path)
@@ -103,6 +107,15 @@ class DialogueSettings:
             raise UserError(f"dialogue.flow_steps {self.flow_steps}: at least 1")
         check_choice("dialogue.flow_solver", self.flow_solver, SOLVERS)
         check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
+
+    def flow_options(self) -> dict[str, Any]:
+        """How flow matching is solved."""
+        return {
+            "num_steps": self.flow_steps,
+            "guidance": self.flow_guidance,
+            "solver": self.flow_solver,
+            "time_warp": self.flow_warp,
+        }
 
 
 class SpokenLanguageModel(nn.Module):
@@ -190,14 +203,13 @@ class SpokenLanguageModel(nn.Module):
         if path != "flow":
             own_BMT = decoded.refined_BMT if path == "refined" else decoded.coarse_BMT
             return remel(own_BMT, decoded.mel_len_B, self.tokenizer.decoder_mel_spec, self.mel_spec)
+        options = self.settings.flow_options()
         return self.flow.decode(
             decoded.hidden_BTD,
             decoded.hidden_len_B,
-            num_steps=self.settings.flow_steps if flow_steps is None else flow_steps,
-            guidance=self.settings.flow_guidance,
-            solver=self.settings.flow_solver,
-            time_warp=self.settings.flow_warp,
             generator=torch.Generator().manual_seed(seed),
+            chunks=self.settings.stream.mel_chunks if remembers(self, path) else None,
+            **(options if flow_steps is None else {**options, "num_steps": flow_steps}),
         )
 
     @torch.inference_mode()
@@ -238,18 +250,27 @@ class SpokenLanguageModel(nn.Module):
         seed: int = 0,
         history: str = "audio",
         voice: str | None = None,
+        chunk_frames: int | None = None,
     ) -> Iterator[ReplyChunk]:
-        """Answer a chat while it is being made: text when it is written, a stretch of speech when it ends.
+        """Answer a chat while it is being made: text when it is written, speech when a chunk of it is there.
 
-        All chunks together say what ``reply`` says with the same arguments; whether a limit cut the reply off, only
-        ``reply`` tells. Closing the iterator ends the generation.
+        All chunks together say what ``reply`` says with the same arguments and settings: its samples where a stretch of
+        speech is one chunk or the parts were trained for streaming, else nearly its samples (see SpeechStream).
+        Whether a limit cut the reply off, only ``reply`` tells. Closing the iterator ends the generation.
+
+        Args:
+            messages, speak, seed, history, voice: see ``reply``.
+            chunk_frames: code frames of a chunk, 0: stretches as a whole; None: that of ``settings.stream``.
         """
         prompt, saved = self._asked(messages, speak, history, voice)
         if history == "text":
             yield {"saved_positions": saved}
         ids: list[int] = []
-        frames: list[Tensor] = []
         told = ""
+        settings = self.settings.stream
+        if chunk_frames is not None:
+            settings = dataclasses.replace(settings, chunk_frames=chunk_frames)
+        speech = Stretches(self, settings, seed)
         generator = torch.Generator().manual_seed(seed)
         for event in self._generator().stream(prompt, "free" if speak else "text", generator):
             if isinstance(event, TextToken):
@@ -258,12 +279,10 @@ class SpokenLanguageModel(nn.Module):
                 if text != told and not text.endswith(UNFINISHED):  # the first bytes of a letter
                     yield {"text": text[len(told) :]}
                     told = text
-            elif isinstance(event, Frame):
-                frames.append(event.codes_K)
-            elif isinstance(event, SpeechEnd) and frames:
-                codes_SK = torch.stack(frames)
-                yield {"wav": self._said(codes_SK, seed), "codes_SK": codes_SK}
-                frames = []
+            elif isinstance(event, (Frame, SpeechEnd)):
+                wav_N, codes_SK = speech.next(event)
+                if len(wav_N):
+                    yield {"wav": wav_N, "codes_SK": codes_SK}
         rest = self.text_tokenizer.decode(ids)[len(told) :]
         if rest:
             yield {"text": rest}

@@ -76,3 +76,17 @@ def _alike(
     true_N, made_N = resample(true_N, true_rate_hz, RATE_HZ), resample(made_N, made_rate_hz, RATE_HZ)
     num_samples = min(len(true_N), len(made_N))
     return true_N[:num_samples], made_N[:num_samples]
+
+
+def seam_step(wav_N: np.ndarray, seams: Iterable[int], reach: int = 2) -> tuple[float, float]:
+    """Largest step from a sample to the next within ``reach`` samples of the seams, and the largest elsewhere.
+
+    Args:
+        wav_N: pieces of speech laid one after the other.
+        seams: first samples of all pieces but the first; a click is a step there that speech does not take.
+    """
+    step_N = np.abs(np.diff(wav_N))
+    near_N = np.zeros(len(step_N), bool)
+    for seam in seams:
+        near_N[max(0, seam - reach) : seam + reach] = True
+    return float(step_N[near_N].max(initial=0.0)), float(step_N[~near_N].max(initial=0.0))

@@ -10,7 +10,7 @@ import pytest
 from omniaudio.corpus.build.synthesis import EspeakNg
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
-from omniaudio.metrics.signal import estoi, mean_of, pesq
+from omniaudio.metrics.signal import estoi, mean_of, pesq, seam_step
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,12 @@ def test_a_missing_package_is_one_line(speech, monkeypatch) -> None:
 def test_a_mean_leaves_out_what_is_not_there() -> None:
     assert mean_of([1.0, None, 2.0]) == (1.5, 2)
     assert mean_of([None]) == (None, 0)
+
+
+def test_a_step_at_a_seam_is_told_from_those_elsewhere():
+    wav = np.cumsum(np.full(100, 0.01))
+    assert seam_step(wav, [50]) == pytest.approx((0.01, 0.01))
+    wav[50:] += 0.5
+    assert seam_step(wav, [50]) == pytest.approx((0.51, 0.01))
+    assert seam_step(wav, [20]) == pytest.approx((0.01, 0.51))
+    assert seam_step(wav[:1], []) == (0.0, 0.0)

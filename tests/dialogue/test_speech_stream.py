@@ -1,0 +1,186 @@
+"""Speech chunk by chunk: the samples of the whole where the parts were made for it, near to them elsewhere."""
+
+import copy
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from omniaudio.cli.main import compose
+from omniaudio.config import build
+from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
+from omniaudio.dialogue.speech_stream import SpeechStream, StreamSettings, remembers
+from omniaudio.errors import UserError
+from omniaudio.lm.generate import Frame, SpeechEnd, TextToken
+from omniaudio.metrics.signal import seam_step
+from omniaudio.quantizers.mel_decoder import CausalMelDecoder
+from omniaudio.types import Codes
+from omniaudio.vocoders.istft import ISTFTVocoder
+from tests.dialogue.tiny_experiment import BOOKS, flow_config
+
+
+def randomised(*modules: torch.nn.Module) -> None:
+    """The first weights of residual branches are zero and would hide what a layer sees."""
+    torch.manual_seed(0)
+    for parameter in itertools.chain(*(module.parameters() for module in modules)):
+        torch.nn.init.normal_(parameter, std=0.4)
+
+
+@pytest.fixture(scope="module")
+def streaming(model: SpokenLanguageModel) -> SpokenLanguageModel:
+    """Parts that were made to be streamed; two flow steps."""
+    tokenizer, config = copy.deepcopy(model.tokenizer), flow_config()
+    tokenizer.decoder = CausalMelDecoder(16, 20, 1, 2, 16, refine_width=8, refine_layers=1)
+    for part in ("prenet", "estimator"):
+        config[part]["look_back"] = 30
+    flow = build(config)
+    randomised(tokenizer.decoder, flow)
+    vocoder = ISTFTVocoder(model.mel_spec, 16, 16, 2, 1920)
+    settings = DialogueSettings(max_text_tokens=5, max_frames=6, flow_steps=2)
+    return SpokenLanguageModel(tokenizer, model.lm, flow, vocoder, model.text_tokenizer, settings).eval()
+
+
+def new_codes(num_codes: int) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(num_codes)
+    return torch.stack([torch.randint(size, (num_codes,), generator=draws) for size in BOOKS], 1)
+
+
+def whole(model: SpokenLanguageModel, codes_SK: torch.Tensor, **options: Any) -> np.ndarray:
+    return model.decode(
+        Codes(codes_BSK=codes_SK[None], num_frames_B=torch.tensor([len(codes_SK)])), **options
+    )
+
+
+def pieces_of(stream: SpeechStream, codes_SK: torch.Tensor, size: int) -> list[np.ndarray]:
+    return [*(stream.push(piece) for piece in codes_SK.split(size)), stream.finish()]
+
+
+@pytest.mark.parametrize(
+    "chunk,first,num_codes,pushed",
+    [(1, 1, 9, 1), (6, 2, 1, 1), (6, 4, 40, 1), (6, 4, 40, 7), (90, 90, 40, 40)],
+)
+def test_parts_that_remember_say_the_samples_of_the_whole(
+    streaming: SpokenLanguageModel, chunk: int, first: int, num_codes: int, pushed: int
+) -> None:
+    settings = StreamSettings(chunk_frames=chunk, first_frames=first)
+    codes_SK, before = new_codes(num_codes), streaming.settings
+    assert remembers(streaming, "flow") and not remembers(streaming, "refined")
+    pieces = pieces_of(SpeechStream(streaming, settings, seed=5), codes_SK, pushed)
+    try:
+        streaming.settings = dataclasses.replace(before, stream=settings)
+        offline_N = whole(streaming, codes_SK, seed=5)
+    finally:
+        streaming.settings = before
+    error = np.abs(np.concatenate(pieces) - offline_N).max()
+    assert error < 1e-4 * np.abs(offline_N).max()
+    if num_codes > chunk:
+        assert sum(len(piece) > 0 for piece in pieces) > 1
+        assert np.abs(offline_N - whole(streaming, codes_SK, seed=5)).max() > 10 * error, "chunks matter"
+
+
+@pytest.mark.parametrize("path", ["flow", "refined", "coarse"])
+def test_windows_give_as_many_samples_and_no_clicks(model: SpokenLanguageModel, path: Any) -> None:
+    settings = StreamSettings(chunk_frames=5, first_frames=2, context_frames=6, look_ahead_frames=2)
+    codes_SK = new_codes(33)
+    assert not remembers(model, "flow")
+    pieces = pieces_of(SpeechStream(model, settings, path=path), codes_SK, 1)
+    streamed_N, offline_N = np.concatenate(pieces), whole(model, codes_SK, path=path)
+    assert len(streamed_N) == len(offline_N)
+    seams = np.cumsum([len(piece) for piece in pieces])[:-1]
+    assert len(set(seams)) > 5
+    at_seams, _ = seam_step(streamed_N, seams.tolist())
+    assert at_seams <= 1.2 * np.abs(np.diff(offline_N)).max()
+
+
+@pytest.mark.parametrize("path", ["flow", "refined"])
+def test_one_window_is_the_whole(model: SpokenLanguageModel, path: Any) -> None:
+    settings, codes_SK = StreamSettings(chunk_frames=50, first_frames=50), new_codes(20)
+    streamed_N = np.concatenate(pieces_of(SpeechStream(model, settings, 2, path, 7), codes_SK, 3))
+    np.testing.assert_allclose(streamed_N, whole(model, codes_SK, num_books=2, path=path, seed=7), atol=1e-5)
+
+
+def test_windows_have_a_largest_size(model: SpokenLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, decode = list[int](), type(model.tokenizer).decode
+
+    def spy(self: Any, codes: Codes, num_books: int | None = None) -> Any:
+        seen.append(int(codes.num_frames_B))
+        return decode(self, codes, num_books)
+
+    monkeypatch.setattr(type(model.tokenizer), "decode", spy)
+    settings = StreamSettings(chunk_frames=5, first_frames=2, context_frames=6, look_ahead_frames=2)
+    pieces_of(SpeechStream(model, settings), new_codes(60), 1)
+    assert seen[:4] == [2 + 2, 2 + 5 + 2, 6 + 5 + 2, 6 + 5 + 2] and max(seen) <= 6 + 5 + 2 * 2
+
+
+def events(num_frames: int) -> list[Any]:
+    return [TextToken(70), *map(Frame, new_codes(num_frames)), SpeechEnd(True), TextToken(71)]
+
+
+def test_speech_comes_while_its_stretch_goes_on(
+    streaming: SpokenLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
+
+    def generate(*_: Any) -> Any:
+        for event in events(20):
+            asked.append(event)
+            yield event
+
+    monkeypatch.setattr("omniaudio.lm.generate.Generator.stream", generate)
+    messages: list[Any] = [{"role": "user", "content": "hello"}]
+    chunks, heard_after = [], list[int]()
+    for chunk in streaming.stream(messages, chunk_frames=4):
+        chunks.append(chunk)
+        if "wav" in chunk:
+            heard_after.append(len(asked))
+    assert heard_after[0] == 1 + 4 and len(heard_after) >= 4, "after the first four frames"
+    codes_SK = torch.cat([chunk["codes_SK"] for chunk in chunks if "wav" in chunk])
+    assert torch.equal(codes_SK, new_codes(20))
+    asked.clear()
+    at_once = [chunk for chunk in streaming.stream(messages) if "wav" in chunk]
+    assert len(at_once) == 1
+    wav_N = np.concatenate([chunk["wav"] for chunk in chunks if "wav" in chunk])
+    assert len(wav_N) == len(at_once[0]["wav"])
+
+
+def test_a_reply_in_chunks_is_the_reply_and_one_that_is_left_leaves_nothing(
+    streaming: SpokenLanguageModel,
+) -> None:
+    before, codes = streaming.settings, Codes(codes_BSK=new_codes(9)[None], num_frames_B=torch.tensor([9]))
+    messages: list[Any] = [{"role": "user", "content": codes}]
+    try:
+        settings = StreamSettings(chunk_frames=2, first_frames=1)
+        streaming.settings = dataclasses.replace(before, stream=settings, max_frames=30)
+        spoken = 0
+        for seed in range(4):
+            reply = streaming.reply(messages, seed=seed)
+            cut = streaming.stream(messages, seed=seed)
+            next(cut)
+            cut.close()
+            wavs = [chunk["wav"] for chunk in streaming.stream(messages, seed=seed) if "wav" in chunk]
+            assert bool(wavs) == (reply["wav"] is not None)
+            if wavs:
+                np.testing.assert_allclose(np.concatenate(wavs), reply["wav"], atol=1e-4)
+            spoken += len(wavs)
+        assert spoken > 4
+    finally:
+        streaming.settings = before
+
+
+def test_mistakes_are_one_line(model: SpokenLanguageModel) -> None:
+    with pytest.raises(UserError, match=r"dialogue.stream.context_frames 0: at least 1"):
+        StreamSettings(context_frames=0)
+    with pytest.raises(UserError, match="chunk_frames is 0"):
+        SpeechStream(model, StreamSettings())
+    with pytest.raises(UserError, match="are 408 code frames, at most 375"):
+        SpeechStream(model, StreamSettings(chunk_frames=200, context_frames=200))
+
+
+def test_an_export_keeps_the_chunks() -> None:
+    words = ["system=baichuan_audio", "scale=tiny", "dialogue.stream.chunk_frames=12"]
+    made = {"_target_": "omniaudio.dialogue.model.DialogueSettings", **compose("export", words)["dialogue"]}
+    settings = build(made, "dialogue", _parts_only=True)
+    assert settings.stream == StreamSettings(chunk_frames=12)
