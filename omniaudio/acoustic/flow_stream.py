@@ -33,24 +33,28 @@ class Noise:
 
 
 class FlowStream:
-    """Hidden states in chunks in, their mel out: what ``FlowMatchingDecoder.decode`` gives with these chunks.
+    """Hidden states in chunks in, their mel out.
 
-    Within a chunk attention sees both ways, so each chunk is pushed whole. Work and memory of a chunk depend on its
-    length and the look-back of prenet and estimator, not on what came before.
+    Of a flow with limits of its own (``has_limits``) it is what ``FlowMatchingDecoder.decode`` gives with these
+    chunks; one that was trained to look back without end is given a limit. Within a chunk attention sees both ways,
+    so each chunk is pushed whole. Work and memory of a chunk depend on its length and the limits, not on what came
+    before.
 
     Args:
-        flow: in eval mode, trained with a look-back.
+        flow: in eval mode.
         generator: of the starting noise.
+        look_back: mel frames of the past that prenet and estimator see where they have no limit.
         num_steps, guidance, solver, time_warp: see FlowMatchingDecoder.decode.
 
     Raises:
-        UserError: the flow looks back without end, or its hidden states are not at the rate of its mel.
+        UserError: the hidden states are not at the rate of the mel.
     """
 
     def __init__(
         self,
         flow: FlowMatchingDecoder,
         generator: torch.Generator,
+        look_back: int = 200,
         num_steps: int = 10,
         guidance: float = 0.7,
         solver: str = "euler",
@@ -58,17 +62,19 @@ class FlowStream:
     ) -> None:
         check_choice("flow solver", solver, SOLVERS)
         check_choice("flow warp", time_warp, WARPS)
-        if not can_stream(flow):
+        if flow.hidden_rate_hz != flow.mel_spec.mel_rate_hz:
             raise UserError(
-                f"streaming: this flow looks back {flow.prenet.look_back} and {flow.estimator.look_back} frames (None: "
-                f"without end) from {flow.hidden_rate_hz:g} Hz to {flow.mel_spec.mel_rate_hz:g} Hz; it needs "
-                "limits and equal rates: train one with flow=streaming"
+                f"streaming: flow.hidden_rate_hz is {flow.hidden_rate_hz:g}, the mel has {flow.mel_spec.mel_rate_hz:g} "
+                "frames a second; they must be equal"
             )
+        limits = [
+            look_back if part.look_back is None else part.look_back for part in (flow.prenet, flow.estimator)
+        ]
         self.flow, self.guidance, self.solver, self.time_warp = flow, guidance, solver, time_warp
         self.num_steps, self._num_frames = num_steps, 0
         self._noise = Noise(flow, generator)
-        self._prenet_past = Past(flow.prenet.look_back)
-        self._pasts = [Past(flow.estimator.look_back) for _ in range(num_steps * CALLS[solver])]
+        self._prenet_past = Past(limits[0])
+        self._pasts = [Past(limits[1]) for _ in range(num_steps * CALLS[solver])]
 
     @torch.no_grad()
     def push(self, hidden_TD: Tensor) -> Tensor:
@@ -92,7 +98,6 @@ class FlowStream:
         return sum(past.num_values for past in (self._prenet_past, *self._pasts))
 
 
-def can_stream(flow: FlowMatchingDecoder) -> bool:
-    """Whether a flow was made for FlowStream."""
-    limits = (flow.prenet.look_back, flow.estimator.look_back)
-    return None not in limits and flow.hidden_rate_hz == flow.mel_spec.mel_rate_hz
+def has_limits(flow: FlowMatchingDecoder) -> bool:
+    """Whether a flow looks back so far and no farther, in training too."""
+    return flow.prenet.look_back is not None and flow.estimator.look_back is not None

@@ -19,7 +19,7 @@ from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
 from omniaudio.data.prompts import prompt_for, with_voice
 from omniaudio.dialogue.remel import remel
 from omniaudio.dialogue.replies import ReplyChunk, SpokenReply
-from omniaudio.dialogue.speech_stream import StreamSettings, Stretches, remembers
+from omniaudio.dialogue.speech_stream import StreamSettings, Stretches, chunks_of
 from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel, MelSpec
@@ -208,7 +208,7 @@ class SpokenLanguageModel(nn.Module):
             decoded.hidden_BTD,
             decoded.hidden_len_B,
             generator=torch.Generator().manual_seed(seed),
-            chunks=self.settings.stream.mel_chunks if remembers(self, path) else None,
+            chunks=chunks_of(self, path),
             **(options if flow_steps is None else {**options, "num_steps": flow_steps}),
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omniaudio.acoustic.flow_stream import FlowStream, Noise, can_stream
+from omniaudio.acoustic.flow_stream import FlowStream, has_limits
 from omniaudio.acoustic.unet import Chunks
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
@@ -33,9 +33,9 @@ class StreamSettings:
     Args:
         chunk_frames: code frames that are decoded at once; 0: the whole stretch.
         first_frames: of the first chunk, at most ``chunk_frames``: the sooner something is heard.
-        context_frames, look_ahead_frames: code frames before and after a chunk that are decoded with it again. For
-            decoders and flows that know whole stretches only; those trained for streaming remember instead, and need
-            none.
+        context_frames: code frames of the past that the attention of a flow without a limit of its own sees, and the
+            norms of the tokenizer's own mels.
+        look_ahead_frames: code frames after a chunk that the tokenizer's own mels wait for; flow matching needs none.
         vocoder_look_ahead: see VocoderStream.
     """
 
@@ -64,17 +64,19 @@ class StreamSettings:
         return Chunks(FRAMES_PER_CODE * self.first - 1, FRAMES_PER_CODE * self.chunk_frames)
 
 
-def remembers(model: SpokenLanguageModel, path: DecodePath) -> bool:
-    """Whether decoder and flow were made to go on where they stopped, so that chunks give the mel of the whole."""
-    return path == "flow" and isinstance(model.tokenizer.decoder, CausalMelDecoder) and can_stream(model.flow)
+def chunks_of(model: SpokenLanguageModel, path: DecodePath) -> Chunks | None:
+    """How ``decode`` cuts a stretch: as its stream does, if decoder and flow were made to say the same in chunks."""
+    same = path == "flow" and isinstance(model.tokenizer.decoder, CausalMelDecoder) and has_limits(model.flow)
+    return model.settings.stream.mel_chunks if same else None
 
 
 class SpeechStream:
     """Codes of one stretch of speech in pieces of any size in, samples out, in all as many as ``decode`` gives.
 
-    Where ``remembers``, they are the samples of ``decode`` with the same settings (up to what
-    ``vocoder_look_ahead`` leaves out). Otherwise each chunk is decoded within a window of its neighbours, with the
-    noise of its place: near to ``decode``, whose norms and attention see the whole stretch, but not the same.
+    Decoder, flow and vocoder go on where they stopped, with the noise of the place. With a CausalMelDecoder and a flow
+    with limits, the samples are those of ``decode`` with the same settings (but for what ``vocoder_look_ahead`` leaves
+    out). Parts that were trained on whole stretches say nearly the same: their norm sees the past instead of the whole,
+    their attention this chunk instead of theirs, and no more of the past than ``context_frames``.
     Memory and work of a chunk do not depend on what came before. What is dropped before its end leaves nothing behind.
 
     Args:
@@ -94,12 +96,11 @@ class SpeechStream:
         if not settings.chunk_frames:
             raise UserError("streaming: dialogue.stream.chunk_frames is 0, the whole stretch at once")
         path = model.settings.mel_path if path is None else path
-        self._mel: _RememberedMel | _WindowMel
-        if remembers(model, path):
-            self._mel = _RememberedMel(model, num_books, seed)
+        self._mel: _FlowMel | _OwnMel
+        if path == "flow":
+            self._mel, self._ahead = _FlowMel(model, settings, num_books, seed), 0
         else:
-            self._mel = _WindowMel(model, settings, num_books, path, seed)
-        self._ahead = settings.look_ahead_frames if isinstance(self._mel, _WindowMel) else 0
+            self._mel, self._ahead = _OwnMel(model, settings, num_books, path), settings.look_ahead_frames
         self._vocoder = VocoderStream(cast(Any, model.vocoder), settings.vocoder_look_ahead)
         self._waiting_SK = torch.zeros(0, len(model.tokenizer.codebook_sizes), dtype=torch.int64)
         self._size, self._next_size = settings.first, settings.chunk_frames
@@ -166,81 +167,63 @@ class Stretches:
         return wav_N, codes_SK
 
 
-class _RememberedMel:
+class _FlowMel:
     """Chunks of codes to mel by decoder and flow that go on where they stopped."""
 
-    def __init__(self, model: SpokenLanguageModel, num_books: int | None, seed: int) -> None:
+    def __init__(
+        self, model: SpokenLanguageModel, settings: StreamSettings, num_books: int | None, seed: int
+    ) -> None:
         self._decoder = DecoderStream(model.tokenizer, num_books)
         generator = torch.Generator().manual_seed(seed)
-        self._flow = FlowStream(model.flow, generator, **model.settings.flow_options())
+        look_back = FRAMES_PER_CODE * settings.context_frames
+        self._flow = FlowStream(model.flow, generator, look_back, **model.settings.flow_options())
 
     def push(self, chunk_SK: Tensor, ahead_SK: Tensor) -> Tensor:
         return self._flow.push(self._decoder.push(chunk_SK))
 
 
-class _WindowMel:
-    """Chunks of codes to mel, each decoded as a stretch of its own with the codes around it."""
+class _OwnMel:
+    """Chunks of codes to the tokenizer's own mel: states by a decoder that goes on, mels in windows of them."""
 
     def __init__(
-        self,
-        model: SpokenLanguageModel,
-        settings: StreamSettings,
-        num_books: int | None,
-        path: DecodePath,
-        seed: int,
+        self, model: SpokenLanguageModel, settings: StreamSettings, num_books: int | None, path: DecodePath
     ) -> None:
-        self._model, self._num_books, self._path = model, num_books, path
-        self._context = settings.context_frames
+        self._model, self._path, self._context = model, path, settings.context_frames
+        self._decoder = DecoderStream(model.tokenizer, num_books)
         ratio = model.mel_spec.mel_rate_hz / model.tokenizer.code_rate_hz
         self._per_code = round(ratio)
-        most = model.tokenizer.chunk_frames
-        window = settings.context_frames + settings.chunk_frames + 2 * settings.look_ahead_frames
-        if self._per_code != ratio or window > most:
-            raise UserError(
-                f"streaming: context, chunk and twice the look-ahead are {window} code frames, at most {most}; "
-                f"and {ratio:g} mel frames a code must be a whole number"
-            )
-        self._noise = Noise(model.flow, torch.Generator().manual_seed(seed))
-        self._past_SK = torch.zeros(0, len(model.tokenizer.codebook_sizes), dtype=torch.int64)
-        self._begin = self._done = 0  # first code that is held; mel frames given out
+        if self._per_code != ratio:
+            raise UserError(f"streaming: {ratio:g} mel frames a code; the vocoder's must be a whole number")
+        self._hidden_TD = self._decoder.push(torch.zeros(0, len(model.tokenizer.codebook_sizes)))
+        self._first = self._heard = self._given = 0  # codes: first that is held, heard, given out
+        self._done = 0  # mel frames given out
         self._tail_MT = torch.zeros(model.mel_spec.num_mels, 0, device=model.device)
 
     def push(self, chunk_SK: Tensor, ahead_SK: Tensor) -> Tensor:
-        first = self._begin * self._per_code
-        heard_SK = torch.cat([self._past_SK, chunk_SK])
-        mel_MT = self._decode(torch.cat([heard_SK, ahead_SK]), first)
+        new_SK = torch.cat([chunk_SK, ahead_SK])[self._heard - self._given :]
+        self._hidden_TD = torch.cat([self._hidden_TD, self._decoder.push(new_SK)])
+        self._heard += len(new_SK)
+        self._given += len(chunk_SK)
+        mel_MT, first = self._decode(), self._first * self._per_code
         end = first + mel_MT.shape[1]
         if len(ahead_SK):  # otherwise the window ends here
-            end = min(end, first + len(heard_SK) * self._per_code - 1)
-        piece_MT, rest_MT = mel_MT[:, self._done - first :].split(
-            [end - self._done, first + mel_MT.shape[1] - end], dim=1
-        )
+            end = min(end, self._given * self._per_code - 1)
+        piece_MT, rest_MT = mel_MT[:, self._done - first :].tensor_split([end - self._done], dim=1)
         num_faded = min(self._tail_MT.shape[1], piece_MT.shape[1])
         fade_in_T = torch.linspace(0, 1, num_faded + 2, device=mel_MT.device)[1:-1]
         faded_MT = self._tail_MT[:, :num_faded].lerp(piece_MT[:, :num_faded], fade_in_T)
         self._tail_MT, self._done = rest_MT[:, :FADE_FRAMES], end
-        self._past_SK = heard_SK[max(0, len(heard_SK) - self._context) :]
-        self._begin += len(heard_SK) - len(self._past_SK)
+        gone = max(0, self._given - self._context - self._first)
+        self._hidden_TD, self._first = self._hidden_TD[gone * FRAMES_PER_CODE :], self._first + gone
         return torch.cat([faded_MT, piece_MT[:, num_faded:]], dim=1)
 
-    def _decode(self, codes_SK: Tensor, first: int) -> Tensor:
-        """Mel (M, T) of a window whose first frame is the ``first`` of the stretch."""
-        model, device = self._model, self._model.device
-        codes = Codes(codes_BSK=codes_SK[None], num_frames_B=torch.tensor([len(codes_SK)])).to(device)
-        decoded = model.tokenizer.decode(codes, self._num_books)
-        if self._path != "flow":
-            own_BMT = decoded.refined_BMT if self._path == "refined" else decoded.coarse_BMT
-            return remel(own_BMT, decoded.mel_len_B, model.tokenizer.decoder_mel_spec, model.mel_spec)[0][0]
-        size = model.flow.estimator.chunk_frames
-        num_frames = int(model.flow.mel_length(decoded.hidden_len_B))
-        mel_BMT, _ = model.flow.decode(
-            decoded.hidden_BTD,
-            decoded.hidden_len_B,
-            noise=self._noise.frames(first, first + num_frames),
-            chunks=Chunks(size - first % size, size),  # where they would lie in the stretch
-            **model.settings.flow_options(),
-        )
-        return mel_BMT[0]
+    def _decode(self) -> Tensor:
+        """Mel (M, T) of the states that are held, for the vocoder."""
+        tokenizer = self._model.tokenizer
+        length_B = torch.tensor([len(self._hidden_TD)], device=self._hidden_TD.device)
+        made = tokenizer.decoder.mels(self._hidden_TD[None], length_B)
+        own_BMT = made.refined_BMT if self._path == "refined" else made.coarse_BMT
+        return remel(own_BMT, made.mel_len_B, tokenizer.decoder_mel_spec, self._model.mel_spec)[0][0]
 
 
 def _array(wav_N: Tensor) -> np.ndarray:

@@ -1,37 +1,30 @@
-"""Hidden states while codes still come: the causal mel decoder, piece by piece."""
+"""Hidden states while codes still come: the mel decoder, piece by piece."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from omniaudio.errors import UserError
 from omniaudio.past import Past
 from omniaudio.quantizers.base import check_num_books
-from omniaudio.quantizers.mel_decoder import CausalMelDecoder, CumulativeNorm
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.types import device_of
 
 
 class DecoderStream:
-    """Codes in pieces of any size in, the hidden states of ``SpeechTokenizer.decode`` out.
+    """Codes in pieces of any size in, hidden states out.
 
-    S codes give 4 S - 1 states in all; each is out as soon as its code is in. Memory is bounded: as in ``decode``, the
-    decoder begins anew after the codes that it takes at most (30 s).
+    Of a CausalMelDecoder they are those of ``SpeechTokenizer.decode``. Any other's norm knows the whole stretch there,
+    and here the codes so far: the states differ at the beginning of a stretch, and less and less. S codes give
+    4 S - 1 states in all; each is out as soon as its code is in. Memory is bounded: as in ``decode``, the decoder
+    begins anew after the codes that it takes at most (30 s).
 
     Args:
-        tokenizer: in eval mode, with a CausalMelDecoder.
+        tokenizer: in eval mode.
         num_books: leading books to read; None reads all.
-
-    Raises:
-        UserError: the decoder sees the whole stretch, and cannot be had piece by piece.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer, num_books: int | None = None) -> None:
-        if not isinstance(tokenizer.decoder, CausalMelDecoder):
-            raise UserError(
-                "streaming: this tokenizer's decoder sees whole stretches; train one with mel_decoder=streaming"
-            )
         self.tokenizer, self.decoder = tokenizer, tokenizer.decoder
         self.num_books = check_num_books(num_books, len(tokenizer.codebook_sizes))
         self._last_TD: Tensor | None = None
@@ -68,7 +61,6 @@ class DecoderStream:
             x_BDT = torch.cat([deconv.conv.bias[None, :, None].expand(-1, -1, gap), x_BDT], dim=-1)
         begin = self._num_codes * deconv.stride - gap
         self._num_codes += len(codes_SK)
-        assert isinstance(deconv.norm, CumulativeNorm)
         valid_B1T = torch.ones_like(x_BDT[:, :1], dtype=torch.bool)
         x_BDT, self._sums_B3 = deconv.norm.go_on(x_BDT, valid_B1T, self._sums_B3)
         x_BTD = x_BDT.transpose(1, 2)

@@ -40,16 +40,8 @@ class MaskedGroupNorm(nn.Module):
             y = torch.addcmul(self.bias.float()[:, None], centered * scale_B11, self.weight.float()[:, None])
             return (y * valid_B1T).to(x_BCT.dtype)
 
-
-class CumulativeNorm(MaskedGroupNorm):
-    """The same with statistics of an item's frames so far: no frame waits for a later one (arXiv:1809.07454, II-E)."""
-
-    def forward(self, x_BCT: Tensor, valid_B1T: Tensor) -> Tensor:
-        """As MaskedGroupNorm."""
-        return self.go_on(x_BCT, valid_B1T, x_BCT.new_zeros(len(x_BCT), 3, dtype=torch.float64))[0]
-
     def go_on(self, x_BCT: Tensor, valid_B1T: Tensor, sums_B3: Tensor) -> tuple[Tensor, Tensor]:
-        """The next frames of a stream.
+        """The next frames of a stream, normalised by the statistics of all frames so far.
 
         Args:
             sums_B3: float64 sum, sum of squares and count of all values before; zeros at the beginning.
@@ -67,6 +59,14 @@ class CumulativeNorm(MaskedGroupNorm):
             y = (x - mean_BT.float()[:, None]) * scale_BT[:, None]
             y = torch.addcmul(self.bias.float()[:, None], y, self.weight.float()[:, None])
             return (y * valid_B1T).to(x_BCT.dtype), sums_B3T[..., -1]
+
+
+class CumulativeNorm(MaskedGroupNorm):
+    """The same with statistics of an item's frames so far: no frame waits for a later one (arXiv:1809.07454, II-E)."""
+
+    def forward(self, x_BCT: Tensor, valid_B1T: Tensor) -> Tensor:
+        """As MaskedGroupNorm."""
+        return self.go_on(x_BCT, valid_B1T, x_BCT.new_zeros(len(x_BCT), 3, dtype=torch.float64))[0]
 
 
 class NormedDeconv(nn.Module):
@@ -184,8 +184,10 @@ class MelDecoder(nn.Module):
 
     def mel_length(self, num_frames_B: Tensor) -> Tensor:
         """Code frames to mel frames."""
-        ratio = self.mel_frames_per_code / FRAMES_PER_CODE
-        return (self.hidden_length(num_frames_B) * ratio).floor().long()
+        return self._mel_frames(self.hidden_length(num_frames_B))
+
+    def _mel_frames(self, hidden_len_B: Tensor) -> Tensor:
+        return (hidden_len_B * (self.mel_frames_per_code / FRAMES_PER_CODE)).floor().long()
 
     def forward(self, emb_BSD: Tensor, num_frames_B: Tensor) -> MelDecoderOutput:
         """Decode; an item decodes alike alone and in any batch.
@@ -206,8 +208,12 @@ class MelDecoder(nn.Module):
         hidden_len_B = self.hidden_length(num_frames_B)
         hidden_BTD = self.layer_norm(x_BTD) * valid_steps(hidden_len_B, x_BTD.shape[1])[..., None]
 
+        return self.mels(hidden_BTD, hidden_len_B)
+
+    def mels(self, hidden_BTD: Tensor, hidden_len_B: Tensor) -> MelDecoderOutput:
+        """Hidden states (B, T, D), zero beyond their lengths, to the mels of both stages."""
         fine_BMT = self.dconv2(hidden_BTD.transpose(1, 2), hidden_len_B)
-        mel_len_B = self.mel_length(num_frames_B)
+        mel_len_B = self._mel_frames(hidden_len_B)
         coarse_BMT = _resample(fine_BMT, FRAMES_PER_HIDDEN * hidden_len_B, mel_len_B)
         refined_BMT = self.refine(coarse_BMT, valid_steps(mel_len_B, coarse_BMT.shape[-1])[:, None])
         return MelDecoderOutput(

@@ -84,10 +84,23 @@ def test_noise_depends_on_seed_and_place_only() -> None:
         assert torch.equal(noise.frames(begin, end), whole[:, :, begin:end])
 
 
+def test_a_flow_without_limits_is_given_one() -> None:
+    stream, held = FlowStream(new_flow(look_back=None), seeded(), look_back=15, num_steps=1), set()
+    for _ in range(8):
+        stream.push(torch.randn(10, 6))
+        held.add(stream.num_values)
+    assert len(held) == 2, "10 frames, then 15"
+    far, hidden = (
+        FlowStream(new_flow(look_back=None), seeded(), look_back=500, num_steps=2),
+        torch.randn(40, 6),
+    )
+    pieces = [far.push(piece) for piece in hidden.split(8)]
+    offline, _ = new_flow(look_back=None).decode(hidden[None], torch.tensor([40]), 2, generator=seeded())
+    torch.testing.assert_close(torch.cat(pieces, 1), offline[0], atol=1e-4, rtol=1e-4)
+
+
 def test_what_cannot_be_streamed_is_refused() -> None:
-    with pytest.raises(UserError, match="looks back None and None frames"):
-        FlowStream(new_flow(look_back=None), seeded())
-    with pytest.raises(UserError, match="from 25 Hz to 50 Hz"):
+    with pytest.raises(UserError, match="flow.hidden_rate_hz is 25, the mel has 50"):
         FlowStream(new_flow(hidden_rate_hz=25.0), seeded())
     with pytest.raises(UserError, match="flow solver 'x'"):
         FlowStream(new_flow(), seeded(), solver="x")
