@@ -1,0 +1,91 @@
+"""Sounds that are no speech go through every part: finite numbers, the length of any sound, gradients to learn from."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from omniaudio.dialogue.model import SpokenLanguageModel
+from omniaudio.dialogue.speech_stream import SpeechStream, StreamSettings
+from omniaudio.frontend.audio import resample
+from omniaudio.frontend.mel import LogMel
+from omniaudio.losses.mel import SCALES, mel_distance
+from tests.vocoders.vocoder_fixtures import ALL
+
+RATE_HZ, SECONDS = 16_000, 1.2
+TIME_N = np.arange(int(RATE_HZ * SECONDS)) / RATE_HZ
+
+
+def music() -> np.ndarray:
+    """Three chords of six partials, each struck and dying away."""
+    beat_N = TIME_N % 0.4
+    roots_N = np.choose((TIME_N // 0.4).astype(int) % 3, [220.0, 261.6, 196.0])
+    notes = [np.sin(2 * np.pi * roots_N * ratio * TIME_N) / ratio for ratio in (1, 1.25, 1.5, 2, 2.5, 3)]
+    return 0.2 * np.exp(-6 * beat_N) * np.sum(notes, axis=0)
+
+
+SOUNDS = {
+    "silence": np.zeros_like(TIME_N),
+    "clipping": np.sign(np.sin(2 * np.pi * 180 * TIME_N)),
+    "tone": 0.5 * np.sin(2 * np.pi * 100 * TIME_N),
+    "noise": np.random.default_rng(0).normal(0, 0.3, len(TIME_N)).clip(-1, 1),
+    "music": music(),
+}
+
+
+def checked(wav_N: np.ndarray) -> int:
+    """Number of samples, which are all finite and within [-1, 1]."""
+    assert wav_N.dtype == np.float32 and np.isfinite(wav_N).all() and np.abs(wav_N).max(initial=0.0) <= 1
+    return len(wav_N)
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_sounds_that_are_no_speech_go_through_every_part(model: SpokenLanguageModel, name: str) -> None:
+    wav_N = SOUNDS[name].astype(np.float32)
+    codes = model.encode(wav_N, RATE_HZ)
+    assert codes.codes_BSK.shape == (1, 15, 3)
+    for book, size in enumerate(model.tokenizer.codebook_sizes):
+        assert 0 <= int(codes.codes_BSK[..., book].min()) <= int(codes.codes_BSK[..., book].max()) < size
+    for path in ("flow", "refined", "coarse"):
+        mel_BMT, _ = model.mel(codes, path=path)
+        assert mel_BMT.isfinite().all() and mel_BMT.abs().max() < 100
+        stream = SpeechStream(model, StreamSettings(chunk_frames=4, first_frames=2), path=path)
+        streamed_N = np.concatenate([stream.push(codes.codes_BSK[0]), stream.finish()])
+        assert checked(streamed_N) == checked(model.decode(codes, path=path)) > 1.1 * 24_000
+    assert checked(model.copy_synthesis(wav_N, RATE_HZ)) == 1.2 * 24_000
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_every_vocoder_says_what_it_can_of_their_mels(model: SpokenLanguageModel, name: str) -> None:
+    mel_BMT, _ = model.true_mel(SOUNDS[name].astype(np.float32), RATE_HZ)
+    for make in ALL.values():
+        torch.manual_seed(0)
+        vocoder = make().eval()
+        with torch.no_grad():
+            checked(vocoder(mel_BMT[:, : vocoder.mel_spec.num_mels])[0].numpy())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_they_can_be_learned_from(model: SpokenLanguageModel, name: str) -> None:
+    """One batch of nothing else: losses and gradients of tokenizer and flow stay finite."""
+    wav_BN, length_B = torch.from_numpy(SOUNDS[name]).float()[None], torch.tensor([len(TIME_N)])
+    tokenizer, flow = (copy.deepcopy(part).train() for part in (model.tokenizer, model.flow))
+    _, decoded = tokenizer.reconstruct(*tokenizer.log_mel(wav_BN, length_B), bypass_share=0.5)
+    target_BMT, target_len_B = tokenizer.decoder_mel(wav_BN, length_B)
+    both_B = torch.minimum(decoded.mel_len_B, target_len_B)
+    total, count = mel_distance(decoded.refined_BMT, target_BMT, both_B, SCALES[0], None)
+    mel_BMT, mel_len_B = LogMel(flow.mel_spec)(*resampled(wav_BN))
+    terms = flow.losses(decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B)
+    loss = total / count + sum(value / number for value, number in terms.values())
+    loss.backward()
+    assert float(loss.detach()) < 100
+    gradients = [p.grad for p in (*tokenizer.parameters(), *flow.parameters()) if p.grad is not None]
+    assert len(gradients) > 50 and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def resampled(wav_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    wav_N = torch.from_numpy(resample(wav_BN[0].numpy(), RATE_HZ, 24_000))
+    return wav_N[None], torch.tensor([len(wav_N)])
