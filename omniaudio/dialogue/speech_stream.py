@@ -93,9 +93,11 @@ class SpeechStream:
         path: DecodePath | None = None,
         seed: int = 0,
     ) -> None:
+        from omniaudio.dialogue.model import check_decode_path
+
         if not settings.chunk_frames:
             raise UserError("streaming: dialogue.stream.chunk_frames is 0, the whole stretch at once")
-        path = model.settings.mel_path if path is None else path
+        path = model.settings.mel_path if path is None else check_decode_path(path)
         self._mel: _FlowMel | _OwnMel
         if path == "flow":
             self._mel, self._ahead = _FlowMel(model, settings, num_books, seed), 0
@@ -142,11 +144,9 @@ class Stretches:
         self._codes_SK, self._speech = self._none_SK, self._new()
 
     def _new(self) -> SpeechStream | None:
-        return (
-            SpeechStream(self._model, self._settings, seed=self._seed)
-            if self._settings.chunk_frames
-            else None
-        )
+        if not self._settings.chunk_frames:
+            return None
+        return SpeechStream(self._model, self._settings, seed=self._seed)
 
     def next(self, event: Frame | SpeechEnd) -> tuple[np.ndarray, Tensor]:
         """Samples (N,) that can be heard after an event, often none, and the codes (S, K) that came since the last."""

@@ -193,6 +193,10 @@ def test_mistakes_are_one_line(model: SpokenLanguageModel) -> None:
         StreamSettings(context_frames=0)
     with pytest.raises(UserError, match="chunk_frames is 0"):
         SpeechStream(model, StreamSettings())
+    with pytest.raises(UserError, match="'magic' is not one of flow, refined, coarse"):
+        SpeechStream(model, StreamSettings(chunk_frames=5), path="magic")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"dialogue.stream.chunk_frames -1: at least 0"):
+        next(model.stream([{"role": "user", "content": "hello"}], chunk_frames=-1))
 
 
 def test_an_export_keeps_the_chunks() -> None:
