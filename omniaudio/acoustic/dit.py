@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from omniaudio.acoustic.unet import TimeEmbedding, chunk_visible
+from omniaudio.acoustic.unet import Chunks, TimeEmbedding, chunk_visible
 from omniaudio.errors import UserError
 from omniaudio.init import start_silent
+from omniaudio.past import Past
 from omniaudio.sdpa import sdpa
 
 ROTARY_BASE = 10_000.0
@@ -30,13 +31,22 @@ class DiTBlock(nn.Module):
         self.modulation = nn.Linear(time_width, 6 * width)
         start_silent(self.modulation)  # gates of zero: the stack starts as the identity
 
-    def forward(self, x_BTD: Tensor, time_BD: Tensor, turns_TD: Tensor, visible_B1TT: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``turns_TD`` are the angles of the rotary positions."""
+    def forward(
+        self, x_BTD: Tensor, time_BD: Tensor, rates_D: Tensor, visible_B1TT: Tensor, past: Past | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), going on from ``past``; ``rates_D`` are the angles from one rotary position to the
+        next, and positions count from the first that is seen: only their differences matter."""
         steered = self.modulation(F.silu(time_BD))[:, None].chunk(6, dim=-1)
         shift, scale, gate = steered[:3]
         normed = self.attention_norm(x_BTD) * (1 + scale) + shift
-        query, key, value = rearrange(self.to_qkv(normed), "b t (n h d) -> n b h t d", n=3, h=self.num_heads)
-        mixed = sdpa(rotated(query, turns_TD), rotated(key, turns_TD), value, visible_B1TT)
+        query, key, value = self.to_qkv(normed).chunk(3, dim=-1)
+        if past is not None:
+            key, value = past.keys_values(self, key, value)
+        turns_TD = torch.arange(key.shape[1], device=key.device)[:, None] * rates_D
+        query, key, value = (
+            rearrange(x, "b t (h d) -> b h t d", h=self.num_heads) for x in (query, key, value)
+        )
+        mixed = sdpa(rotated(query, turns_TD[-query.shape[2] :]), rotated(key, turns_TD), value, visible_B1TT)
         x_BTD = x_BTD + gate * self.to_out(rearrange(mixed, "b h t d -> b t (h d)"))
         shift, scale, gate = steered[3:]
         normed = self.ffn_norm(x_BTD) * (1 + scale) + shift
@@ -60,7 +70,8 @@ class ConditionalDiT(nn.Module):
         num_heads: of the attention; the width of a head is even.
         ffn_width: of the feed-forward.
         time_width: width of the time embedding.
-        chunk_frames: attention sees its own chunk of this many frames and all before.
+        chunk_frames: attention sees its own chunk of this many frames, and what is before it.
+        look_back: frames before its chunk that a frame sees; None: all.
 
     Raises:
         UserError: the width does not part into heads of even width.
@@ -77,12 +88,13 @@ class ConditionalDiT(nn.Module):
         ffn_width: int,
         time_width: int,
         chunk_frames: int = 100,
+        look_back: int | None = None,
     ) -> None:
         super().__init__()
         if width % (2 * num_heads):
             raise UserError(f"dit.width {width} is not a multiple of twice dit.num_heads {num_heads}")
         self.num_mels = num_mels
-        self.chunk_frames = chunk_frames
+        self.chunk_frames, self.look_back = chunk_frames, look_back
         half = width // num_heads // 2
         self.register_buffer("rates", ROTARY_BASE ** -(torch.arange(half) / half), persistent=False)
         self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
@@ -95,7 +107,15 @@ class ConditionalDiT(nn.Module):
         self.final_proj = nn.Linear(width, num_mels)
         start_silent(self.final_modulation, self.final_proj)
 
-    def forward(self, x_BMT: Tensor, mu_BMT: Tensor, time_B: Tensor, valid_BT: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BMT: Tensor,
+        mu_BMT: Tensor,
+        time_B: Tensor,
+        valid_BT: Tensor,
+        chunks: Chunks | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
         """Velocity at one time.
 
         Args:
@@ -103,17 +123,20 @@ class ConditionalDiT(nn.Module):
             mu_BMT: condition (B, M, T); zeros mean "no condition".
             time_B: flow time in [0, 1].
             valid_BT: True at valid frames.
+            chunks, past: see ``ConditionalUNet.forward``.
 
         Returns:
             (B, M, T), zero at padding.
         """
-        frame_T = torch.arange(x_BMT.shape[2], device=x_BMT.device)
-        turns_TD = frame_T[:, None] * self.rates.float()
-        visible = chunk_visible(valid_BT, self.chunk_frames)
+        if past is None:
+            chunks = chunks or Chunks(self.chunk_frames, self.chunk_frames)
+            visible = chunk_visible(valid_BT, chunks, self.look_back)
+        else:
+            visible = valid_BT.new_ones(1, 1, 1, 1)
         time_BD = self.time_embedding(time_B)
         h_BTD = self.in_proj(rearrange(torch.cat([x_BMT, mu_BMT], dim=1), "b m t -> b t m"))
         for block in self.blocks:
-            h_BTD = block(h_BTD, time_BD, turns_TD, visible)
+            h_BTD = block(h_BTD, time_BD, self.rates.float(), visible, past)
         shift, scale = self.final_modulation(F.silu(time_BD))[:, None].chunk(2, dim=-1)
         out_BTM = self.final_proj(self.final_norm(h_BTD) * (1 + scale) + shift)
         return rearrange(out_BTM, "b t m -> b m t") * valid_BT[:, None].to(out_BTM.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -67,9 +69,8 @@ class FlowStream:
                 f"streaming: flow.hidden_rate_hz is {flow.hidden_rate_hz:g}, the mel has {flow.mel_spec.mel_rate_hz:g} "
                 "frames a second; they must be equal"
             )
-        limits = [
-            look_back if part.look_back is None else part.look_back for part in (flow.prenet, flow.estimator)
-        ]
+        own = cast("list[int | None]", [flow.prenet.look_back, flow.estimator.look_back])
+        limits = [look_back if limit is None else limit for limit in own]
         self.flow, self.guidance, self.solver, self.time_warp = flow, guidance, solver, time_warp
         self.num_steps, self._num_frames = num_steps, 0
         self._noise = Noise(flow, generator)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from omniaudio.acoustic.dit import ConditionalDiT
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
 from omniaudio.acoustic.flow_stream import FlowStream, Noise
 from omniaudio.acoustic.prenet import Prenet
@@ -13,13 +14,18 @@ from omniaudio.frontend.mel import MelSpec
 SPEC = MelSpec(24000, 1920, 480, 1920, 4, 0.0, 8000.0, "ln", False)
 
 
-def new_flow(look_back: int | None = 9, hidden_rate_hz: float = 50.0) -> FlowMatchingDecoder:
+def new_flow(
+    look_back: int | None = 9, hidden_rate_hz: float = 50.0, kind: str = "unet"
+) -> FlowMatchingDecoder:
     """All weights random: the first weights of residual branches are zero and would hide attention."""
     torch.manual_seed(0)
+    sight = {"chunk_frames": 8, "look_back": look_back}
     flow = FlowMatchingDecoder(
         SPEC,
         Prenet(6, 16, 8, 2, 2, 16, num_mels=4, look_back=look_back),
-        ConditionalUNet(4, 8, 1, 2, 2, 4, 16, chunk_frames=8, look_back=look_back),
+        ConditionalUNet(4, 8, 1, 2, 2, 4, 16, **sight)
+        if kind == "unet"
+        else ConditionalDiT(4, 8, 2, 2, 16, 16, **sight),
         hidden_rate_hz,
         mel_mean=-5.0,
         mel_std=2.0,
@@ -33,15 +39,15 @@ def seeded(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+@pytest.mark.parametrize(("solver", "kind"), [("euler", "unet"), ("midpoint", "unet"), ("euler", "dit")])
 @pytest.mark.parametrize(
     "first,size,num_frames",
     [(1, 1, 12), (3, 4, 1), (3, 4, 40), (8, 8, 7), (8, 8, 48), (2, 50, 130), (500, 500, 130)],
 )
 def test_streamed_is_offline_with_the_same_chunks(
-    solver: str, first: int, size: int, num_frames: int
+    solver: str, kind: str, first: int, size: int, num_frames: int
 ) -> None:
-    flow, hidden = new_flow(), torch.randn(num_frames, 6)
+    flow, hidden = new_flow(kind=kind), torch.randn(num_frames, 6)
     stream = FlowStream(flow, seeded(), num_steps=2, solver=solver)
     pieces = [stream.push(hidden[:first]), *map(stream.push, hidden[first:].split(size))]
     length_B = torch.tensor([num_frames])
