@@ -124,6 +124,7 @@ class EspeakNg:
         variants: its voices' timbres.
         rates: words a minute.
         pitches: 0 to 99.
+        names: language -> its own voices to speak with; null, and languages that are not named, take all accents.
         libraries: path of the shared library and of its data; null takes those of the package espeakng-loader.
     """
 
@@ -132,9 +133,11 @@ class EspeakNg:
         variants: Sequence[str] = ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7"),
         rates: Sequence[int] = (140, 165, 190),
         pitches: Sequence[int] = (35, 50, 65),
+        names: Mapping[str, Sequence[str]] | None = None,
         libraries: Sequence[str] | None = None,
     ) -> None:
         self.variants, self.rates, self.pitches = tuple(variants), tuple(rates), tuple(pitches)
+        self.names = {**ESPEAK_VOICES, **(names or {})}
         self.libraries = tuple(libraries) if libraries else None
         self._voices: dict[str, list[Voice]] = {}
 
@@ -142,7 +145,7 @@ class EspeakNg:
         if language not in self._voices:
             self._voices[language] = [
                 Voice(f"{name}+{variant}", {"rate": rate, "pitch": pitch})
-                for name in ESPEAK_VOICES.get(language, (language,))
+                for name in self.names.get(language, (language,))
                 if self._knows(name)
                 for variant in self.variants
                 for rate in self.rates

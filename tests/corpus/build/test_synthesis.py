@@ -234,3 +234,9 @@ def test_a_user_has_many_voices_and_an_assistant_one(espeak):
         Synthesise(espeak, voices={"user": "nobody"})(
             [Segment(key="a/0", passage="a", language="en", text="a", role="user")]
         )
+
+
+def test_accents_can_be_chosen_by_language():
+    chosen = EspeakNg(variants=["f2"], rates=[150], pitches=[50], names={"en": ["en-us"]})
+    assert [voice.name for voice in chosen.voices("en")] == ["en-us+f2"]
+    assert {voice.name for voice in chosen.voices("es")} == {"es+f2", "es-419+f2"}
