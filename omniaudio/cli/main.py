@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(word in ("-h", "--help") for word in overrides):
             print(help_of(verb, module.__doc__ or ""))
             return
-        config = compose(verb, [word for word in overrides if word != "--print"])
+        config = compose(
+            "plan_data" if verb == "plan" and only_data(overrides) else verb,
+            [word for word in overrides if word != "--print"],
+        )
         if "--print" in overrides:
             import yaml
 
@@ -92,6 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from here", 130)
+
+
+def only_data(overrides: Sequence[str]) -> bool:
+    """Whether a plan names data and no training."""
+    names = {word.partition("=")[0] for word in overrides}
+    return bool(names & {"data", "data_dir"}) and "experiment" not in names
 
 
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ samples with what is learned in green. Writes nothing.
     omniaudio plan experiment=<system>/pretrain_stage2 scale=full strategy=zero3 gpus=64
     omniaudio plan experiment=<system>/pretrain_stage1 scale=full strategy=zero2 gpus=8 gpu=h100_80gb tokens=5e9
     omniaudio plan experiment=<system>/tokenizer scale=full trainer=gpu strategy=zero2 devices=8
+    omniaudio plan data=NAME                # no training: hours and lengths of what is prepared, built or joined
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniaudio.cli.doctor import memory_gb
@@ -39,6 +41,9 @@ def main(config: dict[str, Any]) -> None:
     """Print the plan."""
     from omniaudio.training.needs import ParameterCount
 
+    if "train_steps" not in config:  # conf/plan_data.yaml
+        print_folder(Path(config["data_dir"]))
+        return
     config = with_gpus(config)
     counts = parameter_counts(config)
     total = sum(counts.values(), ParameterCount(0, 0, 0))
@@ -153,6 +158,28 @@ def print_data(config: dict[str, Any], devices: int) -> None:
         Console().print(preflight(source, config["max_steps"], parts, show=config["show"]))
     except UserError as error:
         print(f"data: {error}")
+
+
+def print_folder(data_dir: Path) -> None:
+    """What every split of a folder holds.
+
+    Raises:
+        UserError: nothing is prepared there.
+    """
+    from rich.console import Console
+
+    from omniaudio.data.index import listed_splits
+    from omniaudio.data.preflight import contents
+    from omniaudio.data.shards import ShardReader
+
+    folder = data_dir / "shards" if (data_dir / "shards").is_dir() else data_dir
+    splits = listed_splits(folder)
+    if not splits:
+        raise UserError(
+            f"{folder}: nothing is prepared there; say data=NAME of `omniaudio prepare`, build or join, or data_dir=DIR"
+        )
+    for split in splits:
+        Console().print(contents(ShardReader(folder, split)))
 
 
 def print_needs(config: dict[str, Any], count: ParameterCount) -> None:

@@ -101,6 +101,18 @@ def hours(reader: ShardReader) -> Table:
     return table
 
 
+def contents(reader: ShardReader) -> Group:
+    """What a split holds: hours, lengths of its clips, and how many may not be learned as they are."""
+    counts, refused, edges = np.zeros(7, np.int64), 0, (0, 1, 2, 4, 8, 16, 30)
+    for items in _chunks(len(reader)):
+        counts += np.histogram(_seconds(reader, items), [*edges, np.inf])[0]
+        refused += int((np.asarray(reader.column("only")[items]) != 0).sum())
+    parts: list[Any] = [hours(reader), bars(counts.tolist(), "s", edges), *_held_out(reader)]
+    if refused:
+        parts.append(Text(f"  {refused:,} clips are for one kind of document alone, or for none"))
+    return Group(*parts)
+
+
 def histogram(values: Sequence[float], unit: str, edges: Sequence[float]) -> Text:
     """Counts between the edges as bars."""
     return bars(np.histogram(values, [*edges, np.inf])[0].tolist(), unit, edges)

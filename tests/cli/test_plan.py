@@ -171,3 +171,20 @@ def test_the_plan_agrees_with_a_real_step_of_the_whole_language_model(stage, wor
     found = measure(config)
     assert found["bytes"].of(24) == pytest.approx(whole["bytes"], rel=0.1)
     assert found["operations"].of(24) == pytest.approx(whole["operations"], rel=0.01)
+
+
+def test_a_folder_is_told_without_a_training(capsys, tiny_data, tmp_path, monkeypatch):
+    from omniaudio.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    main(["plan", f"data_dir={tiny_data}"])
+    told = capsys.readouterr().out
+    for words in ("shards, train", "shards, dev", "clips", "hours", " s  "):
+        assert words in told
+    with pytest.raises(SystemExit):
+        main(["plan", "data=nothing"])
+    assert "data/nothing: nothing is prepared there; say data=NAME" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan"])
+    assert "You must specify 'experiment'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
