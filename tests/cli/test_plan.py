@@ -179,7 +179,7 @@ def test_a_folder_is_told_without_a_training(capsys, tiny_data, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     main(["plan", f"data_dir={tiny_data}"])
     told = capsys.readouterr().out
-    for words in ("shards, train", "shards, dev", "clips", "hours", " s  "):
+    for words in ("train", "dev", "clips", "hours", " s  "):
         assert words in told
     with pytest.raises(SystemExit):
         main(["plan", "data=nothing"])
