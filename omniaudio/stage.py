@@ -32,7 +32,7 @@ from omniaudio.training.artifacts import plain
 STAMP, RUNNING = "stamp.json", "running.json"
 NOT_IN_KEY = {
     "exp_dir", "data_dir", "tag", "tracker", "num_workers", "num_threads", "checkpoint_every_steps", "health",
-    "attention",
+    "attention", "recompute",
 }  # fmt: skip
 SECRET_WORDS = ("token", "password", "secret", "api_key")
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "hydra-core", "webdataset", "numpy")

@@ -40,6 +40,17 @@ def test_only_the_decisive_part_of_a_config_counts(tmp_path):
             assert work.done is expected
 
 
+def test_what_changes_memory_alone_does_not_count(tmp_path):
+    for recompute, attention, width, expected in (
+        (False, "auto", 3, False),
+        (True, "flex", 3, True),
+        (True, "flex", 4, False),
+    ):
+        config = {"model": {"lm": {"recompute": recompute, "attention": attention, "width": width}}}
+        with stage(tmp_path / "s", config=config) as work:
+            assert work.done is expected
+
+
 def test_what_is_easily_made_again_is_not_kept(tmp_path):
     for number in (1, 2):
         with stage(tmp_path / "s", config={"a": number}, keep_old=False) as work:

@@ -42,6 +42,7 @@ class DiTBlock(nn.Module):
         query, key, value = self.to_qkv(normed).chunk(3, dim=-1)
         if past is not None:
             key, value = past.keys_values(self, key, value)
+            visible_B1TT = visible_B1TT.new_ones(1, 1, query.shape[1], key.shape[1])
         turns_TD = torch.arange(key.shape[1], device=key.device)[:, None] * rates_D
         query, key, value = (
             rearrange(x, "b t (h d) -> b h t d", h=self.num_heads) for x in (query, key, value)

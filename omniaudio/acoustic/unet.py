@@ -135,6 +135,7 @@ class TransformerBlock(nn.Module):
         query, key, value = self.to_q(normed), self.to_k(normed), self.to_v(normed)
         if past is not None:
             key, value = past.keys_values(self, key, value)
+            visible_B1TT = visible_B1TT.new_ones(1, 1, query.shape[1], key.shape[1])
         x_BTD = x_BTD + self.to_out(attend(query, key, value, self.num_heads, visible_B1TT))
         return x_BTD + self.fc2(F.gelu(self.fc1(self.ffn_norm(x_BTD))))
 

@@ -53,6 +53,9 @@ def main(config: dict[str, Any]) -> None:
     steps = config["flow_steps"]
     if not isinstance(steps, list) or not all(isinstance(num, int) and num > 0 for num in steps):
         raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
+    from omniaudio.metrics.quality import check_measures
+
+    check_measures(config["measures"])
     if config["batch_size"] < 1:
         raise UserError(f"config batch_size: {config['batch_size']} must be at least 1")
     if config["task"] == "tokenizer":

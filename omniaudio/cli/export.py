@@ -9,7 +9,7 @@ Reads final/ of the tokenizer, LLM, flow and vocoder stages and the text tokeniz
     omniaudio export system=NAME scale=mini
     omniaudio export system=NAME scale=mini parts.lm=exp/TAG/pretrain_stage2/final/lm    # without SFT
     omniaudio export system=NAME scale=mini onnx=true                      # and flow_step.onnx, vocoder.onnx
-    omniaudio export system=NAME scale=mini int8=true model_dir=exp/TAG/export/int8      # a smaller one
+    omniaudio export system=NAME scale=mini int8=true model_dir=exp/TAG/int8             # a smaller one beside it
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(config: dict[str, Any]) -> None:
     parts = {name: Path(folder) for name, folder in config["parts"].items()}
     text_tokenizer = Path(config["text_tokenizer"])
     inputs = [made_by(folder) for folder in parts.values()] + [text_tokenizer]
-    with stage(Path(config["exp_dir"]) / "export", config=config, inputs=inputs) as run:
+    with stage(record_folder(config), config=config, inputs=inputs) as run:
         if run.done:
             return
         from omniaudio.dialogue.card import read_attribution, write_card
@@ -55,12 +55,21 @@ def main(config: dict[str, Any]) -> None:
         run.log(f"{folder}: {told}; load it with omniaudio.load({str(folder)!r})")
 
 
+def record_folder(config: dict[str, Any]) -> Path:
+    """Where the record of an export stands: each ``model_dir`` has its own, so that none sets another aside."""
+    usual = Path(config["exp_dir"]) / "export"
+    folder = Path(config["model_dir"])
+    return usual if folder == usual / "model" else folder.with_name(f"{folder.name}.record")
+
+
 def trained_voices(stage_dir: Path) -> list[str]:
-    """Names that the documents of a stage gave to voices (``mixture.voices``)."""
+    """Names that the documents of a stage gave to voices (``mixture.voices``), or of the stage that it began from."""
     path = stage_dir / "config.yaml"
     config = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
-    mixture = config.get("train_steps", {}).get("mixture", {})
-    return sorted(set((mixture.get("voices") or {}).values()))
+    steps, begun_from = config.get("train_steps", {}), (config.get("init") or {}).get("lm")
+    if "mixture" not in steps and begun_from:  # preferences have pairs
+        return trained_voices(Path(begun_from).parents[1])
+    return sorted(set((steps.get("mixture", {}).get("voices") or {}).values()))
 
 
 def made_by(folder: Path) -> Path:

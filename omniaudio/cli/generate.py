@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniaudio.cli.export import made_by
-from omniaudio.errors import UserError
+from omniaudio.errors import UserError, check_choice
 from omniaudio.stage import stage
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ def main(config: dict[str, Any]) -> None:
 
 def own(config: dict[str, Any]) -> None:
     """Answer ``text``, ``input`` and ``turns``."""
+    from omniaudio.dialogue.model import HISTORIES
+
     language = config["language"]  # recordings are read before the model: a bad file is told at once
+    if not isinstance(config["turns"], list):
+        raise UserError(f"config turns: {config['turns']!r} must be a list: turns=[first.wav,second.wav]")
+    check_choice("config history", config["history"], HISTORIES)
     clip = read_clip(config["input"], language) if config["input"] is not None else None
     turns = [read_clip(path, language, f"turn{i}_") for i, path in enumerate(config["turns"], 1)]
     if config["text"] is not None and not str(config["text"]).strip():

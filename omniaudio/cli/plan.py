@@ -16,6 +16,7 @@ samples with what is learned in green. Writes nothing.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,10 @@ def main(config: dict[str, Any]) -> None:
         print_folder(Path(config["data_dir"]))
         return
     config = with_gpus(config)
+    if config["strategy"] == "single" and (devices := num_devices(config)) > 1:
+        raise UserError(
+            f"strategy=single is of one device, not of {devices}; say strategy=ddp, zero1, zero2 or zero3"
+        )
     counts = parameter_counts(config)
     total = sum(counts.values(), ParameterCount(0, 0, 0))
     print_head(config)
@@ -53,6 +58,7 @@ def main(config: dict[str, Any]) -> None:
         learning = f"{count.learning / 1e6:>11,.1f} M learn" if count.learning else f"{'frozen':>19}"
         books = f"   {count.buffers / 1e6:,.1f} M in buffers" if count.buffers >= SHOWN else ""
         print(f"  {name:<{width}} {count.total / 1e6:>11,.1f} M parameters {learning}{books}")
+    total = with_reference(config, total)
     print_states(memory_of(config, total, config["strategy"], config["offload"]))
     if config["measure"]:
         print_needs(config, total)
@@ -85,6 +91,22 @@ def with_gpus(config: dict[str, Any]) -> dict[str, Any]:
     if trainer["accelerator"] != "gpu":
         trainer = {**trainer, "accelerator": "gpu", "precision": "bf16-mixed"}
     return {**config, "devices": devices, "num_nodes": nodes, "trainer": trainer}
+
+
+def with_reference(config: dict[str, Any], count: ParameterCount) -> ParameterCount:
+    """With the copy that a training on preferences keeps of all that learns but adapters, on every device.
+
+    Raises:
+        UserError: ZeRO 3, which such a training refuses.
+    """
+    if not config["task"]["_target_"].endswith(PAIRS):
+        return count
+    if config["strategy"] == "zero3":
+        raise UserError(
+            "strategy=zero3: a training beside its start model needs whole weights; use zero2 or ddp"
+        )
+    adapters = "lora_" in str(config["task"]["trainable"])
+    return count if adapters else dataclasses.replace(count, buffers=count.buffers + count.learning)
 
 
 def num_devices(config: dict[str, Any]) -> int:
@@ -251,8 +273,9 @@ def ways_out(
         return advice
     if not config["strategy"].startswith("zero") and is_mixed(config):
         line = measure({**config, "strategy": "zero2"})["bytes"]  # there the weights are bfloat16 themselves
+    whole = config["task"]["_target_"].endswith(PAIRS)  # weights
     for strategy, offload in OTHERS:
-        if (strategy, offload) == (config["strategy"], config["offload"]):
+        if (strategy, offload) == (config["strategy"], config["offload"]) or (whole and strategy == "zero3"):
             continue
         memory = memory_of(config, count, strategy, offload)
         need = memory.peak(line.of(share / unit_of(config)))

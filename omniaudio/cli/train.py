@@ -52,7 +52,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
     from omniaudio.training.preemption import Preemption
-    from omniaudio.training.recovery import Return
+    from omniaudio.training.recovery import Return, StepWatch
     from omniaudio.training.strategies import check_processes
 
     set_threads(config["num_threads"], config["devices"])
@@ -61,7 +61,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=True)
     task = make_task(config)
     task.tell = run.log
-    task.watch = build(config["recovery"], "recovery")
+    task.watch = build(config["recovery"], "recovery") or StepWatch()
     data = StepData(
         factory(config["train_steps"], "train_steps"),
         factory(config["val_steps"], "val_steps"),

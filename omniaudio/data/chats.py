@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 
 from omniaudio.data.index import text_number
+from omniaudio.data.planning import CHUNK
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
 from omniaudio.sequence.chat import Message, Role, Segment
@@ -180,10 +181,11 @@ def count_held_out(reader: ShardReader, items: range) -> dict[str, int]:
     only, role, passage = (
         reader.column(name)[items.start : items.stop] for name in ("only", "role", "passage")
     )
-    held_out = np.flatnonzero(only == text_number(HELD_OUT))
-    counts = {"clips": len(held_out), "chats_cut": 0, "chats_lost": 0}
+    starts = range(0, len(items), CHUNK)  # masks of a piece at a time
+    places = [start + np.flatnonzero(only[start : start + CHUNK] == text_number(HELD_OUT)) for start in starts]
+    counts = {"clips": sum(map(len, places)), "chats_cut": 0, "chats_lost": 0}
     end = 0
-    for first in held_out[role[held_out] != 0].tolist():
+    for first in (int(place) for part in places for place in part[role[part] != 0]):
         if first < end or "fault" in reader.entries[items.start + first].facts:
             continue  # counted with its chat; or refused by a build: no part of a chat
         begin = end = first

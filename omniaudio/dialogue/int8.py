@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniaudio.lm.lora import ADAPTER
+
 LEVELS = 127
 MIN_SIZE = 2**16
 """Smaller weights stay: rounding their inputs takes longer than the product saves."""
@@ -70,12 +72,13 @@ def to_int8(module: nn.Module, empty: bool = False) -> nn.Module:
     for part in module.modules():
         for parameter in part.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    for parent in list(module.modules()):
+    for parent_name, parent in list(module.named_modules()):
         for name, child in list(parent.named_children()):
             if (
                 type(child) is not nn.Linear
                 or child.weight.numel() < MIN_SIZE
                 or owners[id(child.weight)] > 1
+                or ADAPTER in f"{name}.{parent_name}"  # peft takes their dtype for that of the inputs
             ):
                 continue
             sizes = child.in_features, child.out_features, child.bias is not None

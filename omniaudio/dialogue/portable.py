@@ -158,6 +158,11 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path) -> list[str]:
 def step_facts(model: SpokenLanguageModel) -> Mapping[str, Any]:
     """What the loop around the flow's step needs."""
     settings = model.settings
+    if settings.flow_solver != "euler":
+        raise UserError(
+            f"config dialogue.flow_solver: {settings.flow_solver!r}; a graph is one step of euler, export it with "
+            "dialogue.flow_solver=euler"
+        )
     times = warped(torch.linspace(0, 1, settings.flow_steps + 1), settings.flow_warp)
     return {
         "times": times.tolist(),

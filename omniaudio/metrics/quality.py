@@ -93,6 +93,12 @@ NAMES = tuple(measure.name for measure in MEASURES)
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
+def check_measures(names: Any) -> None:
+    """A list of names of measures, or a UserError."""
+    if not isinstance(names, list | tuple) or any(name not in NAMES for name in names):
+        raise UserError(f"config measures: {names}; must be a list of {', '.join(NAMES)}")
+
+
 def quality_rows(
     recordings: Sequence[Sound],
     made: Mapping[str, Sequence[np.ndarray]],
@@ -115,8 +121,7 @@ def quality_rows(
     Raises:
         UserError: a name is not that of a measure.
     """
-    if unknown := [name for name in names if name not in NAMES]:
-        raise UserError(f"config measures: {unknown}; allowed are {', '.join(NAMES)}")
+    check_measures(names)
     wanted = [m for m in MEASURES if m.name in names]
     absent = [m for m in wanted if m.package and find_spec(m.package) is None]
     present = [m for m in wanted if m not in absent]

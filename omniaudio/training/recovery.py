@@ -29,7 +29,8 @@ class StepWatch:
     """Says which steps are bad, by their loss and the norm of their gradient, and counts them.
 
     A value is bad when it is not finite, or more than a factor times its level: the median of the last good steps.
-    Given the same values, all ranks decide alike.
+    Given the same values, all ranks decide alike. What learns outside of the optimizer has learned by then: moving
+    averages of codebooks in the forward pass, and the discriminators of a vocoder, which are judged by their own norm.
 
     Args:
         norm_factor: of the gradient norm; None takes any that is finite.
@@ -49,10 +50,12 @@ class StepWatch:
     ) -> None:
         factors = {"gradient": norm_factor, "loss": loss_factor}
         self.factors = {name: factor for name, factor in factors.items() if factor is not None}
-        if window < 1 or patience < 1 or any(factor <= 1 for factor in self.factors.values()):
+        whole = all(isinstance(number, int) for number in (window, patience, max_returns))
+        large = all(isinstance(factor, int | float) and factor > 1 for factor in self.factors.values())
+        if not (whole and large and window > 0 and patience > 0 and max_returns >= 0):
             raise UserError(
-                f"recovery: window {window} and patience {patience} must be at least 1, "
-                f"norm_factor {norm_factor} and loss_factor {loss_factor} above 1 or null"
+                f"recovery: window {window} and patience {patience} must be at least 1, max_returns {max_returns} at "
+                f"least 0, norm_factor {norm_factor} and loss_factor {loss_factor} above 1 or null"
             )
         self.window, self.patience, self.max_returns = window, patience, max_returns
         self.bad_steps = 0  # in a row

@@ -50,7 +50,9 @@ class VocoderStream:
         self.look_ahead = enough if look_ahead is None else min(look_ahead, enough)
         self._num_fade = 0 if self.look_ahead == enough else FADE_FRAMES * vocoder.mel_spec.hop
         self._before = max(before, pitch_reach)
-        self._pitch_ahead = min(pitch_reach, self.look_ahead)
+        self._pitch_ahead = min(
+            pitch_reach, max(0, self.look_ahead - FADE_FRAMES)
+        )  # something is left to fade over
         self._begin()
 
     def _begin(self) -> None:

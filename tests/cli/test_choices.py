@@ -11,7 +11,8 @@ import pytest
 from omniaudio.cli.main import compose
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-STAGES = {"The tokenizer": "tokenizer", "The language model": "pretrain_stage2"}
+STAGES = {"The tokenizer": "tokenizer", "The language model": "pretrain_stage2", "Speech out": "flow"}
+OF_PREFERENCES = ("task.beta", "task.average", "dpo/")
 
 
 def offered() -> list[tuple[str, str]]:
@@ -35,13 +36,16 @@ def offered() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("stage", "words"), offered())
 def test_the_words_of_the_readme_compose(stage: str, words: str) -> None:
     split = shlex.split(words.replace("--scale ", "scale="))
-    verb = "train"
-    if split[0] == "omniaudio":
-        verb, *split = split[1:]
-    choice = {"experiment": f"baichuan_audio/{stage}"} if verb == "train" else {"system": "baichuan_audio"}
-    defaults = {**choice, "scale": "tiny"}
+    if any(name in words for name in OF_PREFERENCES):
+        stage = "dpo"
+    if split[0] != "omniaudio":
+        verb, given = "train", {"experiment": f"baichuan_audio/{stage}", "scale": "tiny"}
+    else:  # a whole command, as it stands; or one with dots for what is said elsewhere
+        verb, *split = [word.replace("NAME", "baichuan_audio") for word in split[1:]]
+        given = {"system": "baichuan_audio", "scale": "tiny"} if "..." in split else {}
     named = {word.partition("=")[0] for word in split}
-    assert compose(verb, [*(f"{k}={v}" for k, v in defaults.items() if k not in named), *split])
+    words_of_all = [*(f"{k}={v}" for k, v in given.items() if k not in named), *split]
+    assert compose(verb, [word for word in words_of_all if word != "..."])
 
 
 def test_shares_of_corpora_are_given_without_a_plus() -> None:

@@ -49,6 +49,13 @@ def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed,
     export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
     assert omniaudio.load(tmp_path / "model").settings.voices == ["a bright one", "a calm one"]
     assert omniaudio.load(exported).settings.voices == []
+    dpo = tmp_path / "dpo"
+    dpo.mkdir()
+    later = {"train_steps": {"pairs_dir": "p"}, "init": {"lm": str(stage / "final" / "lm")}}
+    (dpo / "config.yaml").write_text(yaml.safe_dump(later))
+    assert export.trained_voices(dpo) == ["a bright one", "a calm one"], (
+        "a stage of pairs keeps what SFT taught"
+    )
 
 
 def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
@@ -65,6 +72,7 @@ def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
     with pytest.raises(UserError, match=r"config int8: true; graphs \(onnx, programs\) are made of"):
         export.main(composed("export", "int8=true", "onnx=true"))
     config = composed("export", *SMALL, "int8=true", f"model_dir={tmp_path}/int8")
-    export.main({**config, "exp_dir": str(tmp_path / "other")})
+    export.main({**config, "exp_dir": str(tmp_path)})
+    assert (tmp_path / "model" / "vocoder.pt2").is_file(), "one export sets no other aside"
     assert "int8: true" in (tmp_path / "int8" / "config.yaml").read_text()
     assert omniaudio.load(tmp_path / "int8").sample_rate_hz == 24_000

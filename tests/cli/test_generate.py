@@ -109,3 +109,11 @@ def test_text_without_words_is_refused(exported, composed, tmp_path):
 def test_folder_that_is_no_export_is_one_line(composed, tmp_path):
     with pytest.raises(UserError, match="omniaudio export"):
         generate.main(composed("generate", "text=hello", f"model_dir={tmp_path}"))
+
+
+def test_turns_and_history_are_checked_before_the_model_is_read(composed, tmp_path):
+    config = composed("generate", f"model_dir={tmp_path}/nothing")
+    with pytest.raises(UserError, match="config turns: 'a.wav' must be a list"):
+        generate.main({**config, "turns": "a.wav"})
+    with pytest.raises(UserError, match="config history 'sound': can be audio, text"):
+        generate.main({**config, "text": "hello", "history": "sound"})

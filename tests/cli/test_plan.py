@@ -188,3 +188,17 @@ def test_a_folder_is_told_without_a_training(capsys, tiny_data, tmp_path, monkey
         main(["plan"])
     assert "You must specify 'experiment'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preference_training_keeps_a_copy_and_refuses_zero3(capsys):
+    def states(*words):
+        told = plan(capsys, "dpo", "measure=false", *words)
+        return float(told.partition("model states on each device: ")[2].split()[0])
+
+    words = ["scale=mini", "strategy=zero2", "devices=4", "trainer=gpu"]
+    adapters = ["backbone.lora={rank: 4}", 'task.trainable=["lm.backbone.layers.*.lora_*"]']
+    assert states(*words) > states(*words, *adapters)
+    with pytest.raises(UserError, match="needs whole weights; use zero2 or ddp"):
+        plan(capsys, "dpo", "strategy=zero3", "devices=4")
+    with pytest.raises(UserError, match="strategy=single is of one device"):
+        plan(capsys, "sft", "gpus=64", "strategy=single")

@@ -9,6 +9,7 @@ from torch import nn
 import omniaudio
 from omniaudio.dialogue.folder import write_model
 from omniaudio.dialogue.int8 import Int8Linear, rounded, to_int8
+from omniaudio.lm.lora import add_lora
 from omniaudio.types import Codes
 
 
@@ -50,6 +51,22 @@ def test_tied_and_small_layers_stay_and_empty_ones_take_the_state(monkeypatch) -
     again.load_state_dict(made.state_dict())
     x = torch.randn(3, 64)
     assert torch.equal(again["big"](x), made["big"](x))
+
+
+def test_adapters_stay_as_they_are(monkeypatch) -> None:
+    """peft takes the dtype of an adapter's weights for that of its inputs: integers would cut them."""
+    monkeypatch.setattr("omniaudio.dialogue.int8.MIN_SIZE", 1)
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({"up_proj": nn.Linear(64, 64), "down_proj": nn.Linear(64, 64)})
+    add_lora(layers, rank=4)
+    for name, parameter in layers.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(3, 64)
+    expected = layers["up_proj"](x)
+    rounded = to_int8(layers)["up_proj"](x)
+    assert any(type(part).__name__ == "Int8Linear" for part in layers.modules())
+    torch.testing.assert_close(rounded, expected, atol=0.1, rtol=0.05)
 
 
 def test_an_export_in_8_bits_is_smaller_and_says_nearly_the_same(

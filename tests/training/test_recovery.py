@@ -165,3 +165,9 @@ def test_two_processes_skip_a_spike_and_return_alike(tmp_path: Path, strategy: s
     assert len(set(weights)) == 14 - 3, "all other steps moved them"
     lines = [json.loads(line) for line in (tmp_path / "left_out.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "keys": [f"point-{step - 1}"]} for step in (7, 8, 9, 10)]
+
+
+def test_limits_that_are_no_numbers_are_one_line() -> None:
+    for settings in ({"window": None}, {"patience": 0}, {"max_returns": "often"}, {"norm_factor": "high"}):
+        with pytest.raises(UserError, match="recovery: window .* must be at least 1"):
+            StepWatch(**settings)  # type: ignore[arg-type]
