@@ -76,5 +76,7 @@ def test_silence_has_no_number(sounds) -> None:
 def test_measures_are_chosen_by_name(sounds) -> None:
     recordings, made = [(sounds[0], RATE)], {"same": sounds[:1]}
     assert list(quality_rows(recordings, made, RATE, ["MCD", "ESTOI"], plain)[1]) == ["ESTOI", "MCD"]
-    with pytest.raises(UserError, match=r"config measures: \['MOS'\]; must be a list of ESTOI, PESQ, .*DNSMOS"):
+    with pytest.raises(
+        UserError, match=r"config measures: \['MOS'\]; must be a list of ESTOI, PESQ, .*DNSMOS"
+    ):
         quality_rows(recordings, made, RATE, ["MOS"], plain)
