@@ -17,7 +17,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,9 @@ class PairSteps:
         """The two documents of a pair."""
         (item,) = planned.item_ids
         sounds = self.reader.entries[item].facts["sounds"]
-        ends = [0, *accumulate(sounds)]
-        codes_SK = load_npy(self.reader.member(item, "codes.npy")) if sounds else None
-        return self._replies(item, self._whole, [codes_SK[a:b] for a, b in pairwise(ends)])  # type: ignore[index]
+        codes = self.reader.member(item, "codes.npy") if sounds else None
+        frames = np.split(load_npy(codes), [*accumulate(sounds[:-1])]) if codes else []
+        return self._replies(item, self._whole, frames)
 
     def length(self, item: int) -> int:
         """LLM positions of a pair; more than a step has if one of its documents is too long."""

@@ -9,7 +9,7 @@ both.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class PairMaker:
         if home is None:
             return
         self._loaded()
-        told: Counter[str] = Counter()
+        told: defaultdict[str, float] = defaultdict(int)
         with ShardWriter(home, job.sources[0]["split"], fingerprint=self._layout) as writer:
             for source in job.sources:
                 pair = self.pair(source["split"], source["kind"], source["place"], told)
@@ -121,7 +121,7 @@ class PairMaker:
                     told["pairs"] += 1
         write_whole(home / DONE, json.dumps(told, sort_keys=True))
 
-    def pair(self, split: str, kind: str, place: int, told: Counter[str]) -> Pair | None:
+    def pair(self, split: str, kind: str, place: int, told: defaultdict[str, float]) -> Pair | None:
         """The pair of a prompt, if its replies differ enough; what became of them is counted in ``told``."""
         items = self._items(split, kind, place)
         if items is None:
@@ -136,7 +136,7 @@ class PairMaker:
             return None
         replies = self._replies(prompt, key, language, told)
         rewards, heard = self._rewards(replies, answer, language)
-        told["reward"] += sum(rewards)  # type: ignore[assignment]
+        told["reward"] += sum(rewards)
         if len(replies) < 2:
             told["no pair: fewer than two replies to compare"] += 1
             return None
@@ -154,7 +154,7 @@ class PairMaker:
         return Pair(key=key, language=language, prompt=prompt, chosen=chosen, rejected=rejected, facts=facts)
 
     def _replies(
-        self, prompt: list[Message], key: str, language: str, told: Counter[str]
+        self, prompt: list[Message], key: str, language: str, told: defaultdict[str, float]
     ) -> list[SpokenReply]:
         """Replies that can be compared."""
         model, _ = self._loaded()

@@ -62,12 +62,9 @@ class GivenSource(nn.Module):
     def forward(self, mel: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
         """Log-mel (1, M, T), phases (1, H) and noise (1, T, hop, H) to waveform (1, T * hop)."""
         source = self.vocoder.source
-        source._draw = lambda f0_BN: (phase, noise.flatten(1, 2))  # type: ignore[method-assign]
-        try:
-            wav: Tensor = self.vocoder(mel)
-        finally:
-            del source._draw
-        return wav
+        f0_BN = self.vocoder.f0_predictor(mel).float().repeat_interleave(source.hop, dim=1)
+        excitation_BN, _ = source.excite(f0_BN, phase, noise.flatten(1, 2))
+        return self.vocoder.filter(mel, excitation_BN)
 
 
 class PlainVocoder(nn.Module):
@@ -116,7 +113,7 @@ def vocoder_program(vocoder: nn.Module) -> torch.export.ExportedProgram:
 def drawn_source(vocoder: HiFT, num_frames: int) -> tuple[Tensor, Tensor]:
     """Phases (1, H) and noise (1, T, hop, H) that the vocoder itself draws in evaluation."""
     hop = vocoder.mel_spec.hop
-    phase, noise = vocoder.source._draw(torch.zeros(1, num_frames * hop, device=device_of(vocoder)))
+    phase, noise = vocoder.source.draw(torch.zeros(1, num_frames * hop, device=device_of(vocoder)))
     return phase, noise.unflatten(1, (num_frames, hop))
 
 

@@ -82,7 +82,7 @@ class HarmonicSource(nn.Module):
         seed, the same for all items, so that an item sounds alike alone and in a batch.
         """
         f0_BN = f0_BT.detach().float().repeat_interleave(self.hop, dim=1)
-        return self.excite(f0_BN, *self._draw(f0_BN))[0]
+        return self.excite(f0_BN, *self.draw(f0_BN))[0]
 
     def excite(
         self, f0_BN: Tensor, phase_BH: Tensor, noise_BNH: Tensor, turns_BH: Tensor | None = None
@@ -108,7 +108,7 @@ class HarmonicSource(nn.Module):
         wav_BN1 = torch.tanh(self.mix(sines_BNH * voiced_BN1 + noise_level * noise_BNH))
         return wav_BN1.squeeze(-1), turns_BNH[:, -1]
 
-    def _draw(self, f0_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, f0_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Starting phases (B or 1, H), that of the fundamental 0, and unit noise (B or 1, N, H)."""
         generator = None
         batch, device = f0_BN.shape[0], f0_BN.device
