@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from omniaudio.acoustic.unet import Chunks, TimeEmbedding, chunk_visible
+from omniaudio.acoustic.estimator import Chunks, Estimator, TimeEmbedding
 from omniaudio.errors import UserError
 from omniaudio.init import start_silent
 from omniaudio.past import Past
@@ -32,7 +32,12 @@ class DiTBlock(nn.Module):
         start_silent(self.modulation)  # gates of zero: the stack starts as the identity
 
     def forward(
-        self, x_BTD: Tensor, time_BD: Tensor, rates_D: Tensor, visible_B1TT: Tensor, past: Past | None = None
+        self,
+        x_BTD: Tensor,
+        time_BD: Tensor,
+        rates_D: Tensor,
+        visible_B1TT: Tensor | None,
+        past: Past | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D), going on from ``past``; ``rates_D`` are the angles from one rotary position to the
         next, and positions count from the first that is seen: only their differences matter."""
@@ -42,7 +47,6 @@ class DiTBlock(nn.Module):
         query, key, value = self.to_qkv(normed).chunk(3, dim=-1)
         if past is not None:
             key, value = past.keys_values(self, key, value)
-            visible_B1TT = visible_B1TT.new_ones(1, 1, query.shape[1], key.shape[1])
         turns_TD = torch.arange(key.shape[1], device=key.device)[:, None] * rates_D
         query, key, value = (
             rearrange(x, "b t (h d) -> b h t d", h=self.num_heads) for x in (query, key, value)
@@ -61,18 +65,16 @@ def rotated(x: Tensor, turns_TD: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-class ConditionalDiT(nn.Module):
-    """Velocity of a mel on its way from noise to speech, with the interface of ``ConditionalUNet``.
+class ConditionalDiT(Estimator):
+    """A transformer in the place of the U-Net.
 
     Args:
-        num_mels: M of the mel and of its condition.
+        num_mels, chunk_frames, look_back: see Estimator.
         width: D.
         num_layers: blocks.
         num_heads: of the attention; the width of a head is even.
         ffn_width: of the feed-forward.
         time_width: width of the time embedding.
-        chunk_frames: attention sees its own chunk of this many frames, and what is before it.
-        look_back: frames before its chunk that a frame sees; None: all.
 
     Raises:
         UserError: the width does not part into heads of even width.
@@ -91,11 +93,9 @@ class ConditionalDiT(nn.Module):
         chunk_frames: int = 100,
         look_back: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_mels, chunk_frames, look_back)
         if width % (2 * num_heads):
             raise UserError(f"dit.width {width} is not a multiple of twice dit.num_heads {num_heads}")
-        self.num_mels = num_mels
-        self.chunk_frames, self.look_back = chunk_frames, look_back
         half = width // num_heads // 2
         self.register_buffer("rates", ROTARY_BASE ** -(torch.arange(half) / half), persistent=False)
         self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
@@ -117,23 +117,8 @@ class ConditionalDiT(nn.Module):
         chunks: Chunks | None = None,
         past: Past | None = None,
     ) -> Tensor:
-        """Velocity at one time.
-
-        Args:
-            x_BMT: mel on its way (B, M, T).
-            mu_BMT: condition (B, M, T); zeros mean "no condition".
-            time_B: flow time in [0, 1].
-            valid_BT: True at valid frames.
-            chunks, past: see ``ConditionalUNet.forward``.
-
-        Returns:
-            (B, M, T), zero at padding.
-        """
-        if past is None:
-            chunks = chunks or Chunks(self.chunk_frames, self.chunk_frames)
-            visible = chunk_visible(valid_BT, chunks, self.look_back)
-        else:
-            visible = valid_BT.new_ones(1, 1, 1, 1)
+        """See Estimator."""
+        visible = self.visible(valid_BT, chunks, past)
         time_BD = self.time_embedding(time_B)
         h_BTD = self.in_proj(rearrange(torch.cat([x_BMT, mu_BMT], dim=1), "b m t -> b t m"))
         for block in self.blocks:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from omniaudio.acoustic.dit import ConditionalDiT
+from omniaudio.acoustic.estimator import Chunks, Estimator
 from omniaudio.acoustic.prenet import Prenet
-from omniaudio.acoustic.unet import Chunks, ConditionalUNet
 from omniaudio.draws import Draws
 from omniaudio.errors import UserError, check_choice
 from omniaudio.frontend.mel import MelSpec
@@ -58,7 +57,7 @@ class FlowMatchingDecoder(nn.Module):
         self,
         mel_spec: MelSpec,
         prenet: Prenet,
-        estimator: ConditionalUNet | ConditionalDiT,
+        estimator: Estimator,
         hidden_rate_hz: float,
         sigma_min: float = 1e-6,
         drop_condition: float = 0.2,
@@ -155,7 +154,7 @@ class FlowMatchingDecoder(nn.Module):
             target, mu, noise: end, condition and start of the path (B, M, T).
             valid_BT: True at valid frames.
             time_B: flow time in [0, 1]; keep_B: True where the condition is shown.
-            chunks: see ConditionalUNet.forward.
+            chunks: see Estimator.forward.
         """
         time = time_B[:, None, None]
         on_path = (1 - (1 - self.sigma_min) * time) * noise + time * target
@@ -184,7 +183,7 @@ class FlowMatchingDecoder(nn.Module):
             x, shown: point and condition (B, M, T), the latter zero where ``keep_B`` is False.
             time_B: flow time in [0, 1].
             valid_BT: True at valid frames.
-            chunks, past: see ConditionalUNet.forward.
+            chunks, past: see Estimator.forward.
         """
         out = self.estimator(x, shown, time_B, valid_BT, chunks, past)
         if self.guess_std is None:

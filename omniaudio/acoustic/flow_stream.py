@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -69,7 +67,7 @@ class FlowStream:
                 f"streaming: flow.hidden_rate_hz is {flow.hidden_rate_hz:g}, the mel has {flow.mel_spec.mel_rate_hz:g} "
                 "frames a second; they must be equal"
             )
-        own = cast("list[int | None]", [flow.prenet.look_back, flow.estimator.look_back])
+        own = flow.prenet.look_back, flow.estimator.look_back
         limits = [look_back if limit is None else limit for limit in own]
         self.flow, self.guidance, self.solver, self.time_warp = flow, guidance, solver, time_warp
         self.num_steps, self._num_frames = num_steps, 0

@@ -35,9 +35,9 @@ class CausalSelfAttention(nn.Module):
         query, key, value = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
         if past is not None:
             key, value = past.keys_values(self, key, value)
-        visible = None
-        if past is not None or self.look_back is not None:
-            visible = band(query.shape[1], key.shape[1], self.look_back, x_BTD.device)
+        if past is None and self.look_back is None:
+            return self.out_proj(attend(query, key, value, self.num_heads, None, is_causal=True))
+        visible = band(query.shape[1], key.shape[1], self.look_back, x_BTD.device)
         return self.out_proj(attend(query, key, value, self.num_heads, visible))
 
 

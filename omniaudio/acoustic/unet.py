@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from omniaudio.acoustic.attention import attend
-from omniaudio.errors import UserError
+from omniaudio.acoustic.estimator import Chunks, Estimator, TimeEmbedding
 from omniaudio.init import start_silent
 from omniaudio.past import Past
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """How attention cuts a mel: the first ``first`` frames, then every ``size`` frames."""
-
-    first: int
-    size: int
-
-    def __post_init__(self) -> None:
-        if self.first < 1 or self.size < 1:
-            raise UserError(f"flow: chunks of {self.first} and {self.size} frames; at least 1 each")
-
-    def ends(self, frame_T: Tensor) -> Tensor:
-        """First frame after the chunk of each frame."""
-        later_T = (frame_T - self.first).div(self.size, rounding_mode="floor") + 1
-        return self.first + self.size * later_T.clamp(min=0)
-
-
-def chunk_visible(valid_BT: Tensor, chunks: Chunks, look_back: int | None = None) -> Tensor:
-    """What each frame may attend to: its own chunk and what is before it, never padding.
-
-    Args:
-        valid_BT: True at valid frames.
-        chunks: where they lie.
-        look_back: frames before its chunk that a frame sees; None: all.
-
-    Returns:
-        (B, 1, T, T), True where query (third axis) sees key (fourth axis).
-    """
-    frame_T = torch.arange(valid_BT.shape[1], device=valid_BT.device)
-    end_T = chunks.ends(frame_T)
-    visible_TT = frame_T[None, :] < end_T[:, None]
-    if look_back is not None:
-        begin_T = torch.where(end_T > chunks.first, end_T - chunks.size, 0)
-        visible_TT = visible_TT & (frame_T[None, :] >= begin_T[:, None] - look_back)
-    return visible_TT[None, None] & valid_BT[:, None, None, :]
 
 
 class CausalConv1d(nn.Conv1d):
@@ -62,24 +22,6 @@ class CausalConv1d(nn.Conv1d):
         if past is not None:
             return super().forward(past.before(self, x_BDT, before))
         return super().forward(F.pad(x_BDT, (before, 0)))
-
-
-class TimeEmbedding(nn.Module):
-    """Flow time in [0, 1] to a vector: sinusoids of 1000 t, then an MLP."""
-
-    def __init__(self, num_sinusoids: int, width: int) -> None:
-        super().__init__()
-        half = num_sinusoids // 2
-        rates = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
-        self.rates: Tensor
-        self.register_buffer("rates", rates, persistent=False)
-        self.linear_1 = nn.Linear(num_sinusoids, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, time_B: Tensor) -> Tensor:
-        """(B,) -> (B, D)."""
-        angle = 1000.0 * time_B[:, None] * self.rates[None]
-        return self.linear_2(F.silu(self.linear_1(torch.cat([angle.sin(), angle.cos()], dim=-1))))
 
 
 class ConvBlock(nn.Module):
@@ -129,13 +71,12 @@ class TransformerBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
         start_silent(self.to_out, self.fc2)
 
-    def forward(self, x_BTD: Tensor, visible_B1TT: Tensor, past: Past | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); a chunk that goes on from ``past`` sees all that it holds."""
+    def forward(self, x_BTD: Tensor, visible_B1TT: Tensor | None, past: Past | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D), going on from ``past``; see ``Estimator.visible``."""
         normed = self.attention_norm(x_BTD)
         query, key, value = self.to_q(normed), self.to_k(normed), self.to_v(normed)
         if past is not None:
             key, value = past.keys_values(self, key, value)
-            visible_B1TT = visible_B1TT.new_ones(1, 1, query.shape[1], key.shape[1])
         x_BTD = x_BTD + self.to_out(attend(query, key, value, self.num_heads, visible_B1TT))
         return x_BTD + self.fc2(F.gelu(self.fc1(self.ffn_norm(x_BTD))))
 
@@ -162,7 +103,7 @@ class UNetStage(nn.Module):
         self,
         x_BDT: Tensor,
         valid_B1T: Tensor,
-        visible_B1TT: Tensor,
+        visible_B1TT: Tensor | None,
         time_BD: Tensor,
         past: Past | None = None,
     ) -> Tensor:
@@ -173,18 +114,16 @@ class UNetStage(nn.Module):
         return rearrange(x_BTD, "b t d -> b d t")
 
 
-class ConditionalUNet(nn.Module):
-    """Velocity of a mel on its way from noise to speech (arXiv:2502.17239, section 2.1).
+class ConditionalUNet(Estimator):
+    """The published estimator (arXiv:2502.17239, section 2.1).
 
     Args:
-        num_mels: M of the mel and of its condition.
+        num_mels, chunk_frames, look_back: see Estimator.
         width: channels of all stages.
         num_mid_stages: stages between the one that gives and the one that takes the skip connection.
         num_transformers: transformer blocks a stage.
         num_heads, head_width: attention.
         time_width: width of the time embedding.
-        chunk_frames: attention sees its own chunk of this many frames and what is before.
-        look_back: frames before its chunk that attention sees; None, as published: all.
     """
 
     def __init__(
@@ -199,10 +138,7 @@ class ConditionalUNet(nn.Module):
         chunk_frames: int = 100,
         look_back: int | None = None,
     ) -> None:
-        super().__init__()
-        self.num_mels = num_mels
-        self.chunk_frames = chunk_frames
-        self.look_back = look_back
+        super().__init__(num_mels, chunk_frames, look_back)
         sizes = (width, time_width, num_transformers, num_heads, head_width)
         self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
         self.down = UNetStage(2 * num_mels, *sizes)
@@ -223,26 +159,9 @@ class ConditionalUNet(nn.Module):
         chunks: Chunks | None = None,
         past: Past | None = None,
     ) -> Tensor:
-        """Velocity at one time.
-
-        Args:
-            x_BMT: mel on its way (B, M, T).
-            mu_BMT: condition (B, M, T); zeros mean "no condition".
-            time_B: flow time in [0, 1].
-            valid_BT: True at valid frames.
-            chunks: of the attention; None: of ``chunk_frames``.
-            past: of a stream of which these frames are the next chunk; extended. All of them are valid.
-
-        Returns:
-            (B, M, T), zero at padding.
-        """
+        """See Estimator."""
         valid_B1T = valid_BT[:, None].to(x_BMT.dtype)
-        if past is None:
-            chunks = chunks or Chunks(self.chunk_frames, self.chunk_frames)
-            visible = chunk_visible(valid_BT, chunks, self.look_back)
-        else:
-            visible = valid_BT.new_ones(1, 1, 1, 1)
-        sight = (valid_B1T, visible, self.time_embedding(time_B), past)
+        sight = (valid_B1T, self.visible(valid_BT, chunks, past), self.time_embedding(time_B), past)
         skip = self.down(torch.cat([x_BMT, mu_BMT], dim=1), *sight)
         h_BDT = self.down_conv(skip * valid_B1T, past)
         for mid in self.mids:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.flow_stream import FlowStream, has_limits
-from omniaudio.acoustic.unet import Chunks
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
 from omniaudio.lm.generate import Frame, SpeechEnd

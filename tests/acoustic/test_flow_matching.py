@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, warped
 from omniaudio.acoustic.prenet import Prenet
-from omniaudio.acoustic.unet import Chunks, ConditionalUNet
+from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.draws import Draws
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec

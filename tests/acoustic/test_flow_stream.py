@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from omniaudio.acoustic.dit import ConditionalDiT
+from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
 from omniaudio.acoustic.flow_stream import FlowStream, Noise
 from omniaudio.acoustic.prenet import Prenet
-from omniaudio.acoustic.unet import Chunks, ConditionalUNet
+from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
 

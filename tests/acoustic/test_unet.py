@@ -1,10 +1,8 @@
 """U-Net: what a frame may see, padding, batching."""
 
-import pytest
 import torch
 
-from omniaudio.acoustic.unet import CausalConv1d, Chunks, ConditionalUNet, TimeEmbedding, chunk_visible
-from omniaudio.errors import UserError
+from omniaudio.acoustic.unet import CausalConv1d, ConditionalUNet
 
 
 def new_unet(chunk_frames: int = 4) -> ConditionalUNet:
@@ -12,35 +10,11 @@ def new_unet(chunk_frames: int = 4) -> ConditionalUNet:
     return ConditionalUNet(3, 8, 1, 1, 2, 4, 16, chunk_frames).eval()
 
 
-def test_a_chunk_sees_itself_and_all_before() -> None:
-    valid_BT = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    visible = chunk_visible(valid_BT, Chunks(2, 2))
-    first = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert visible[0, 0].int().tolist() == first
-    assert visible[1, 0].int().tolist() == [[*row[:3], 0, 0] for row in first]
-
-
-def test_the_first_chunk_has_a_length_of_its_own_and_the_look_back_ends() -> None:
-    visible = chunk_visible(torch.ones(1, 6, dtype=torch.bool), Chunks(1, 2), look_back=1)
-    expected = [[1, 0, 0, 0, 0, 0], *2 * [[1, 1, 1, 0, 0, 0]], *2 * [[0, 0, 1, 1, 1, 0]], [0, 0, 0, 0, 1, 1]]
-    assert visible[0, 0].int().tolist() == expected
-    with pytest.raises(UserError, match="chunks of 0 and 2 frames; at least 1 each"):
-        Chunks(0, 2)
-
-
 def test_convolution_is_causal() -> None:
     conv = CausalConv1d(1, 1, 3)
     torch.nn.init.constant_(conv.weight, 1.0)
     torch.nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     assert conv(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])).flatten().tolist() == [1, 3, 6, 9]
-
-
-def test_time_embedding_tells_times_apart() -> None:
-    torch.manual_seed(0)
-    embedding = TimeEmbedding(6, 4)
-    a, b, c = embedding(torch.tensor([0.1, 0.1, 0.9]))
-    torch.testing.assert_close(a, b)  # rows of one product may round apart
-    assert not torch.allclose(a, c, atol=1e-3)
 
 
 def test_future_reaches_to_the_end_of_the_chunk_only() -> None:
