@@ -63,16 +63,18 @@ def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
 
     export.main(
         {
-            **composed("export", *SMALL, "programs=true", f"model_dir={tmp_path}/model"),
+            **composed("export", *SMALL, "programs=true", f"model_dir={tmp_path}/export/model"),
             "exp_dir": str(tmp_path),
         }
     )
-    assert {"vocoder.pt2", "flow_step.pt2"} <= {path.name for path in (tmp_path / "model").iterdir()}
-    assert omniaudio.load(tmp_path / "model").settings.max_frames == 6
+    assert {"vocoder.pt2", "flow_step.pt2"} <= {
+        path.name for path in (tmp_path / "export" / "model").iterdir()
+    }
+    assert omniaudio.load(tmp_path / "export" / "model").settings.max_frames == 6
     with pytest.raises(UserError, match=r"config int8: true; graphs \(onnx, programs\) are made of"):
         export.main(composed("export", "int8=true", "onnx=true"))
     config = composed("export", *SMALL, "int8=true", f"model_dir={tmp_path}/int8")
     export.main({**config, "exp_dir": str(tmp_path)})
-    assert (tmp_path / "model" / "vocoder.pt2").is_file(), "one export sets no other aside"
+    assert (tmp_path / "export" / "model" / "vocoder.pt2").is_file(), "one export sets no other aside"
     assert "int8: true" in (tmp_path / "int8" / "config.yaml").read_text()
     assert omniaudio.load(tmp_path / "int8").sample_rate_hz == 24_000
