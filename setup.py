@@ -30,7 +30,7 @@ setup(
     install_requires=[
         "torch>=2.9,<2.15",
         "lightning>=2.6,!=2.6.2,!=2.6.3,<3",  # 2.6.2 and 2.6.3 were compromised releases
-        "deepspeed>=0.18,<1",
+        "deepspeed>=0.19,<1",
         "hydra-core>=1.3,<1.4",
         "omegaconf>=2.3,<2.4",  # what hydra 1.3 takes
         "transformers>=5,<6",

@@ -5,10 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 LOG_EVERY_SEC = 15.0
+FILE_WIDTH = 120
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal, or wide enough for a file."""
+    from rich.console import Console
+
+    return Console(width=None if Console().is_terminal else FILE_WIDTH)
 
 
 class Progress:

@@ -448,10 +448,11 @@ def tokenizer_command(config: dict[str, Any], judges: Sequence[str]) -> str:
 
 def print_table(rows: list[Row]) -> None:
     """All rows, by section."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 120)
+    from omniaudio.progress import table_console
+
+    console = table_console()
     for section in dict.fromkeys(row.section for row in rows):
         table = Table(title=section, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name, justify in (("what", "left"), ("value", "right"), ("note", "left")):

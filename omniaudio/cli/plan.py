@@ -170,14 +170,13 @@ def print_states(memory: Memory) -> None:
 
 def print_data(config: dict[str, Any], devices: int) -> None:
     """What the training is going to read; one line if it is not there yet."""
-    from rich.console import Console
-
     from omniaudio.data.preflight import preflight
+    from omniaudio.progress import table_console
 
     try:
         source = build(config["train_steps"], "train_steps")
         parts = devices * config["accumulate"]
-        Console().print(preflight(source, config["max_steps"], parts, show=config["show"]))
+        table_console().print(preflight(source, config["max_steps"], parts, show=config["show"]))
     except UserError as error:
         print(f"data: {error}")
 
@@ -188,11 +187,10 @@ def print_folder(data_dir: Path) -> None:
     Raises:
         UserError: nothing is prepared there.
     """
-    from rich.console import Console
-
     from omniaudio.data.index import listed_splits
     from omniaudio.data.preflight import contents
     from omniaudio.data.shards import ShardReader
+    from omniaudio.progress import table_console
 
     folder = data_dir / "shards" if (data_dir / "shards").is_dir() else data_dir
     splits = listed_splits(folder)
@@ -201,7 +199,7 @@ def print_folder(data_dir: Path) -> None:
             f"{folder}: nothing is prepared there; say data=NAME of `omniaudio prepare`, build or join, or data_dir=DIR"
         )
     for split in splits:
-        Console().print(contents(ShardReader(folder, split)))
+        table_console().print(contents(ShardReader(folder, split)))
 
 
 def print_needs(config: dict[str, Any], count: ParameterCount) -> None:

@@ -179,8 +179,8 @@ def test_a_folder_is_told_without_a_training(capsys, tiny_data, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     main(["plan", f"data_dir={tiny_data}"])
     told = capsys.readouterr().out
-    for words in ("train", "dev", "clips", "hours", " s  "):
-        assert words in told
+    for words in ("train", "dev", "clips", "hours", "with text", " s  "):
+        assert words in told, "no column is cut in a file"
     with pytest.raises(SystemExit):
         main(["plan", "data=nothing"])
     assert "data/nothing: nothing is prepared there; say data=NAME" in capsys.readouterr().err
