@@ -388,8 +388,12 @@ def text_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[Row]:
     if path:
         benchmarks[Path(path).stem] = text_scores.read_questions(path)
     stages = {name: f"{config['exp_dir']}/{name}/final/lm" for name in config["loss_stages"]}
-    models = {"before": config["text_before"], "after": config["text_after"]}
+    models: dict[str, Any] = {"before": config["text_before"], "after": config["text_after"]}
     models |= {f"after {name}": folder for name, folder in stages.items() if folder != config["text_after"]}
+    if (
+        Path(config["model_dir"]) != Path(config["exp_dir"]) / "export" / "model"
+    ):  # one in 8 bits, or of other parts
+        models["of the export"] = model.lm
     ids = text_scores.text_ids(texts, encode, config["max_text_pieces"])
     return text_scores.text_rows(
         models, ids, benchmarks, model.lm.token_space, encode, track, config["device"]

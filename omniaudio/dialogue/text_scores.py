@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omniaudio.dialogue.evaluation import Track
 from omniaudio.errors import UserError
@@ -229,7 +229,7 @@ def text_ids(texts: Sequence[str], encode: Encode, max_pieces: int) -> list[Sequ
 
 
 def text_rows(
-    models: Mapping[str, str | Path],
+    models: Mapping[str, str | Path | nn.Module],
     ids: Sequence[Sequence[int]],
     benchmarks: Mapping[str, Sequence[Question]],
     space: TokenSpace,
@@ -240,7 +240,7 @@ def text_rows(
     """Perplexity and accuracies of every model, and how perplexity changed.
 
     Args:
-        models: ``before``, ``after``, and others -> folder of a text or audio LLM; one that is not there has a row.
+        models: ``before``, ``after``, and others -> a text or audio LLM or its folder; one that is not there has a row.
         ids: pieces of the held-out texts.
         benchmarks: name -> questions.
     """
@@ -248,14 +248,14 @@ def text_rows(
 
     values: dict[str, float] = {}
     perplexities, accuracies = [], []
-    for name, folder in models.items():
-        if not Path(folder).is_dir():
+    for name, given in models.items():
+        if not isinstance(given, nn.Module) and not Path(given).is_dir():
             title = f"text perplexity {name}"
             perplexities.append(Row(section=SECTION, name=title, value=None, text="not trained here"))
             continue
-        part: Any = load_module(folder, device)
+        part: Any = given if isinstance(given, nn.Module) else load_module(given, device)
         backbone = getattr(part, "backbone", part)
-        stage = Path(folder).parent.parent.name
+        stage = "as loaded" if isinstance(given, nn.Module) else Path(given).parent.parent.name
         values[name] = text_perplexity(backbone, space, ids, track)
         note = f"{stage}: per piece, {sum(map(len, ids))} pieces of held-out text"
         perplexities.append(

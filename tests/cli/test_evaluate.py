@@ -1,9 +1,12 @@
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+import omniaudio
 from omniaudio.cli import evaluate
 from omniaudio.cli.main import compose
 from omniaudio.errors import UserError
@@ -139,3 +142,17 @@ def test_the_command_of_a_tokenizers_table_asks_for_the_same_table(judges):
     if not judges:  # no vocoder is needed
         again.append("vocoder=exp/v")
     assert compose(verb, again) == config
+
+
+def test_the_text_of_another_export_is_scored_as_it_was_loaded(exported, composed, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(exported, other)
+    weights = load_file(other / "model.safetensors")
+    weights["lm.backbone.lm_head.weight"] = 0 * weights["lm.backbone.lm_head.weight"]
+    save_file(weights, other / "model.safetensors")
+    config = composed("evaluate", "task=text", f"model_dir={other}", f"exp_dir={tmp_path}", "loss_stages=[]")
+    usual = composed("evaluate")
+    evaluate.main({**config, **{name: usual[name] for name in ("text_before", "text_after", "texts")}})
+    rows = json.loads((tmp_path / "evaluate_text/results.json").read_text())["rows"]
+    scored = row({"rows": rows}, "text perplexity of the export")["value"]
+    assert scored == pytest.approx(omniaudio.load(other).lm.backbone.vocab_size), "all pieces are as likely"
