@@ -5,6 +5,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     config.yaml      the resolved config            metrics.jsonl   losses by step
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
+    milestones/      the same parts after the steps of milestones=, to hear how they came about (omniaudio evaluate task=curve)
     left_out.jsonl   samples that a return to a checkpoint passed over, by step
     stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
 
@@ -48,7 +49,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
 
     from omniaudio.data.datamodule import StepData
     from omniaudio.training.callbacks import ProgressBar, Proof, Rehearsal
-    from omniaudio.training.checkpoint import Checkpoints
+    from omniaudio.training.checkpoint import Checkpoints, Milestones
     from omniaudio.training.freeze import FreezeProof
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
     from omniaudio.training.preemption import Preemption
@@ -84,6 +85,11 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         Preemption(checkpoints),
         proof,
         Return(checkpoints, run.folder / "left_out.jsonl"),
+        Milestones(
+            run.folder / "milestones",
+            config["milestones"],
+            lambda folder: save_parts(config, task, folder, layout),
+        ),
         checkpoints,
         ProgressBar(config["stage"], config["max_steps"]),
         *([] if zero else [Rehearsal()]),
@@ -98,7 +104,8 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     if zero and newest is not None:
         check_processes(newest, config["devices"] * config["num_nodes"])
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
-    save_parts(config, trainer, task, run, layout)
+    for name, count in save_parts(config, task, run.folder / "final", layout).items():
+        run.log(f"{name}: {count:,} numbers in {run.folder / 'final' / name}")
 
 
 def write_preflight(source: Any, config: dict[str, Any], folder: Path) -> None:
@@ -182,31 +189,30 @@ def make_task(config: dict[str, Any]) -> Any:
     )
 
 
-def save_parts(config: dict[str, Any], trainer: Any, task: Any, run: Stage, layout: Fingerprint) -> None:
-    """Write every part that ``config.parts`` names to ``final/<name>/`` (all ranks: ZeRO gathers the weights)."""
+def save_parts(config: dict[str, Any], task: Any, folder: Path, layout: Fingerprint) -> dict[str, int]:
+    """Write every part that ``config.parts`` names to ``folder/<name>/`` (all ranks: ZeRO gathers the weights).
+
+    Returns:
+        numbers in each part that this process wrote.
+    """
     from omniaudio.fingerprint import merge_fingerprints
     from omniaudio.training.artifacts import save_module
     from omniaudio.training.strategies import gathered_state
 
+    counts = {}
     for name, path in config["parts"].items():
         module = task.get_submodule(path)
         state = gathered_state(module)
-        if not trainer.is_global_zero:
+        if not task.trainer.is_global_zero:
             continue
         node: Any = config["model"]
         for key in path.split("."):
             node = node[key]
         node = without(node, {"attention"})  # the machine that loads it chooses anew
         own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
-        save_module(
-            run.folder / "final" / name,
-            state,
-            node,
-            merge_fingerprints([layout, *own], str(run.folder)),
-        )
-        run.log(
-            f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {run.folder / 'final' / name}"
-        )
+        save_module(folder / name, state, node, merge_fingerprints([layout, *own], str(folder)))
+        counts[name] = sum(t.numel() for t in state.values())
+    return counts
 
 
 def set_threads(num_threads: int | None, processes: int = 1) -> None:

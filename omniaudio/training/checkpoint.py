@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,38 @@ class Checkpoints(Callback):
         partial.rename(target)
         for old in sorted(self.folder.glob("step-*" + SUFFIX))[: -self.keep]:
             _remove(old)
+
+
+class Milestones(Callback):
+    """Keep the trained parts as they are after some steps, to be heard beside each other later.
+
+    Args:
+        folder: gets ``step-00001000/`` for each of ``steps``.
+        steps: optimizer steps; those that the training does not reach leave nothing.
+        save: writes the parts into a folder (called by every rank).
+    """
+
+    def __init__(self, folder: Path, steps: Sequence[int], save: Callable[[Path], None]) -> None:
+        if any(step < 1 for step in steps):
+            raise UserError(f"config milestones: {list(steps)} are not steps, each at least 1")
+        self.folder, self.steps, self.save = folder, frozenset(steps), save
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, rest = divmod(int(pl_module.batches_seen), trainer.accumulate_grad_batches)
+        if not rest and step in self.steps:
+            self.save(self.folder / milestone_name(step))
+
+
+def milestone_name(step: int) -> str:
+    """Of a folder of ``milestones/``."""
+    return f"step-{step:08d}"
+
+
+def find_milestones(folder: Path) -> dict[int, Path]:
+    """Step -> its folder, in order; ``folder`` need not exist."""
+    return {int(path.name.split("-")[1]): path for path in sorted(folder.glob("step-*"))}
 
 
 def _remove(path: Path) -> None:
