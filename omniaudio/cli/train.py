@@ -5,7 +5,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     config.yaml      the resolved config            metrics.jsonl   losses by step
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
-    milestones/      the same parts after the steps of milestones=, to hear how they came about (omniaudio evaluate task=curve)
+    milestones/      the same parts after some steps (milestones=[...]), to hear how the sound came about
     left_out.jsonl   samples that a return to a checkpoint passed over, by step
     stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,12 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
     zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
+    save = partial(save_parts, config, task, run, layout)
     callbacks = [
         Preemption(checkpoints),
         proof,
         Return(checkpoints, run.folder / "left_out.jsonl"),
-        Milestones(
-            run.folder / "milestones",
-            config["milestones"],
-            lambda folder: save_parts(config, task, folder, layout),
-        ),
+        Milestones(run.folder / "milestones", config["milestones"], save),
         checkpoints,
         ProgressBar(config["stage"], config["max_steps"]),
         *([] if zero else [Rehearsal()]),
@@ -104,8 +102,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     if zero and newest is not None:
         check_processes(newest, config["devices"] * config["num_nodes"])
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
-    for name, count in save_parts(config, task, run.folder / "final", layout).items():
-        run.log(f"{name}: {count:,} numbers in {run.folder / 'final' / name}")
+    save(run.folder / "final")
 
 
 def write_preflight(source: Any, config: dict[str, Any], folder: Path) -> None:
@@ -189,17 +186,12 @@ def make_task(config: dict[str, Any]) -> Any:
     )
 
 
-def save_parts(config: dict[str, Any], task: Any, folder: Path, layout: Fingerprint) -> dict[str, int]:
-    """Write every part that ``config.parts`` names to ``folder/<name>/`` (all ranks: ZeRO gathers the weights).
-
-    Returns:
-        numbers in each part that this process wrote.
-    """
+def save_parts(config: dict[str, Any], task: Any, run: Stage, layout: Fingerprint, folder: Path) -> None:
+    """Write every part that ``config.parts`` names to ``folder/<name>/`` (all ranks: ZeRO gathers the weights)."""
     from omniaudio.fingerprint import merge_fingerprints
     from omniaudio.training.artifacts import save_module
     from omniaudio.training.strategies import gathered_state
 
-    counts = {}
     for name, path in config["parts"].items():
         module = task.get_submodule(path)
         state = gathered_state(module)
@@ -211,8 +203,7 @@ def save_parts(config: dict[str, Any], task: Any, folder: Path, layout: Fingerpr
         node = without(node, {"attention"})  # the machine that loads it chooses anew
         own = [module.fingerprint()] if hasattr(module, "fingerprint") else []
         save_module(folder / name, state, node, merge_fingerprints([layout, *own], str(folder)))
-        counts[name] = sum(t.numel() for t in state.values())
-    return counts
+        run.log(f"{name}: {sum(t.numel() for t in state.values()):,} numbers in {folder / name}")
 
 
 def set_threads(num_threads: int | None, processes: int = 1) -> None:
