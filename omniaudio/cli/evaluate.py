@@ -56,8 +56,9 @@ def main(config: dict[str, Any]) -> None:
     from omniaudio.metrics.quality import check_measures
 
     check_measures(config["measures"])
-    if config["batch_size"] < 1:
-        raise UserError(f"config batch_size: {config['batch_size']} must be at least 1")
+    for name in ("batch_size", "num_clips", "num_asked"):
+        if config[name] < 1:
+            raise UserError(f"config {name}: {config[name]} must be at least 1")
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
         return
@@ -189,6 +190,7 @@ def measure(
     config: dict[str, Any], model: SpokenLanguageModel, folder: Path
 ) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and what the report needs besides."""
+    from omniaudio.dialogue.asked import asked_rows
     from omniaudio.dialogue.evaluation import choose_clips, recognise, score_tokenizer
     from omniaudio.metrics import promises
     from omniaudio.metrics.asr_judge import load_judge
@@ -204,6 +206,8 @@ def measure(
     judge_part, heard = judge_rows(judge, clips, wavs, model.sample_rate_hz)
     own = recognise(model, clips, track, config["batch_size"])
     rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
+    asked_part, asked = asked_rows(model, clips[: config["num_asked"]], judge, track, config["batch_size"])
+    rows += asked_part
     rows += promises.all_rows(config, rows, scores.mae["refined"])
     for i, sample in enumerate(samples):
         sample["heard"] = {variant: texts[i] for variant, texts in heard.items()}
@@ -218,6 +222,7 @@ def measure(
         "signal": signal,
         "books": [dataclasses.asdict(book) for book in scores.books],
         "samples": samples,
+        "asked": asked,
         "sample_rate_hz": model.sample_rate_hz,
         "corpus_rate_hz": sorted({clip.sample_rate_hz for clip in clips}),
         "mel": {"num_mels": model.mel_spec.num_mels, "hop": model.mel_spec.hop},

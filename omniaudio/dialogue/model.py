@@ -393,8 +393,14 @@ class SpokenLanguageModel(nn.Module):
 
     def speak(self, text: str, seed: int = 0) -> SpokenReply:
         """Read a text aloud: one stretch of speech."""
-        prompt, generator = self.text_prompt(text), self._generator(max_text_tokens=0)
-        return self._told(generator.reply(prompt, "speech", seed), seed, (prompt, 0))
+        return self.speak_all([text], [seed])[0]
+
+    def speak_all(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenReply]:
+        """Read several texts together, each as ``speak`` reads it with its seed."""
+        prompts = [self.text_prompt(text) for text in texts]
+        replies = self._generator(max_text_tokens=0).replies(prompts, "speech", seeds)
+        asked = [(prompt, 0) for prompt in prompts]
+        return [self._told(*row) for row in zip(replies, seeds, asked, strict=True)]
 
     def text_prompt(self, text: str) -> Document:
         """A text as in the <text, audio> pairs of pretraining: speech follows it."""
