@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import omniaudio
 from omniaudio.cli import evaluate
 from omniaudio.cli.main import compose
+from omniaudio.dialogue import asked
 from omniaudio.errors import UserError
 from omniaudio.metrics.quality import MEASURES, SECTION
 
@@ -42,6 +43,9 @@ def test_without_a_judge_its_rows_have_no_number(results):
     rows = [r for r in results["rows"] if r["section"].startswith("Intelligibility (")]
     assert len(rows) == 2 * 7
     assert {(r["text"], r["value"]) for r in rows} == {("no judge", None)}
+    rows = [r for r in results["rows"] if r["section"] == asked.SECTION]
+    assert [r["text"] for r in rows if r["value"] is None] == ["no judge"] * len(asked.RIGHT)
+    assert row(results, "names the language")["text"].endswith("of 4")
 
 
 def test_the_signal_is_measured_without_a_judge_too(results):
