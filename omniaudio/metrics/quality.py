@@ -13,7 +13,7 @@ from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
 from omniaudio.metrics import pitch, spectrum, voice
 from omniaudio.metrics.records import Row
-from omniaudio.metrics.signal import RATE_HZ, estoi, mean_of, pesq
+from omniaudio.metrics.signal import RATE_HZ, estoi, mean_of, pesq, stoi
 from omniaudio.progress import track
 
 SECTION = "The signal against the recording"
@@ -45,6 +45,9 @@ class Measure:
 
 
 MEASURES = (
+    Measure(
+        name="STOI", reading="1 is equal", hear="samples", compare=lambda a, b: stoi(a, b, RATE_HZ, RATE_HZ)
+    ),
     Measure(
         name="ESTOI", reading="1 is equal", hear="samples", compare=lambda a, b: estoi(a, b, RATE_HZ, RATE_HZ)
     ),

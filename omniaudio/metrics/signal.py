@@ -14,21 +14,24 @@ from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
 
 RATE_HZ = 16_000
-"""Of both measures: wide-band PESQ knows no other, and STOI reads what is below 4.3 kHz."""
+"""Of all measures: wide-band PESQ knows no other, and STOI reads what is below 4.3 kHz."""
 
 TOO_LITTLE_SPEECH = 1e-5
 """What pystoi returns, with a warning, for signals with fewer than 30 frames (0.4 s) of speech."""
 
 
-def estoi(true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int) -> float | None:
-    """Extended short-time objective intelligibility, below 0 to 1 (doi:10.1109/TASLP.2016.2585878), by pystoi.
+def stoi(
+    true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int, extended: bool = False
+) -> float | None:
+    """Short-time objective intelligibility, below 0 to 1, by pystoi.
 
     Args:
         true_N: the recording, mono.
         made_N: what was made of it.
         true_rate_hz, made_rate_hz: their sample rates.
+        extended: doi:10.1109/TASLP.2016.2585878, which follows changes of level; else doi:10.1109/TASL.2011.2114881.
     """
-    from pystoi import stoi
+    import pystoi
 
     true_N, made_N = _alike(true_N, made_N, true_rate_hz, made_rate_hz)
     if not true_N.any():  # pystoi adds a little noise and would compare that
@@ -36,14 +39,19 @@ def estoi(true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_h
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
-            found = float(stoi(true_N, made_N, RATE_HZ, extended=True))
+            found = float(pystoi.stoi(true_N, made_N, RATE_HZ, extended=extended))
         except (ValueError, IndexError):  # shorter than one of its frames
             return None
     return None if found == TOO_LITTLE_SPEECH or not np.isfinite(found) else found
 
 
+def estoi(true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int) -> float | None:
+    """The extended one of ``stoi``."""
+    return stoi(true_N, made_N, true_rate_hz, made_rate_hz, extended=True)
+
+
 def pesq(true_N: np.ndarray, made_N: np.ndarray, true_rate_hz: int, made_rate_hz: int) -> float | None:
-    """Wide-band perceptual quality, 1.0 to 4.6 (ITU-T P.862.2), by the package pesq; arguments as of ``estoi``.
+    """Wide-band perceptual quality, 1.0 to 4.6 (ITU-T P.862.2), by the package pesq; arguments as of ``stoi``.
 
     Raises:
         UserError: the package, which is compiled when it is installed, is not there.

@@ -29,6 +29,7 @@ def test_equals_the_library():
     assert character_error_rate(references, hypotheses, ["en", "en"]).rate == pytest.approx(
         jiwer.cer(references, hypotheses)
     )
+    assert word_error_rate(references, hypotheses, ["en", "en"]).rate == jiwer.wer(references, hypotheses)
 
 
 def test_a_reference_without_characters_is_refused():

@@ -13,7 +13,15 @@ from omniaudio.metrics import quality, voice
 from omniaudio.metrics.quality import MEASURES, SECTION, quality_rows
 
 RATE = 16_000
-PERFECT = {"ESTOI": 1.0, "PESQ": 4.64, "mel error": 0, "MCD": 0, "F0 RMSE": 0, "voicing error": 0}
+PERFECT = {
+    "STOI": 1.0,
+    "ESTOI": 1.0,
+    "PESQ": 4.64,
+    "mel error": 0,
+    "MCD": 0,
+    "F0 RMSE": 0,
+    "voicing error": 0,
+}
 PERFECT["speaker similarity"] = 1.0
 
 
@@ -58,7 +66,7 @@ def test_equal_sound_is_perfect_and_noise_is_worse(sounds, monkeypatch) -> None:
 def test_a_measure_without_its_package_is_left_out_and_told(sounds, monkeypatch) -> None:
     monkeypatch.setattr(quality, "find_spec", lambda name: None)
     rows, means = quality_rows([(sounds[0], RATE)], {"same": sounds[:1]}, RATE, track=plain)
-    assert list(means) == ["ESTOI", "mel error", "MCD"]
+    assert list(means) == ["STOI", "ESTOI", "mel error", "MCD"]
     absent = [(row.name, row.value, row.text) for row in rows if ", " not in row.name]
     assert absent[0] == ("PESQ", None, "not installed") and len(absent) == len(MEASURES) - 3
     assert "pesq: pip install 'omniaudio[metrics]'" in {row.note for row in rows}
@@ -77,6 +85,6 @@ def test_measures_are_chosen_by_name(sounds) -> None:
     recordings, made = [(sounds[0], RATE)], {"same": sounds[:1]}
     assert list(quality_rows(recordings, made, RATE, ["MCD", "ESTOI"], plain)[1]) == ["ESTOI", "MCD"]
     with pytest.raises(
-        UserError, match=r"config measures: \['MOS'\]; must be a list of ESTOI, PESQ, .*DNSMOS"
+        UserError, match=r"config measures: \['MOS'\]; must be a list of STOI, ESTOI, PESQ, .*DNSMOS"
     ):
         quality_rows(recordings, made, RATE, ["MOS"], plain)
