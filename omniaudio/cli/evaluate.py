@@ -50,9 +50,11 @@ def main(config: dict[str, Any]) -> None:
     """Measure everything, unless it is done."""
     if config["task"] not in TASKS:
         raise UserError(f"config task: {config['task']!r} is not one of {', '.join(TASKS)}")
-    steps = config["flow_steps"]
-    if not isinstance(steps, list) or not all(isinstance(num, int) and num > 0 for num in steps):
-        raise UserError(f"config flow_steps: {steps} is not a list of numbers of steps, each at least 1")
+    for name in ("flow_steps", "stream_chunks"):
+        if not isinstance(config[name], list) or not all(
+            isinstance(num, int) and num > 0 for num in config[name]
+        ):
+            raise UserError(f"config {name}: {config[name]} is not a list of whole numbers, each at least 1")
     from omniaudio.metrics.quality import check_measures
 
     check_measures(config["measures"])
@@ -242,10 +244,11 @@ def make_speech(
     from omniaudio.progress import track
 
     num = len(clips) if config["asr_judge"] else config["num_samples"]
-    wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in variants(config["flow_steps"])}
+    extra = config["flow_steps"], config["stream_chunks"]
+    wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in variants(*extra)}
     samples = []
     for i, clip in enumerate(track(clips[:num], "speech")):
-        made = synthesize(model, clip, scores.codes[i], config["flow_steps"])
+        made = synthesize(model, clip, scores.codes[i], *extra)
         if i < config["num_samples"]:
             samples.append(save_sample(folder, model, clip, made))
         for variant in wavs:
@@ -329,6 +332,9 @@ def variant_name(variant: str) -> str:
     if variant.startswith("flow_"):
         num = int(variant.removeprefix("flow_"))
         return f"codes → flow matching, {num} step{'s' if num > 1 else ''} → vocoder"
+    if variant.startswith("streamed_"):
+        num = int(variant.removeprefix("streamed_"))
+        return f"codes → flow matching, streamed by {num} frames → vocoder"
     return VARIANT_NAMES[variant]
 
 

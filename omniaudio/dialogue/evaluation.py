@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import band_hz
 from omniaudio.dialogue.model import SpokenLanguageModel
+from omniaudio.dialogue.speech_stream import SpeechStream
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import read_audio, resample, write_wav
 from omniaudio.frontend.mel import LogMel, MelSpec
@@ -142,15 +144,22 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
 # -- speech
 
 
-def variants(flow_steps: Sequence[int] = ()) -> list[str]:
-    """Names of what is made of a clip; ``flow_4`` is "flow" with 4 steps."""
-    return [*VARIANTS, *(f"flow_{num}" for num in flow_steps)]
+def variants(flow_steps: Sequence[int] = (), chunks: Sequence[int] = ()) -> list[str]:
+    """Names of what is made of a clip; ``flow_4`` has 4 steps, ``streamed_12`` chunks of 12 code frames."""
+    return [*VARIANTS, *(f"flow_{num}" for num in flow_steps), *(f"streamed_{num}" for num in chunks)]
 
 
 def synthesize(
-    model: SpokenLanguageModel, clip: Clip, codes: Codes, flow_steps: Sequence[int] = ()
+    model: SpokenLanguageModel,
+    clip: Clip,
+    codes: Codes,
+    flow_steps: Sequence[int] = (),
+    chunks: Sequence[int] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """All variants of a clip; "flow" has the model's own number of steps, others may be asked for besides.
+
+    Args:
+        chunks: sizes in code frames; decoder, flow and vocoder get the codes chunk by chunk, as they would be written.
 
     Returns:
         waveforms by variant, all at the model's rate but "original" at the clip's; and log-mels (M, T) of
@@ -167,6 +176,10 @@ def synthesize(
         wavs[path] = model.vocode(mel_BMT, mel_len_B)[0]
     for num in flow_steps:
         wavs[f"flow_{num}"] = model.vocode(*model.mel(codes, path="flow", flow_steps=num))[0]
+    for num in chunks:
+        settings = dataclasses.replace(model.settings.stream, chunk_frames=num)
+        stream = SpeechStream(model, settings, path="flow")
+        wavs[f"streamed_{num}"] = np.concatenate([stream.push(codes.codes_BSK[0]), stream.finish()])
     mels["vocoded"] = model.true_mel(wavs["flow"], model.sample_rate_hz)[0][0].cpu().numpy()
     return wavs, mels
 

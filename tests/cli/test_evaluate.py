@@ -18,7 +18,8 @@ FEW = [
     "num_samples=2",
     "num_speed_clips=1",
     "flow_steps=[1,3]",
-    "measures=[ESTOI,PESQ,MCD,F0 RMSE]",
+    "stream_chunks=[2]",
+    "measures=[STOI,ESTOI,PESQ,MCD,F0 RMSE]",
 ]
 
 
@@ -41,7 +42,7 @@ def test_every_number_has_its_command(results):
 
 def test_without_a_judge_its_rows_have_no_number(results):
     rows = [r for r in results["rows"] if r["section"].startswith("Intelligibility (")]
-    assert len(rows) == 2 * 7
+    assert len(rows) == 2 * 8
     assert {(r["text"], r["value"]) for r in rows} == {("no judge", None)}
     rows = [r for r in results["rows"] if r["section"] == asked.SECTION]
     assert [r["text"] for r in rows if r["value"] is None] == ["no judge"] * len(asked.RIGHT)
@@ -58,8 +59,9 @@ def test_the_signal_is_measured_without_a_judge_too(results):
             assert [row["text"] for row in found] == ["not installed"]
             continue
         kinds = [row["name"].split(", ", 1)[1] for row in found]
-        assert [kind[:4] for kind in kinds] == [*["orig"] * measure.alone, "copy", *["code"] * 5]
-        assert kinds[-1] == "codes → flow matching, 3 steps → vocoder"
+        assert [kind[:4] for kind in kinds] == [*["orig"] * measure.alone, "copy", *["code"] * 6]
+        assert kinds[-2] == "codes → flow matching, 3 steps → vocoder"
+        assert kinds[-1] == "codes → flow matching, streamed by 2 frames → vocoder"
         assert all("mean of" in row["note"] for row in found)
         assert results["signal"][measure.name] == dict(
             zip(kinds, [row["value"] for row in found], strict=True)
@@ -68,8 +70,8 @@ def test_the_signal_is_measured_without_a_judge_too(results):
 
 
 def test_steps_of_flow_matching_are_numbers(exported, composed):
-    with pytest.raises(UserError, match=r"config flow_steps: \[0\] is not a list of numbers of steps"):
-        evaluate.main(composed("evaluate", *FEW[:-2], "flow_steps=[0]"))
+    with pytest.raises(UserError, match=r"config flow_steps: \[0\] is not a list of whole numbers"):
+        evaluate.main(composed("evaluate", *FEW[:3], "flow_steps=[0]"))
 
 
 def test_no_clip_at_once_is_refused(composed):
@@ -123,7 +125,16 @@ def test_samples_are_there_to_hear_and_see(results, composed):
     folder = Path(composed("evaluate")["exp_dir"]) / "evaluate"
     assert len(results["samples"]) == 2
     for sample in results["samples"]:
-        assert set(sample["wavs"]) == {"original", "copy", "coarse", "refined", "flow", "flow_1", "flow_3"}
+        assert set(sample["wavs"]) == {
+            "original",
+            "copy",
+            "coarse",
+            "refined",
+            "flow",
+            "flow_1",
+            "flow_3",
+            "streamed_2",
+        }
         assert all((folder / path).stat().st_size > 44 for path in sample["wavs"].values())
         assert (folder / sample["mels"]).is_file()
 

@@ -8,6 +8,7 @@ from omniaudio.cli.evaluate import judged
 from omniaudio.data.shards import ShardWriter
 from omniaudio.dialogue import evaluation
 from omniaudio.dialogue.evaluation import Clip, choose_clips
+from omniaudio.dialogue.speech_stream import SpeechStream
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import encode_audio, resample
 from tests.dialogue.tiny_experiment import speech
@@ -78,6 +79,18 @@ def test_all_variants_of_a_clip(model, clips):
     np.testing.assert_array_equal(wavs["flow"], model.decode(codes))
     assert set(mels) == {"original", "coarse", "refined", "flow", "vocoded"}
     assert all(mel.shape[0] == 20 for mel in mels.values())
+
+
+def test_speech_by_steps_and_in_chunks(model, clips):
+    codes = model.encode(clips[0].wav_N, 16000)
+    wavs, _ = evaluation.synthesize(model, clips[0], codes, flow_steps=[1], chunks=[2, 1000])
+    assert list(wavs) == evaluation.variants([1], [2, 1000])
+    assert len(wavs["streamed_2"]) == len(wavs["flow"])
+    stream = dataclasses.replace(model.settings.stream, chunk_frames=2)
+    spoken = SpeechStream(model, stream, path="flow")
+    expected = [spoken.push(codes.codes_BSK[0, :3]), spoken.push(codes.codes_BSK[0, 3:]), spoken.finish()]
+    np.testing.assert_allclose(wavs["streamed_2"], np.concatenate(expected), atol=1e-5)
+    assert not np.array_equal(wavs["streamed_2"], wavs["streamed_1000"])
 
 
 class EchoJudge:
