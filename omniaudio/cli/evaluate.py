@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniaudio.cli.again import command_of
 from omniaudio.cli.export import made_by
 from omniaudio.errors import UserError
 from omniaudio.stage import stage
@@ -80,7 +81,7 @@ def main(config: dict[str, Any]) -> None:
         set_threads(config["num_threads"])
         model = omniaudio.load(model_dir, config["device"])
         rows, details = measure(config, model, run.folder) if whole else (text_rows(config, model), {})
-        command = command_of("evaluate", config, *text_words(config))
+        command = command_of("evaluate", config)
         rows = [dataclasses.replace(row, command=row.command or command) for row in rows]
         record = {**details, "rows": [dataclasses.asdict(row) for row in rows]}
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
@@ -121,7 +122,7 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         for row in rows:
             run.metrics({"step": row.depth, "mel_mae": row.mae, "align_loss": row.align_loss, "cer": row.cer})
         record = {
-            "command": tokenizer_command(config, judges),
+            "command": command_of("evaluate", config),
             "rows": [dataclasses.asdict(row) for row in rows],
             "clips_with_loops": num_loops,
             "rates_without_loops": [{"depth": row.depth, "wer": row.wer, "cer": row.cer} for row in rest],
@@ -362,7 +363,8 @@ def llm_rows(
         record = read_stage(Path(config["exp_dir"]) / name)
         for key in sorted(k for k in record.curves if k.startswith("val/ce/") and "/book" not in k):
             value, first = record.curves[key][-1][1], record.curves[key][0][1]
-            command = command_of("train", config, f"experiment={config['system']}/{name}")
+            names = (f"{key}={config[key]}" for key in ("scale", "data", "tag"))
+            command = " ".join([f"omniaudio train experiment={config['system']}/{name}", *names])
             text, note = f"{value:.3f}", f"nats; at first {first:.3f}"
             rows.append(
                 Row(
@@ -436,29 +438,6 @@ def speed_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[C
         )
         for name, factor in factors.items()
     ]
-
-
-def command_of(verb: str, config: dict[str, Any], *words: str) -> str:
-    """The command line of a verb for this run."""
-    base = [f"system={config['system']}"] if verb != "train" else []
-    keys = [f"{key}={config[key]}" for key in ("scale", "data", "tag")]
-    judge = [f"asr_judge={config['asr_judge']}"] if verb == "evaluate" and config["asr_judge"] else []
-    return " ".join(["omniaudio", verb, *words, *base, *keys, *judge])
-
-
-def text_words(config: dict[str, Any]) -> list[str]:
-    """The words that ask for the same rows of text again."""
-    path = config["choices"]["path"]
-    return [*(["task=text"] if config["task"] == "text" else []), *([f"choices.path={path}"] if path else [])]
-
-
-def tokenizer_command(config: dict[str, Any], judges: Sequence[str]) -> str:
-    """The command line that makes the table of one tokenizer again."""
-    asked = [f"{key}={config[key]}" for key in ("continuous", "split", "num_clips") if config[key]]
-    asked += [f"{key}={config[key]}".replace(" ", "") for key in ("depths", "streaming") if config[key]]
-    asked += [f"vocoder={config['vocoder']}"] if speaks(config, judges) else []
-    asked += [f"asr_judge=[{','.join(judges)}]"] if judges else []
-    return command_of("evaluate", {**config, "asr_judge": None}, "task=tokenizer", *asked)
 
 
 def print_table(rows: list[Row]) -> None:

@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 import omniaudio
 from omniaudio.cli import evaluate
-from omniaudio.cli.main import compose
 from omniaudio.dialogue import asked
 from omniaudio.errors import UserError
 from omniaudio.metrics.quality import MEASURES, SECTION
@@ -146,17 +145,6 @@ def test_speed_is_measured(results):
 
 def test_card_shows_the_numbers(results, exported):
     assert "mel MAE, 3 books" in (exported / "README.md").read_text()
-
-
-@pytest.mark.parametrize("judges", [[], ["some/judge", "/another/one"]])
-def test_the_command_of_a_tokenizers_table_asks_for_the_same_table(judges):
-    words = ["system=baichuan_audio", "scale=tiny", "data=mine", "tag=t", "task=tokenizer", "depths=[1,8]"]
-    words += ["continuous=exp/c/tokenizer", "num_clips=7", "vocoder=exp/v", "streaming=[[25,50]]"]
-    config = compose("evaluate", [*words, *([f"asr_judge=[{','.join(judges)}]"] if judges else [])])
-    _, verb, *again = evaluate.tokenizer_command(config, judges).split(" ")
-    if not judges:  # no vocoder is needed
-        again.append("vocoder=exp/v")
-    assert compose(verb, again) == config
 
 
 def test_the_text_of_another_export_is_scored_as_it_was_loaded(exported, composed, tmp_path):

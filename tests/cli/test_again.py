@@ -1,0 +1,42 @@
+import shlex
+
+import pytest
+
+from omniaudio.cli.again import command_of
+from omniaudio.cli.main import compose
+
+NAMES = ["system=baichuan_audio", "scale=tiny", "data=mine", "tag=t"]
+TOKENIZER = ["task=tokenizer", "depths=[1,8]", "continuous=exp/c/tokenizer", "streaming=[[25,50]]"]
+HEARD = ["asr_judge=[some/judge,/another/one]", "vocoder=exp/v", "judge_dtype=bf16"]
+EXPORT = [
+    "flow_steps=[1,2]",
+    "measures=[mel error,MCD]",
+    "model_dir=/tmp/int8 model",
+    "choices.num_questions=7",
+]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        TOKENIZER,
+        [*TOKENIZER, *HEARD],
+        EXPORT,
+        ["exp_dir=/far/away", "asr_judge=openai/whisper-base", "texts=a b.txt"],
+    ],
+)
+def test_the_command_gives_the_config_again_in_few_words(words):
+    config = compose("evaluate", [*NAMES, *words])
+    program, verb, *again = shlex.split(command_of("evaluate", config))
+    assert (program, compose(verb, again)) == ("omniaudio", config)
+    assert sorted(again) == sorted([*NAMES, *words])
+
+
+def test_what_is_taken_away_and_switched_is_said_too():
+    config = compose("export", [*NAMES, "int8=true", "dialogue.stream.vocoder_look_ahead=8"])
+    assert command_of("export", config).endswith("tag=t int8=true dialogue.stream.vocoder_look_ahead=8")
+    config["dialogue"]["stream"]["vocoder_look_ahead"] = None
+    assert command_of("export", config).endswith("tag=t int8=true")
+    config["int8"], config["parts"] = False, {**config["parts"], "flow": None}
+    assert command_of("export", config).endswith("tag=t parts.flow=null")
