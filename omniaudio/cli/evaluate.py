@@ -159,7 +159,7 @@ def streaming_rows(config: dict[str, Any]) -> list[StreamingRow]:
     if not config["streaming"]:
         return []
     tokenizer: Any = load_module(config["tokenizer"], config["device"])
-    clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
+    clips = choose_clips(**clip_choice(config))
     return [
         score_streaming(tokenizer, clips, segment, context, track) for segment, context in config["streaming"]
     ]
@@ -174,7 +174,7 @@ def depth_rows(config: dict[str, Any], judges: list[str]) -> tuple[list[DepthRow
     from omniaudio.training.artifacts import load_module
 
     device = config["device"]
-    clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
+    clips = choose_clips(**clip_choice(config))
     ears = [AsrJudge(name, device, config["judge_dtype"]) for name in judges]
     vocoder: Any = load_module(config["vocoder"], device) if speaks(config, judges) else None
     rows = []
@@ -200,7 +200,7 @@ def measure(
     from omniaudio.progress import track
 
     judge = load_judge(config["asr_judge"], config["device"], config["judge_dtype"])
-    clips = choose_clips(config["shards_dir"], config["split"], config["num_clips"], config["min_words"])
+    clips = choose_clips(**clip_choice(config))
     scores = score_tokenizer(model, clips, track)
     wavs, samples = make_speech(config, model, clips, scores, folder)
     rows = tokenizer_rows(model, scores)
@@ -231,6 +231,11 @@ def measure(
         "mel": {"num_mels": model.mel_spec.num_mels, "hop": model.mel_spec.hop},
     }
     return rows, details
+
+
+def clip_choice(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``choose_clips``."""
+    return {key: config[key] for key in ("shards_dir", "split", "num_clips", "min_words", "corpora")}
 
 
 def make_speech(

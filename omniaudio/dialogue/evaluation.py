@@ -62,16 +62,26 @@ class Clip:
 
 
 def choose_clips(
-    shards_dir: str | Path, split: str, num_clips: int, min_words: int = 4, max_words: int | None = None
+    shards_dir: str | Path,
+    split: str,
+    num_clips: int,
+    min_words: int = 4,
+    max_words: int | None = None,
+    corpora: Sequence[str] | None = None,
 ) -> list[Clip]:
     """Clips of a split, the same every time: languages in turn, and first those of a fit number of words.
 
     Fit is ``min_words`` to ``max_words`` (None: no limit). Inside a language the order is that of a hash of
     the key, so that neighbours in the corpus do not stand together.
+
+    Args:
+        corpora: names of those whose clips are taken; None: all.
     """
     reader = ShardReader(shards_dir, split)
     by_language: dict[str, list[tuple[bool, str, int]]] = {}
     for i, entry in enumerate(reader.entries):
+        if corpora is not None and entry.facts.get("corpus") not in corpora:
+            continue
         text, language = entry.facts["text"], entry.facts["language"]
         if normalise_text(text, language):
             order = hashlib.sha256(entry.key.encode()).hexdigest()
@@ -82,7 +92,8 @@ def choose_clips(
     longest = max(map(len, queues), default=0)
     chosen = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)][:num_clips]
     if not chosen:
-        raise UserError(f"{shards_dir}: split {split!r} has no clip with words to evaluate")
+        of = "" if corpora is None else f" of {', '.join(corpora)}"
+        raise UserError(f"{shards_dir}: split {split!r} has no clip{of} with words to evaluate")
     return [_clip(reader, i) for i in chosen]
 
 

@@ -43,6 +43,18 @@ def test_a_split_without_words_is_one_line(tmp_path):
         choose_clips(tmp_path, "test", 3)
 
 
+def test_clips_of_one_corpus(tmp_path):
+    facts = {"num_samples": 800, "sample_rate_hz": 16000, "text": "one two three four", "language": "en"}
+    with ShardWriter(tmp_path, "test") as writer:
+        for i, corpus in enumerate(("first", "second", "second")):
+            sound = {"flac": encode_audio(speech(0.05, 16000, i), 16000)}
+            writer.write(f"{corpus}/{i}", sound, {**facts, "corpus": corpus})
+    assert {clip.key[:-2] for clip in choose_clips(tmp_path, "test", 9, corpora=["second"])} == {"second"}
+    assert len(choose_clips(tmp_path, "test", 9)) == 3
+    with pytest.raises(UserError, match="no clip of third with words"):
+        choose_clips(tmp_path, "test", 9, corpora=["third"])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_own_recognition_in_parts_is_that_of_every_clip(model, clips, batch_size):
     alone = [model.transcribe(clip.wav_N, clip.sample_rate_hz, clip.language) for clip in clips]
