@@ -5,7 +5,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     config.yaml      the resolved config            metrics.jsonl   losses by step
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
-    milestones/      the same parts after some steps (milestones=[...]), to hear how the sound came about
+    milestones/      the same parts after the steps of milestones=, for omniaudio evaluate task=curve
     left_out.jsonl   samples that a return to a checkpoint passed over, by step
     stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
 

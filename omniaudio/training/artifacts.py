@@ -99,6 +99,16 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str)
         module.load_state_dict(state)
 
 
+def milestone_name(step: int) -> str:
+    """Of a folder of ``milestones/``."""
+    return f"step-{step:08d}"
+
+
+def find_milestones(folder: Path) -> dict[int, Path]:
+    """Step -> its folder, in order; ``folder`` need not exist."""
+    return {int(path.name.split("-")[1]): path for path in sorted(folder.glob("step-*"))}
+
+
 def read_fingerprint(folder: str | Path) -> Fingerprint:
     """The fingerprint that stands beside the weights."""
     return cast(Fingerprint, json.loads(_existing(Path(folder), FINGERPRINT).read_text()))

@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from omniaudio.errors import UserError
+from omniaudio.training.artifacts import milestone_name
 
 SUFFIX, PARTIAL = ".ckpt", ".partial"
 
@@ -122,9 +123,10 @@ class Milestones(Callback):
         save: writes the parts into a folder (called by every rank).
     """
 
-    def __init__(self, folder: Path, steps: Sequence[int], save: Callable[[Path], None]) -> None:
-        if any(step < 1 for step in steps):
-            raise UserError(f"config milestones: {list(steps)} are not steps, each at least 1")
+    def __init__(self, folder: Path, steps: Sequence[int], save: Callable[[Path], object]) -> None:
+        listed = isinstance(steps, list | tuple) and all(isinstance(step, int) and step > 0 for step in steps)
+        if not listed:
+            raise UserError(f"config milestones: {steps} is not a list of steps, each at least 1")
         self.folder, self.steps, self.save = folder, frozenset(steps), save
 
     def on_train_batch_end(
@@ -133,16 +135,6 @@ class Milestones(Callback):
         step, rest = divmod(int(pl_module.batches_seen), trainer.accumulate_grad_batches)
         if not rest and step in self.steps:
             self.save(self.folder / milestone_name(step))
-
-
-def milestone_name(step: int) -> str:
-    """Of a folder of ``milestones/``."""
-    return f"step-{step:08d}"
-
-
-def find_milestones(folder: Path) -> dict[int, Path]:
-    """Step -> its folder, in order; ``folder`` need not exist."""
-    return {int(path.name.split("-")[1]): path for path in sorted(folder.glob("step-*"))}
 
 
 def _remove(path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from omniaudio.cli import train
 from omniaudio.cli.main import main
+from omniaudio.training.artifacts import find_milestones
 from tests.conftest import STAGES, run_stage, train_words, write_pairs
 
 STEPS = ["max_steps=30", "checkpoint_every_steps=4", "val_every_steps=10"]
@@ -65,7 +66,8 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
     for name in ("unbroken", "killed"):
         folders[name] = tmp_path / name / stage
         link_earlier_stages(tiny_chain, tmp_path / name, stage)
-        commands[name] = [*COMMAND, *train_words(stage, tiny_data, tmp_path / name, *steps, *words)]
+        given = [*steps, "milestones=[3,8,12]", *words]
+        commands[name] = [*COMMAND, *train_words(stage, tiny_data, tmp_path / name, *given)]
     silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     processes = {name: subprocess.Popen(c, **silent, start_new_session=True) for name, c in commands.items()}
     while last_step(folders["killed"] / "metrics.jsonl") < killed_at:
@@ -82,11 +84,31 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
     assert "going on from step" in again.stdout
     metrics = {name: (folder / "metrics.jsonl").read_text() for name, folder in folders.items()}
     assert metrics["killed"] == metrics["unbroken"]
-    for file in (folders["unbroken"] / "final").glob("*/model.safetensors"):
-        first, second = (load_file(f / file.relative_to(folders["unbroken"])) for f in folders.values())
+    left = {p.relative_to(folders["unbroken"]) for p in folders["unbroken"].rglob("model.safetensors")}
+    assert {path.parts[1] for path in left if path.parts[0] == "milestones"} == {
+        f"step-{step:08d}" for step in (3, 8, 12)
+    }
+    for path in left:
+        first, second = (load_file(folder / path) for folder in folders.values())
         assert first and all(first[name].equal(second[name]) for name in first)
     if spread:
         check_like_one_process(stage, tiny_chain, tiny_data, folders["unbroken"])
+
+
+def test_a_milestone_is_the_part_as_it_was_after_its_step(tiny_data, tmp_path):
+    """In the form of final/, so that the last one is equal to it."""
+    run_stage("vocoder", tiny_data, tmp_path, "milestones=[1,2,5]")
+    milestones = find_milestones(tmp_path / "vocoder" / "milestones")
+    assert list(milestones) == [1, 2]
+    final = tmp_path / "vocoder" / "final" / "vocoder"
+    first, second, last = (
+        load_file(f / "model.safetensors")
+        for f in (milestones[1] / "vocoder", milestones[2] / "vocoder", final)
+    )
+    assert all(second[name].equal(last[name]) for name in last) and second.keys() == last.keys()
+    assert any(not first[name].equal(last[name]) for name in last)
+    for name in ("config.yaml", "fingerprint.json"):
+        assert (milestones[1] / "vocoder" / name).read_text() == (final / name).read_text()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from omniaudio.errors import UserError
-from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
+from omniaudio.training.checkpoint import Checkpoints, Milestones, SafeCheckpointIO
 
 
 def trainer(value: int) -> SimpleNamespace:
@@ -73,3 +73,20 @@ def test_unwritable_target_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)):
         SafeCheckpointIO().save_checkpoint({}, tmp_path / "file" / "x.ckpt")
+
+
+def test_milestones_are_kept_after_their_steps_only_and_a_step_may_be_many_batches(tmp_path):
+    kept: list[tuple[str, int]] = []
+    task, two_a_step = SimpleNamespace(batches_seen=0), SimpleNamespace(accumulate_grad_batches=2)
+    milestones = Milestones(
+        tmp_path, [1, 3, 9], lambda folder: kept.append((folder.name, int(task.batches_seen)))
+    )
+    for task.batches_seen in range(1, 9):
+        milestones.on_train_batch_end(two_a_step, task, None, None, 0)  # type: ignore[arg-type]
+    assert kept == [("step-00000001", 2), ("step-00000003", 6)]
+
+
+@pytest.mark.parametrize("steps", [[0], [100, -1], ["first"], 1000, None])
+def test_milestones_are_steps(tmp_path, steps):
+    with pytest.raises(UserError, match=r"^config milestones: .* is not a list of steps, each at least 1$"):
+        Milestones(tmp_path, steps, lambda folder: None)
