@@ -13,6 +13,7 @@ so.
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
     omniaudio evaluate system=NAME scale=mini task=text choices.path=arc.jsonl      # what is left of the text LLM
+    omniaudio evaluate system=NAME scale=mini task=curve      # sound of flow and vocoder by steps of their training
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ VARIANT_NAMES = {
     "flow": "codes → flow matching → vocoder",
 }
 RESULTS = "results.json"
-TASKS = ("all", "tokenizer", "text")
+TASKS = ("all", "tokenizer", "text", "curve")
 
 
 def main(config: dict[str, Any]) -> None:
@@ -64,6 +65,9 @@ def main(config: dict[str, Any]) -> None:
             raise UserError(f"config {name}: {config[name]} must be at least 1")
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
+        return
+    if config["task"] == "curve":
+        evaluate_curve(config)
         return
     whole = config["task"] == "all"
     model_dir, texts = Path(config["model_dir"]), Path(config["texts"])
@@ -115,6 +119,7 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
         from omniaudio.cli.train import set_threads
         from omniaudio.dialogue.depths import streaming_table, table, without_loops
         from omniaudio.files import write_whole
+        from omniaudio.metrics.records import markdown
 
         set_threads(config["num_threads"])
         (rows, clips), streamed = depth_rows(config, judges), streaming_rows(config)
@@ -129,19 +134,32 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
             "streaming": [dataclasses.asdict(row) for row in streamed],
         }
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
-        tables = [
-            table(rows),
-            *([table(rest, rates_only=True)] if num_loops else []),
-            *([streaming_table(streamed)] if streamed else []),
-        ]
-        text = "\n\n".join(
-            "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
-            for lines in tables
-        )
+        tables = [table(rows)]
+        tables += [table(rest, rates_only=True)] if num_loops else []
+        tables += [streaming_table(streamed)] if streamed else []
+        text = "\n\n".join(map(markdown, tables))
         if num_loops:
             text += f"\n\nThe second table leaves out {num_loops} clips on which a judge repeats itself at some depth."
         write_whole(run.folder / "table.md", f"{text}\n")
         run.log(f"{text}\n{run.folder / RESULTS}: {config['num_clips']} clips of {config['split']}")
+
+
+def evaluate_curve(config: dict[str, Any]) -> None:
+    """Sound and numbers of stages by their training steps, unless it is done: ${exp_dir}/evaluate_curve/."""
+    from omniaudio.dialogue.curve import check_curve, curve_words, find_trained, write_curve
+
+    check_curve(config["curve"])
+    exp_dir = Path(config["exp_dir"])
+    stages = [find_trained(exp_dir / name) for name in config["curve"]["stages"]]
+    inputs = [made_by(Path(config["model_dir"])), config["shards_dir"], *(found.folder for found in stages)]
+    decisive = {**config, "milestones": [list(found.folders) for found in stages]}  # no stamp knows them
+    with stage(exp_dir / "evaluate_curve", config=config, inputs=inputs, decisive=decisive) as run:
+        if run.done:
+            return
+        from omniaudio.cli.train import set_threads
+
+        set_threads(config["num_threads"])
+        write_curve(config, stages, command_of("evaluate", config, *curve_words(config["curve"])), run)
 
 
 def speaks(config: dict[str, Any], judges: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import omniaudio
+from omniaudio.dialogue.curve import table
 from omniaudio.dialogue.report_parts import (
     curve_section,
     environment_section,
@@ -51,6 +52,7 @@ class Experiment:
     stages: dict[str, StageRecord]
     results: dict[str, Any]
     samples: list[dict[str, Any]]
+    curve: dict[str, Any]  # of the sound, by training steps
 
     @property
     def missing(self) -> list[str]:
@@ -78,6 +80,7 @@ def read_experiment(config: dict[str, Any], folder: Path) -> Experiment:
         stages={name: read_stage(exp_dir / name) for name in config["stages"]},
         results=read_json(exp_dir / "evaluate" / "results.json"),
         samples=_read_list(samples_path),
+        curve=read_json(exp_dir / "evaluate_curve" / "results.json"),
     )
 
 
@@ -85,6 +88,9 @@ def write_page(experiment: Experiment) -> Path:
     """Write ``index.html`` with its pictures and sound below the report's folder."""
     page = _header(experiment)
     page.add("listen", "Listen: speech through the codes", _listen_lead(experiment), *_listen(experiment))
+    page.add(
+        "expect", "What to expect: sound by training steps", _expect_lead(experiment), *_expect(experiment)
+    )
     page.add("says", "What it says", _says_lead(experiment), *_says(experiment))
     number_section(page, experiment.results, experiment.folder)
     stage_section(page, experiment.config, experiment.stages, experiment.folder)
@@ -154,26 +160,79 @@ def _listen(experiment: Experiment) -> list[str]:
     cards = []
     samples = results["samples"][: experiment.config["max_samples"]]
     for i, sample in enumerate(track(samples, "pictures")):
-        head = (
-            f'<div class="clip-head"><div class="said">{html.escape(sample["text"])}</div>'
-            f"<div>{html.tag(sample['language'])} {html.tag(sample['key'])}</div></div>"
-        )
         picture = f"images/clip{i}.png"
         with np.load(source / sample["mels"], allow_pickle=False) as mels:
             shown = {title: mels[name] for name, title in PICTURES.items()}
         spectrograms(experiment.folder / picture, shown, seconds)
-        heard = sample.get("heard", {})
-        players = [
-            html.player(
-                title,
-                _copied(source / sample["wavs"][variant], experiment.folder),
-                f"judge: “{heard[variant]}”" if variant in heard else "",
-            )
-            for variant, title in PLAYERS.items()
-        ]
         pictured = html.image(picture, f"spectrograms of {sample['key']}")
-        cards.append(html.card(head, pictured, f'<div class="players">{"".join(players)}</div>'))
+        cards.append(html.card(_clip_head(sample), pictured, _players(experiment, source, sample, PLAYERS)))
     return cards
+
+
+def _clip_head(sample: dict[str, Any]) -> str:
+    return (
+        f'<div class="clip-head"><div class="said">{html.escape(sample["text"])}</div>'
+        f"<div>{html.tag(sample['language'])} {html.tag(sample['key'])}</div></div>"
+    )
+
+
+def _players(experiment: Experiment, source: Path, sample: dict[str, Any], titled: Mapping[str, str]) -> str:
+    """The variants of a sample that ``titled`` names, beside each other."""
+    heard = sample.get("heard", {})
+    players = [
+        html.player(
+            title,
+            _copied(source / sample["wavs"][variant], experiment.folder),
+            f"judge: “{heard[variant]}”" if variant in heard else "",
+        )
+        for variant, title in titled.items()
+    ]
+    return f'<div class="players">{"".join(players)}</div>'
+
+
+# -- training steps
+
+
+def _expect_lead(experiment: Experiment) -> str:
+    return (
+        "The export with one part as it was after so many steps of its training, on the same held-out clips. "
+        "A training from scratch begins with noise: hold yours against these sounds, numbers and losses at the same "
+        "step. The pictures show what is heard."
+        if experiment.curve.get("stages")
+        else ""
+    )
+
+
+def _expect(experiment: Experiment) -> list[str]:
+    curve = experiment.curve
+    if not curve.get("stages"):
+        return [html.missing("No sound by training steps yet: `omniaudio evaluate task=curve` has not run.")]
+    return [html.command(curve["command"]), *(_growth_card(experiment, record) for record in curve["stages"])]
+
+
+def _growth_card(experiment: Experiment, record: dict[str, Any]) -> str:
+    """One stage: numbers by step, one clip as a strip of pictures, all clips as sound."""
+    titles, *lines = table(record)
+    name = record["stage"]
+    parts = [
+        f"<h3>{html.code(name)}: {html.escape(record['heard'])}</h3>",
+        html.table(
+            [f"#{title}" for title in titles], [[html.escape(cell) for cell in line] for line in lines]
+        ),
+        *(html.note(line) for line in record["notes"]),
+    ]
+    source = experiment.exp_dir / "evaluate_curve" / name
+    titled = {"original": "original"} | {p["name"]: f"step {p['steps']:,}" for p in record["points"]}
+    for i, sample in enumerate(record["samples"][: experiment.config["max_samples"]]):
+        parts.append(_clip_head(sample))
+        if i == 0:
+            picture = f"images/growth_{name}.png"
+            with np.load(source / sample["mels"], allow_pickle=False) as mels:
+                shown = {title: mels[point] for point, title in titled.items()}
+            spectrograms(experiment.folder / picture, shown, experiment.curve["seconds_a_frame"], per_row=5)
+            parts.append(html.image(picture, f"spectrograms of {sample['key']} by steps of {name}"))
+        parts.append(_players(experiment, source, sample, titled))
+    return html.card(*parts)
 
 
 # -- generation

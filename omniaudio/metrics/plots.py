@@ -95,21 +95,26 @@ def _by_book(curves: Mapping[str, Curve], name: str) -> list[Curve]:
     return found
 
 
-def spectrograms(path: Path, mels: Mapping[str, np.ndarray], seconds_a_frame: float) -> None:
+def spectrograms(
+    path: Path, mels: Mapping[str, np.ndarray], seconds_a_frame: float, per_row: int | None = None
+) -> None:
     """Log-mels (M, T) side by side on one scale of colour and of time.
 
     Args:
         path: PNG to write.
         mels: title -> log-mel.
         seconds_a_frame: of all of them.
+        per_row: panels in a row; None: all are in one.
     """
     from matplotlib.ticker import MaxNLocator
 
     loud = float(max(np.quantile(mel.astype(np.float32), 0.999) for mel in mels.values()))
     longest = max(mel.shape[1] for mel in mels.values()) * seconds_a_frame
-    figure = _figure(2.9 * len(mels), 2.0)
+    num_columns = per_row or len(mels)
+    num_rows = -(-len(mels) // num_columns)
+    figure = _figure(2.9 * num_columns, 2.0 * num_rows)
     for i, (title, mel) in enumerate(mels.items()):
-        axes = figure.add_subplot(1, len(mels), i + 1)
+        axes = figure.add_subplot(num_rows, num_columns, i + 1)
         extent = (0.0, mel.shape[1] * seconds_a_frame, 0.0, float(mel.shape[0]))
         axes.imshow(
             mel.astype(np.float32), origin="lower", aspect="auto", extent=extent, cmap="magma",

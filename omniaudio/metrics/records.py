@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,12 @@ def read_curves(path: Path) -> dict[str, Curve]:
             if name != "step" and isinstance(value, (int, float)):
                 curves.setdefault(name, []).append((float(line["step"]), float(value)))
     return curves
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table as text; the first line holds the titles of its columns."""
+    titles, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rest))
 
 
 def read_json(path: Path) -> dict[str, Any]:

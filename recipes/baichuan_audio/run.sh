@@ -108,7 +108,10 @@ if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
 if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder "strategy=${strategy/zero?/ddp}"; fi
 if stage 9 "Export one folder that loads alone"; then verb export; fi
 if stage 10 "Let the export speak, listen, and answer"; then verb generate ${device[@]+"${device[@]}"}; fi
-if stage 11 "Measure on held-out speech"; then verb evaluate ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}; fi
+if stage 11 "Measure on held-out speech, and how the sound came about"; then
+  verb evaluate ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}
+  verb evaluate task=curve ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}
+fi
 if stage 12 "Write the report"; then
   verb report
   [[ $dry_run == true ]] || log "open exp/$tag/report/index.html"

@@ -160,3 +160,26 @@ def test_the_text_of_another_export_is_scored_as_it_was_loaded(exported, compose
     rows = json.loads((tmp_path / "evaluate_text/results.json").read_text())["rows"]
     scored = row({"rows": rows}, "text perplexity of the export")["value"]
     assert scored == pytest.approx(omniaudio.load(other).lm.backbone.vocab_size), "all pieces are as likely"
+
+
+def test_sound_by_steps_is_measured_once_and_again_with_a_new_milestone(exported, composed, tmp_path, capsys):
+    exp_dir = tmp_path / "exp"
+    for name in ("flow", "vocoder"):
+        shutil.copytree(Path(composed("evaluate")["exp_dir"]) / name, exp_dir / name)
+    few = ["curve.num_clips=1", "curve.measures=[mel error]", f"model_dir={exported}"]
+    config = composed("evaluate", "task=curve", *few, f"exp_dir={exp_dir}")
+    evaluate.main(config)
+    told = capsys.readouterr().out
+    assert "flow: codes → flow matching → vocoder" in told and "| steps | mel/l1 | mel error |" in told
+    found = json.loads((exp_dir / "evaluate_curve/results.json").read_text())
+    assert [(record["stage"], len(record["points"])) for record in found["stages"]] == [
+        ("flow", 3),
+        ("vocoder", 3),
+    ]
+    assert "task=curve 'curve.stages=[flow,vocoder]' curve.num_clips=1" in found["command"]
+    evaluate.main(config)
+    assert "skipped" in capsys.readouterr().out
+    shutil.rmtree(exp_dir / "flow/milestones/step-00000050")
+    evaluate.main(config)
+    found = json.loads((exp_dir / "evaluate_curve/results.json").read_text())
+    assert [len(record["points"]) for record in found["stages"]] == [2, 3]

@@ -42,6 +42,7 @@ def folder(exported, composed) -> Path:
     evaluate.main(
         composed("evaluate", "num_clips=4", "num_samples=2", "num_speed_clips=1", "measures=[ESTOI,MCD]")
     )
+    evaluate.main(composed("evaluate", "task=curve", "curve.num_clips=2", "curve.measures=[MCD]"))
     generate.main(composed("generate", "num_seen=1", "num_unseen=1", "num_clips=1"))
     config = composed("report")
     report.main(config)
@@ -55,19 +56,25 @@ def test_page_stands_alone(folder, tmp_path):
     files = [link for link in links.links if not link.startswith("#")]
     assert all((moved / link).is_file() for link in files)
     samples = json.loads((folder.parent / "generate" / "samples.json").read_text())
-    num_sounds = 2 * 5 + sum(bool(sample.get(name)) for sample in samples for name in ("prompt_wav", "wav"))
+    num_sounds = (
+        2 * 5
+        + 2 * 2 * 4
+        + sum(bool(sample.get(name)) for sample in samples for name in ("prompt_wav", "wav"))
+    )
     assert sum(link.endswith(".wav") for link in files) == num_sounds
 
 
 def test_page_shows_every_part(folder):
     page, links = read(folder / "index.html")
     anchors = set(re.findall(r'id="(\w+)"', page))
-    assert anchors == {"listen", "says", "numbers", "stages", "curves", "frozen", "environment"}
+    assert anchors == {"listen", "expect", "says", "numbers", "stages", "curves", "frozen", "environment"}
     assert {link for link in links.links if link.startswith("#")} == {f"#{a}" for a in anchors}
     assert "resampled to 24000 Hz" in page and "Not finished yet" not in page
     assert "omniaudio evaluate system=made" in page and "no judge" in page
     assert "<th>speech</th>" in page and page.count("The signal against the recording") == 1
     assert "images/quality.png" in links.links
+    assert {"images/growth_flow.png", "images/growth_vocoder.png"} <= set(links.links)
+    assert page.count("<b>step 50</b>") == 4 and "200 (end)" in page and "task=curve" in page
     assert "CC0-1.0" in page and "all 1 unchanged" in page
 
 
@@ -78,6 +85,7 @@ def test_page_renders_when_nothing_but_one_stage_is_there(trained, composed, tmp
     report.main({**composed("report"), "exp_dir": str(exp_dir)})
     page, _ = read(exp_dir / "report" / "index.html")
     assert "Not finished yet: text_lm, codes" in page
+    assert "`omniaudio evaluate task=curve` has not run" in page
     assert "the stage `evaluate` has not run" in page and "the stage `generate` has not run" in page
     assert "not measured" in page
 

@@ -172,7 +172,7 @@ def write_records(folder: Path, losses: list[str], num_steps: int = 200) -> None
             if step % 50 == 0:
                 held_out = {f"val/{name}": value + 0.1 for name, value in curve.items()}
                 file.write(json.dumps({"step": step, **held_out, "val/loss": sum(held_out.values())}) + "\n")
-    (folder / "config.yaml").write_text(f"stage: {folder.name}\n")
+    (folder / "config.yaml").write_text(f"stage: {folder.name}\nmax_steps: {num_steps}\n")
     (folder / "log.txt").write_text("")
     freeze = {"frozen": {"judge.weight": ["a1", "a1"]} if folder.name == "tokenizer" else {},
               "num_frozen_parameters": 7, "num_trained_parameters": 1000, "trained": ["x"]}  # fmt: skip
@@ -201,6 +201,9 @@ def write_experiment(root: Path) -> tuple[Path, Path]:
         save_part(exp_dir / name / "final/lm", lm, layout, seed)
     save_part(exp_dir / "flow/final/flow", flow_config(), tokenizer.fingerprint())
     save_part(exp_dir / "vocoder/final/vocoder", vocoder_config())
+    for seed, step in enumerate(("step-00000050", "step-00000100"), 1):
+        save_part(exp_dir / "flow/milestones" / step / "flow", flow_config(), tokenizer.fingerprint(), seed)
+        save_part(exp_dir / "vocoder/milestones" / step / "vocoder", vocoder_config(), seed=seed)
     write_codes(exp_dir / "codes", tokenizer)
     for name, losses in STAGES.items():
         write_records(exp_dir / name, losses)

@@ -54,6 +54,16 @@ def test_picture_is_drawn_and_the_same_every_time(tmp_path, what):
     assert (tmp_path / "deep" / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
+def test_spectrograms_go_on_in_the_next_row(tmp_path):
+    mels = {f"step {i}": np.random.randn(20, 30) for i in range(3)}
+    sizes = []
+    for per_row in (None, 2):
+        spectrograms(tmp_path / "strip.png", mels, 0.02, per_row)
+        sizes.append(Image.open(tmp_path / "strip.png").size)
+    (wide, low), (narrow, high) = sizes
+    assert narrow == pytest.approx(wide * 2 / 3, abs=1) and high == 2 * low
+
+
 def test_a_stage_without_books_has_no_picture_of_them(tmp_path):
     assert not book_curves(tmp_path / "none.png", CURVES) and not (tmp_path / "none.png").exists()
 

@@ -18,7 +18,7 @@ from tests.dialogue.tiny_experiment import speech
 ROOT = Path(__file__).parents[2]
 WORDS = "please hold the line while we connect your call to next agent press one for more".split()  # noqa: SIM905
 TRAINED = ("text_lm", "tokenizer", "pretrain_stage1", "pretrain_stage2", "sft", "flow", "vocoder")
-FOLDERS = ("fetch", "shards", *TRAINED, "codes", "export", "generate", "evaluate", "report")
+FOLDERS = ("fetch", "shards", *TRAINED, "codes", "export", "generate", "evaluate", "evaluate_curve", "report")
 
 
 @pytest.fixture
@@ -38,7 +38,16 @@ def run(checkout: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = dict(
         os.environ, VIRTUAL_ENV=sys.prefix, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
-    words = ["--audio_dir", "recordings", "--scale", "tiny", "--tag", "whole"]
+    words = [
+        "--audio_dir",
+        "recordings",
+        "--scale",
+        "tiny",
+        "--tag",
+        "whole",
+        "--overrides",
+        "milestones=[1]",
+    ]
     return subprocess.run(
         ["bash", "recipes/baichuan_audio/run.sh", *words, "--prepare_overrides", "text_source=none", *options],
         cwd=checkout, env=environment, capture_output=True, text=True, timeout=1200,
@@ -58,6 +67,7 @@ def test_from_recordings_to_the_report_and_again_nothing(checkout: Path) -> None
         assert json.loads((folder / "stamp.json").read_text())["key"], name
     page = (exp_dir / "report" / "index.html").read_text()
     assert page.count("<audio") > 10 and "has not run" not in page
+    assert page.count("<b>step 1</b>") == page.count("<b>step 2</b>") == 2 * 3, "of flow and vocoder, 3 clips"
     model = omniaudio.load(exp_dir / "export" / "model")
     reply = model.answer(speech(1.0, 16000, 1), 16000, "transcribe")
     assert reply["wav"] is None or np.isfinite(reply["wav"]).all()
