@@ -260,7 +260,7 @@ def table(record: Mapping[str, Any]) -> list[list[str]]:
     """Title line, the recording where it has numbers, and one line a milestone; the last is the end of the training."""
     points = record["points"]
     names = list(points[-1]["values"])
-    lines = [["steps", record["loss"], *names]]
+    lines = [["steps", f"training loss, {record['loss']}", *names]]
     if record["original"]:
         lines.append(["recording", "", *(shown(record["original"], name) for name in names)])
     for i, point in enumerate(points):

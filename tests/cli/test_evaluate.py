@@ -170,7 +170,10 @@ def test_sound_by_steps_is_measured_once_and_again_with_a_new_milestone(exported
     config = composed("evaluate", "task=curve", *few, f"exp_dir={exp_dir}")
     evaluate.main(config)
     told = capsys.readouterr().out
-    assert "flow: codes → flow matching → vocoder" in told and "| steps | mel/l1 | mel error |" in told
+    assert (
+        "flow: codes → flow matching → vocoder" in told
+        and "| steps | training loss, mel/l1 | mel error |" in told
+    )
     found = json.loads((exp_dir / "evaluate_curve/results.json").read_text())
     assert [(record["stage"], len(record["points"])) for record in found["stages"]] == [
         ("flow", 3),

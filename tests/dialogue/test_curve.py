@@ -137,7 +137,7 @@ def test_numbers_sounds_and_losses_by_step(model, trained, clips, tmp_path, monk
         with np.load(tmp_path / "vocoder" / sample["mels"]) as mels:
             assert set(mels) == {"original", *NAMES}
     lines = table(record)
-    assert lines[0] == ["steps", "mel/l1", "mel error", "CER"]
+    assert lines[0] == ["steps", "training loss, mel/l1", "mel error", "CER"]
     assert lines[1] == ["recording", "", "", "0.0%"]
     assert [line[0] for line in lines[2:]] == ["50", "100", "200 (end)"]
     assert all(line[3] == "100.0%" and float(line[1]) > 0 < float(line[2]) for line in lines[2:])
