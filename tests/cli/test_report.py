@@ -56,11 +56,9 @@ def test_page_stands_alone(folder, tmp_path):
     files = [link for link in links.links if not link.startswith("#")]
     assert all((moved / link).is_file() for link in files)
     samples = json.loads((folder.parent / "generate" / "samples.json").read_text())
-    num_sounds = (
-        2 * 5
-        + 2 * 2 * 4
-        + sum(bool(sample.get(name)) for sample in samples for name in ("prompt_wav", "wav"))
-    )
+    num_generated = sum(bool(sample.get(name)) for sample in samples for name in ("prompt_wav", "wav"))
+    num_by_steps = 2 * 2 * 4  # stages, clips, the original beside three steps
+    num_sounds = 2 * 5 + num_by_steps + num_generated
     assert sum(link.endswith(".wav") for link in files) == num_sounds
 
 
