@@ -64,6 +64,15 @@ def test_spectrograms_go_on_in_the_next_row(tmp_path):
     assert narrow == pytest.approx(wide * 2 / 3, abs=1) and high == 2 * low
 
 
+def test_a_loud_noise_leaves_the_colours_of_the_first(tmp_path):
+    speech, found = np.random.randn(20, 30), []
+    for noise in (0.0, 50.0):
+        spectrograms(tmp_path / "pair.png", {"original": speech, "step 1": speech + noise}, 0.02)
+        picture = np.asarray(Image.open(tmp_path / "pair.png").convert("RGB"))
+        found.append(picture[:, : picture.shape[1] // 2])
+    assert (found[0] == found[1]).all()
+
+
 def test_a_stage_without_books_has_no_picture_of_them(tmp_path):
     assert not book_curves(tmp_path / "none.png", CURVES) and not (tmp_path / "none.png").exists()
 
