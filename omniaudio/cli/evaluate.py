@@ -146,7 +146,7 @@ def evaluate_tokenizer(config: dict[str, Any]) -> None:
 
 def evaluate_curve(config: dict[str, Any]) -> None:
     """Sound and numbers of stages by their training steps, unless it is done: ${exp_dir}/evaluate_curve/."""
-    from omniaudio.dialogue.curve import check_curve, curve_words, find_trained, write_curve
+    from omniaudio.dialogue.curve import check_curve, find_trained, write_curve
 
     check_curve(config["curve"])
     exp_dir = Path(config["exp_dir"])
@@ -159,7 +159,7 @@ def evaluate_curve(config: dict[str, Any]) -> None:
         from omniaudio.cli.train import set_threads
 
         set_threads(config["num_threads"])
-        write_curve(config, stages, command_of("evaluate", config, *curve_words(config["curve"])), run)
+        write_curve(config, stages, command_of("evaluate", config), run)
 
 
 def speaks(config: dict[str, Any], judges: Sequence[str]) -> bool:

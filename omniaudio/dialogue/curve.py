@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,14 +98,6 @@ def check_curve(curve: Mapping[str, Any]) -> None:
         raise UserError(f"config curve.num_clips: {curve['num_clips']} must be at least 1")
 
 
-def curve_words(curve: Mapping[str, Any]) -> list[str]:
-    """The words of the command line that ask for the same curve again."""
-    values = {
-        key: f"[{','.join(value)}]" if isinstance(value, list) else value for key, value in curve.items()
-    }
-    return ["task=curve", *(shlex.quote(f"curve.{key}={value}") for key, value in values.items())]
-
-
 def write_curve(config: Mapping[str, Any], stages: Sequence[Trained], command: str, run: Stage) -> None:
     """Measure every stage; write ``results.json``, the sounds, and print one table a stage.
 
@@ -117,7 +108,13 @@ def write_curve(config: Mapping[str, Any], stages: Sequence[Trained], command: s
     curve = config["curve"]
     judge = load_judge(config["asr_judge"], config["device"], config["judge_dtype"])
     model = read_model(Path(config["model_dir"]), config["device"])
-    clips = choose_clips(config["shards_dir"], config["split"], curve["num_clips"], config["min_words"])
+    clips = choose_clips(
+        config["shards_dir"],
+        config["split"],
+        curve["num_clips"],
+        config["min_words"],
+        corpora=config["corpora"],
+    )
     records = [
         score_stage(model, found, clips, curve["measures"], judge, run.folder, track) for found in stages
     ]

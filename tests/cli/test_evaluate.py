@@ -179,7 +179,7 @@ def test_sound_by_steps_is_measured_once_and_again_with_a_new_milestone(exported
         ("flow", 3),
         ("vocoder", 3),
     ]
-    assert "task=curve 'curve.stages=[flow,vocoder]' curve.num_clips=1" in found["command"]
+    assert {"task=curve", "curve.num_clips=1"} < set(shlex.split(found["command"]))
     evaluate.main(config)
     assert "skipped" in capsys.readouterr().out
     shutil.rmtree(exp_dir / "flow/milestones/step-00000050")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import shlex
 import shutil
 import weakref
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from omniaudio.cli.main import compose
 from omniaudio.dialogue import curve
 from omniaudio.dialogue.curve import find_trained, make_sounds, score_stage, table, with_part
 from omniaudio.dialogue.evaluation import Clip, choose_clips, synthesize
@@ -157,13 +155,6 @@ def test_loss_at_a_step_is_the_mean_of_the_tenth_before():
     logged = [(10.0, 5.0), (90.0, 4.0), (92.0, 3.0), (100.0, 1.0), (101.0, 0.0)]
     assert curve.loss_at(logged, 100) == 2.0
     assert curve.loss_at(logged, 50) is None
-
-
-def test_the_command_asks_for_the_same_curve():
-    words = ["system=baichuan_audio", "scale=tiny", "task=curve", "curve.stages=[vocoder_finetune]"]
-    config = compose("evaluate", [*words, "curve.num_clips=2", "curve.measures=[ESTOI,mel error]"])
-    again = shlex.split(" ".join(curve.curve_words(config["curve"])))
-    assert compose("evaluate", [*words[:2], *again]) == config
 
 
 @pytest.mark.parametrize(
