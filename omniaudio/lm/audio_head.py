@@ -1,6 +1,7 @@
 """From a hidden state of the LLM to one frame of codes, book by book: the audio head of arXiv:2502.17239.
 
-Shape suffixes here: F frames (label positions), K depths (one a codebook), D width, H heads.
+Shape suffixes here: F frames (label positions), K depths (one a codebook), D width, H heads, R rows: K of each full
+frame, which has all depths, then one of each frame that has depth 0 alone.
 """
 
 from __future__ import annotations
@@ -24,25 +25,29 @@ class DepthAttention(nn.Module):
     Args:
         width: D, a multiple of ``head_dim``.
         head_dim: width of one head.
+        num_depths: K.
     """
 
-    def __init__(self, width: int, head_dim: int) -> None:
+    def __init__(self, width: int, head_dim: int, num_depths: int) -> None:
         super().__init__()
         if width % head_dim:
             raise ValueError(f"audio head: width {width} is not a multiple of head_dim {head_dim}")
-        self.num_heads = width // head_dim
+        self.num_heads, self.num_depths = width // head_dim, num_depths
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_FKD: Tensor) -> Tensor:
-        """All depths at once."""
-        query, key, value = rearrange(self.qkv(x_FKD), "f k (n h d) -> n f h k d", n=3, h=self.num_heads)
+    def forward(self, x_RD: Tensor, num_full: int) -> Tensor:
+        """All depths of the full frames at once; a depth alone sees nothing but its own value."""
+        num_rows = num_full * self.num_depths
+        qkv_RD = self.qkv(x_RD)
+        sizes = {"f": num_full, "k": self.num_depths, "n": 3, "h": self.num_heads}
+        query, key, value = rearrange(qkv_RD[:num_rows], "(f k) (n h d) -> n f h k d", **sizes)
         # A handful of depths: plain products take half the time of a fused kernel here.
         score_FHKK = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        num_depths = x_FKD.shape[1]
-        later_KK = torch.ones(num_depths, num_depths, dtype=torch.bool, device=x_FKD.device).triu(1)
+        later_KK = torch.ones(self.num_depths, self.num_depths, dtype=torch.bool, device=x_RD.device).triu(1)
         weight_FHKK = score_FHKK.masked_fill(later_KK, -torch.inf).softmax(dim=-1).to(value.dtype)
-        return self.out(rearrange(weight_FHKK @ value, "f h k d -> f k (h d)"))
+        attended = rearrange(weight_FHKK @ value, "f h k d -> (f k) (h d)")
+        return self.out(torch.cat([attended, qkv_RD[num_rows:].chunk(3, dim=-1)[2]]))
 
     def step(self, x_FD: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """The depth after ``past``, which sees all of them; returns the new past too."""
@@ -66,10 +71,18 @@ class DepthLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_width, num_depths * in_width))
         nn.init.normal_(self.weight, std=in_width**-0.5)
 
-    def forward(self, x_FKD: Tensor) -> Tensor:
-        """The first depths, as many as ``x`` holds."""
-        weight_KDO = rearrange(self.weight, "o (k d) -> k d o", k=self.num_depths)[: x_FKD.shape[1]]
-        return torch.bmm(x_FKD.transpose(0, 1), weight_KDO).transpose(0, 1)
+    def forward(self, x_RD: Tensor, num_full: int) -> Tensor:
+        """All depths of the full frames, depth 0 of the others."""
+        num_rows = num_full * self.num_depths
+        weight_KDO = rearrange(self.weight, "o (k d) -> k d o", k=self.num_depths)
+        x_KFD = rearrange(x_RD[:num_rows], "(f k) d -> k f d", f=num_full, k=self.num_depths)
+        if num_rows == len(x_RD):
+            return rearrange(torch.bmm(x_KFD, weight_KDO), "k f o -> (f k) o")
+        # Split once: the gradient of a slice is as large as the whole weight.
+        first_1DO, later_KDO = weight_KDO.split([1, self.num_depths - 1])
+        first = torch.cat([x_KFD[0], x_RD[num_rows:]]) @ first_1DO[0]
+        full_KFO = torch.cat([first[None, :num_full], torch.bmm(x_KFD[1:], later_KDO)])
+        return torch.cat([rearrange(full_KFO, "k f o -> (f k) o"), first[num_full:]])
 
     def step(self, x_FD: Tensor, depth: int) -> Tensor:
         """One depth."""
@@ -85,16 +98,16 @@ class DepthLayer(nn.Module):
 
     def __init__(self, width: int, head_dim: int, ffn_size: int, num_depths: int, eps: float) -> None:
         super().__init__()
-        self.attention = DepthAttention(width, head_dim)
+        self.attention = DepthAttention(width, head_dim, num_depths)
         self.norm1 = nn.RMSNorm(width, eps=eps)
         self.norm2 = nn.RMSNorm(width, eps=eps)
         self.linear1 = DepthLinear(width, ffn_size, num_depths)
         self.linear2 = DepthLinear(ffn_size, width, num_depths)
 
-    def forward(self, x_FKD: Tensor) -> Tensor:
-        """All depths at once."""
-        x_FKD = self.norm2(x_FKD + self.attention(self.norm1(x_FKD)))
-        return x_FKD + self.linear2(functional.gelu(self.linear1(x_FKD)))
+    def forward(self, x_RD: Tensor, num_full: int) -> Tensor:
+        """All rows at once; the first ``num_full`` frames are full."""
+        x_RD = self.norm2(x_RD + self.attention(self.norm1(x_RD), num_full))
+        return x_RD + self.linear2(functional.gelu(self.linear1(x_RD, num_full)), num_full)
 
     def step(self, x_FD: Tensor, depth: int, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """One depth after those in ``past``."""
@@ -139,38 +152,42 @@ class AudioHead(nn.Module):
         self.norm = nn.RMSNorm(hidden_size, eps=eps)
         self.heads = nn.ModuleList(nn.Linear(hidden_size, size + 1) for size in self.codebook_sizes)
 
-    def forward(self, hidden_FD: Tensor, prefix_FKD: Tensor) -> Tensor:
+    def forward(self, hidden_FD: Tensor, prefix_FKD: Tensor) -> list[Tensor]:
         """States of every depth, teacher-forced.
 
         Args:
             hidden_FD: the LLM's hidden state that predicts each frame.
-            prefix_FKD: (F, K - 1, D), sums of the embeddings of the true books 0..i; fewer books give the
-                states of the first depths.
+            prefix_FKD: (F, K - 1, D), sums of the embeddings of the true books 0..i; fewer rows than frames give
+                the first frames all depths and the others depth 0 alone.
 
         Returns:
-            (F, K, D); ``heads[k]`` of depth k gives the logits of book k.
+            By depth, (F, D) for depth 0 and one row a prefix for the others; ``heads[k]`` of depth k gives the logits
+            of book k.
         """
-        x_FKD = torch.cat([hidden_FD[:, None], prefix_FKD.to(hidden_FD.dtype)], dim=1)
+        num_full, num_depths = len(prefix_FKD), len(self.heads)
+        full_FKD = torch.cat([hidden_FD[:num_full, None], prefix_FKD.to(hidden_FD.dtype)], dim=1)
+        x_RD = torch.cat([full_FKD.flatten(0, 1), hidden_FD[num_full:]])
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x_FKD = checkpoint(layer, x_FKD, use_reentrant=False)
+                x_RD = checkpoint(layer, x_RD, num_full, use_reentrant=False)
             else:
-                x_FKD = layer(x_FKD)
-        return self.norm(x_FKD)
+                x_RD = layer(x_RD, num_full)
+        full_RD, alone_RD = self.norm(x_RD).tensor_split([num_full * num_depths])
+        first_FD, *later = rearrange(full_RD, "(f k) d -> k f d", f=num_full, k=num_depths)
+        return [torch.cat([first_FD, alone_RD]), *later]
 
     def logits(self, hidden_FD: Tensor, prefix_FKD: Tensor) -> list[Tensor]:
-        """Teacher-forced logits (F, book size + 1) of every book."""
-        states_FKD = self.forward(hidden_FD, prefix_FKD)
-        return [head(states_FKD[:, book]) for book, head in enumerate(self.heads)]
+        """Teacher-forced logits (F, book size + 1) of every book; frames without a prefix have those of book 0."""
+        states = self.forward(hidden_FD, prefix_FKD)
+        return [head(state_FD) for head, state_FD in zip(self.heads, states, strict=True)]
 
     def loss(self, hidden_FD: Tensor, prefix_FKD: Tensor, label_FK: Tensor, z_weight: float = 0.0) -> Tensor:
-        """Cross-entropy (F, K) in nats of every depth given (see ``forward``), 0 where there is no label."""
-        states_FKD = self.forward(hidden_FD, prefix_FKD)
-        losses = [
-            chunked_cross_entropy(head, states_FKD[:, book], label_FK[:, book], size + 1, z_weight)
-            for book, (head, size) in enumerate(zip(self.heads, self.codebook_sizes, strict=True))
-            if book < states_FKD.shape[1]
-        ]
+        """Cross-entropy (F, K) in nats of every depth (see ``forward``), 0 where there is no label or no prefix."""
+        losses = []
+        for book, state_FD in enumerate(self.forward(hidden_FD, prefix_FKD)):
+            label_F, num_classes = label_FK[: len(state_FD), book], self.codebook_sizes[book] + 1
+            loss_F = chunked_cross_entropy(self.heads[book], state_FD, label_F, num_classes, z_weight)
+            losses.append(functional.pad(loss_F, (0, len(label_FK) - len(loss_F))))
         return torch.stack(losses, dim=1)
 
     def step(self, x_FD: Tensor, past: list[KeyValue]) -> Tensor:

@@ -128,14 +128,13 @@ class AudioLM(nn.Module):
         """Cross-entropy (L, K) of every book, 0 where there is no frame to predict."""
         loss_LK = torch.zeros(label_LK.shape, device=hidden_LD.device)
         rows_F = (label_LK[:, 0] != NO_LABEL).nonzero()[:, 0]
+        num_full = len(rows_F)
         if share < 1:
-            chosen_F = torch.rand(len(rows_F), device=rows_F.device) < share
-            shallow_F, rows_F = rows_F[~chosen_F], rows_F[chosen_F]
-            no_prefix = hidden_LD.new_zeros(len(shallow_F), 0, hidden_LD.shape[1])
-            loss_F1 = self.audio_head.loss(hidden_LD[shallow_F], no_prefix, label_LK[shallow_F], z_weight)
-            loss_LK = loss_LK.index_put((shallow_F, torch.zeros_like(shallow_F)), loss_F1[:, 0])
+            chosen_F = torch.rand(num_full, device=rows_F.device) < share
+            rows_F, num_full = torch.cat([rows_F[chosen_F], rows_F[~chosen_F]]), int(chosen_F.sum())
         label_FK = label_LK[rows_F]
-        loss_FK = self.audio_head.loss(hidden_LD[rows_F], self.embed_prefix(label_FK), label_FK, z_weight)
+        prefix_FKD = self.embed_prefix(label_FK[:num_full])
+        loss_FK = self.audio_head.loss(hidden_LD[rows_F], prefix_FKD, label_FK, z_weight)
         if share < 1:
             loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / share], dim=1)
         return loss_LK.index_copy(0, rows_F, loss_FK)

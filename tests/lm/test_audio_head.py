@@ -16,7 +16,7 @@ def test_depth_linear_uses_the_weights_of_its_depth():
     linear = DepthLinear(2, 3, num_depths=4)
     x = torch.randn(5, 4, 2)
     wanted = torch.stack([x[:, k] @ linear.weight[:, 2 * k : 2 * k + 2].T for k in range(4)], dim=1)
-    assert_close(linear(x), wanted)
+    assert_close(linear(x.flatten(0, 1), 5), wanted.flatten(0, 1))
     assert_close(linear.step(x[:, 2], 2), wanted[:, 2])
 
 
@@ -32,15 +32,24 @@ def test_steps_with_cache_equal_the_teacher_forced_pass():
 def test_a_book_does_not_see_later_books():
     head = make()
     prefix = torch.randn(1, 2, 16, requires_grad=True)
-    head(torch.randn(1, 16), prefix)[0, 1].sum().backward()
+    head(torch.randn(1, 16), prefix)[1].sum().backward()
     assert prefix.grad[0, 0].any()
     assert not prefix.grad[0, 1].any()
 
 
-def test_fewer_books_give_the_same_first_depths():
+def test_a_frame_without_prefix_has_its_first_depth_and_the_others_lose_nothing():
     head = make()
-    hidden, prefix = torch.randn(5, 16), torch.randn(5, 2, 16)
-    assert_close(head(hidden, prefix[:, :0]), head(hidden, prefix)[:, :1])
+    hidden, prefix = torch.randn(5, 16, requires_grad=True), torch.randn(5, 2, 16)
+    label = torch.tensor([[1, 2, 0], [5, 3, 2], [0, 0, 0], [6, 4, 3], [2, 1, 1]])
+    for num_full in (0, 2, 5):
+        kept = torch.ones(5, 3)
+        kept[num_full:, 1:] = 0
+        results = []
+        for loss in (head.loss(hidden, prefix[:num_full], label), head.loss(hidden, prefix, label) * kept):
+            gradients = torch.autograd.grad(loss.sum(), [hidden, *head.parameters()], allow_unused=True)
+            results.append([loss, *gradients])
+        for sampled, wanted in zip(*results, strict=True):
+            assert_close(sampled, wanted)
 
 
 def test_loss_is_cross_entropy_by_book():
@@ -75,7 +84,7 @@ def test_recomputation_gives_the_same_gradients():
     for head in (plain, again):
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = head(hidden, prefix).square().sum()
+            loss = torch.cat(head(hidden, prefix)).square().sum()
         loss.backward()
     for one, other in zip(plain.parameters(), again.parameters(), strict=True):
         assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
