@@ -51,5 +51,6 @@ def frames(run: Callable[[], list[int]], count: int = 20) -> Callable[[], list[l
 
 compare(
     "11 audio head, 20 frames of 8 codes", frames(ours), frames(peer),
-    lambda mine, other: "" if mine == other else "other codes", "all depths for every code", 6.5, "operations: 8",
+    lambda mine, other: "" if mine == other else "other codes", "all depths for every code", 6.5,
+    "operations: 8; bytes of weights: 4.7",
 )  # fmt: skip
