@@ -15,6 +15,7 @@
 #   --tag NAME           results go to exp/NAME; default baichuan_audio_<data>_<scale>
 #   --encoder NAME       pretrained Whisper encoder: hub name or folder; default: small, from scratch (whisper_base: its own, from the hub)
 #   --backbone NAME      pretrained text LLM, used as it is: hub name or folder; default: as for --encoder
+#   --finetune_vocoder false   true: stage 8 goes on with the vocoder on the mels of tokenizer and flow, and the export takes that one
 #   --asr_judge NAME     recogniser that scores the speech: hub name or folder; default: no such rows
 #   --overrides "K=V .." more config words for the training stages (1, 2, 4 to 8)
 #   --prepare_overrides "K=V .."  more config words for stages -1 and 0 (corpus.language=de checks.resample=true ...)
@@ -34,6 +35,7 @@ option devices 1
 option tag ""
 option encoder ""
 option backbone ""
+option finetune_vocoder false
 option asr_judge ""
 option overrides ""
 option prepare_overrides ""
@@ -54,6 +56,8 @@ check_options() {
     [[ $slot != trainer ]] || choices=(cpu.yaml gpu.yaml) # trainer=slurm submits one training and does not wait for it
     [[ " ${choices[*]} " == *" ${!slot}.yaml "* ]] || usage_error "--$slot ${!slot}: can be ${choices[*]%.yaml}"
   done
+  [[ $finetune_vocoder == true || $finetune_vocoder == false ]] ||
+    usage_error "--finetune_vocoder $finetune_vocoder: must be true or false"
   if [[ -n $audio_dir ]]; then
     [[ -d $audio_dir ]] || usage_error "--audio_dir $audio_dir: there is no such folder"
   elif ! is_built && [[ $data != folder && $stage -le -1 && ! -d $root/data/$data/raw && $prepare_overrides != *corpus.* ]]; then
@@ -74,6 +78,8 @@ parse_options "$@"
   tag=${tag:-baichuan_audio_${data}_$scale}
   where=("scale=$scale" "data=$data" "tag=$tag")
   how=("trainer=$trainer" "strategy=$strategy" "devices=$devices")
+  vocoder=()
+  [[ $finetune_vocoder == false ]] || vocoder=("parts.vocoder=exp/$tag/vocoder_finetune/final/vocoder")
   device=()
   [[ $trainer == cpu ]] || device=(device=cuda)
   read -r -a more <<< "$overrides"
@@ -105,8 +111,11 @@ if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_
 if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
 if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
 # ZeRO takes one optimizer, a vocoder has two.
-if stage 8 "Train the vocoder: mel -> waveform"; then train vocoder "strategy=${strategy/zero?/ddp}"; fi
-if stage 9 "Export one folder that loads alone"; then verb export; fi
+if stage 8 "Train the vocoder: mel -> waveform"; then
+  train vocoder "strategy=${strategy/zero?/ddp}"
+  [[ $finetune_vocoder == false ]] || train vocoder_finetune "strategy=${strategy/zero?/ddp}"
+fi
+if stage 9 "Export one folder that loads alone"; then verb export ${vocoder[@]+"${vocoder[@]}"}; fi
 if stage 10 "Let the export speak, listen, and answer"; then verb generate ${device[@]+"${device[@]}"}; fi
 if stage 11 "Measure on held-out speech, and how the sound came about"; then
   verb evaluate ${device[@]+"${device[@]}"} ${asr_judge:+"$asr_judge"}

@@ -106,3 +106,16 @@ def test_new_results_make_a_new_page(folder, composed, capsys):
 def test_unknown_experiment_is_one_line(composed, tmp_path):
     with pytest.raises(UserError, match="does not exist; check tag="):
         report.main({**composed("report"), "exp_dir": str(tmp_path / "nothing")})
+
+
+def test_stages_beyond_the_recipe_are_shown_where_they_ran(folder, composed, tmp_path):
+    assert "vocoder_finetune" not in (folder / "index.html").read_text("utf-8")
+    exp_dir = tmp_path / "exp"
+    for name in ("vocoder", "vocoder_finetune"):
+        shutil.copytree(folder.parent / "vocoder", exp_dir / name)
+    report.main(composed("report", f"exp_dir={exp_dir}"))
+    page = (exp_dir / "report/index.html").read_text("utf-8")
+    assert (
+        "vocoder on the mels of tokenizer and flow" in page and "images/curves_vocoder_finetune.png" in page
+    )
+    assert "Not finished yet" in page and "dpo" not in page

@@ -80,6 +80,7 @@ def test_stage_and_stop_stage_choose(script: Path) -> None:
         (["mini"], "'mini' is not an option"),
         (["--tag"], "needs a value"),
         (["--dry_run", "maybe"], "must be true or false"),
+        (["--finetune_vocoder", "maybe"], "must be true or false"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -89,6 +90,16 @@ def test_wrong_words_are_one_line_and_exit_code_2(script: Path, options: list[st
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert "omniaudio " not in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=relative)
+def test_a_finetuned_vocoder_is_the_one_that_is_exported(script: Path) -> None:
+    found = commands(script, "--finetune_vocoder", "true", "--tag", "t")
+    assert [shlex.split(line)[2].split("/")[1] for line in found[8]] == ["vocoder", "vocoder_finetune"]
+    assert shlex.split(found[9][0])[-1] == "parts.vocoder=exp/t/vocoder_finetune/final/vocoder"
+    for line in [*found[8], *found[9]]:
+        _, verb, *words = shlex.split(line)
+        compose(verb, words)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=relative)
