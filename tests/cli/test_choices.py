@@ -48,6 +48,18 @@ def test_the_words_of_the_readme_compose(stage: str, words: str) -> None:
     assert compose(verb, [word for word in words_of_all if word != "..."])
 
 
+@pytest.mark.parametrize("scale", ["full", "mini"])
+@pytest.mark.parametrize(
+    "word", ["mixture.pretrain.weights.text=0", "mixture.pretrain.loss_on_intlv_audio=true"]
+)
+def test_an_ablation_of_the_mixture_leaves_what_is_held_out_as_it_is(scale: str, word: str) -> None:
+    assert f"`{word}`" in README
+    words = ["experiment=baichuan_audio/pretrain_stage2", f"scale={scale}"]
+    plain, ablated = compose("train", words), compose("train", [*words, word])
+    assert plain["val_steps"]["mixture"] == plain["train_steps"]["mixture"]
+    assert ablated["train_steps"] != plain["train_steps"] and ablated["val_steps"] == plain["val_steps"]
+
+
 def test_shares_of_corpora_are_given_without_a_plus() -> None:
     for name in ("pretrain", "sft", "clips"):
         config = compose(
