@@ -15,6 +15,7 @@ from omniaudio.data.texts import cut_texts
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.types import NO_LABEL
 
 LINES = ["one two three four five six seven", "eight nine", "ten eleven twelve"]
 
@@ -34,13 +35,21 @@ def folder(tmp_path_factory):
 
 def steps(folder, space=None, **changes):
     arguments = {"weights": {"asr": 1, "itts": 1, "text": 1}, "tokens_per_step": 200, **changes}
-    of_mixture = {name: arguments.pop(name) for name in ("weights", "corpora", "voices") if name in arguments}
+    names = ("weights", "corpora", "voices", "loss_on_intlv_audio")
+    of_mixture = {name: arguments.pop(name) for name in names if name in arguments}
     arguments["mixture"] = Mixture(**of_mixture)
     space = space or TokenSpace(270, [8, 4])
     texts = folder / "texts.txt"
     return DocumentSteps(
         space, folder / "tokenizer.json", codes_dir=folder, split="train", texts_path=texts, **arguments
     )
+
+
+@pytest.mark.parametrize("bears_loss", [False, True])
+def test_interleaved_audio_bears_loss_where_the_mixture_says_so(folder, bears_loss):
+    batch = steps(folder, weights={"intlv": 1}, loss_on_intlv_audio=bears_loss).batch(0, 0, 1)
+    assert set(batch.kinds) == {"intlv"} and (batch.ids_L == TokenSpace(270, [8, 4]).audio_pad).any()
+    assert bool((batch.audio_label_LK != NO_LABEL).any()) == bears_loss
 
 
 def test_names_of_voices_that_do_not_reply_are_told_before_the_first_step(folder):
@@ -83,8 +92,12 @@ def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
 
 def test_shares_of_corpora_may_change_with_the_step_and_be_tempered():
     def weights(step, **settings):
-        streams = Mixture(weights={"asr": [[0, 1], [100, 3]], "text": 1}, **settings).streams(lambda kind, name: True)
-        points = {name: weight if isinstance(weight, list) else [(0, weight)] for name, weight in streams.items()}
+        streams = Mixture(weights={"asr": [[0, 1], [100, 3]], "text": 1}, **settings).streams(
+            lambda kind, name: True
+        )
+        points = {
+            name: weight if isinstance(weight, list) else [(0, weight)] for name, weight in streams.items()
+        }
         return {name: float(np.interp(step, *zip(*pairs, strict=True))) for name, pairs in points.items()}
 
     corpora = {"big": [[0, 1], [50, 1], [100, 0]], "small": 3}
@@ -93,7 +106,9 @@ def test_shares_of_corpora_may_change_with_the_step_and_be_tempered():
     assert weights(100, corpora=corpora) == pytest.approx({"asr@big": 0, "asr@small": 3, "text": 1})
     even = MixturePlan(
         OneByOne([5]),
-        Mixture(weights={"asr": 4, "tts": 1}, corpora={"big": 9, "small": 1}, temperature=2.0).streams(lambda *_: True),
+        Mixture(weights={"asr": 4, "tts": 1}, corpora={"big": 9, "small": 1}, temperature=2.0).streams(
+            lambda *_: True
+        ),
         100,
         temperature=2.0,
     ).shares_at(0)
@@ -109,7 +124,9 @@ def test_a_held_out_split_need_not_have_all_corpora(folder, tmp_path):
     listing.write_text(listing.read_text().replace("train-", "dev-"))
     mixture = Mixture(weights={"asr": 1, "aqa": 1}, corpora={"small": 1, "elsewhere": 3})
     source = DocumentSteps(TokenSpace(270, [8, 4]), folder / "tokenizer.json", mixture, 200, tmp_path, "dev")
-    assert source.plan.kinds == ["aqa", "asr@small"], "aqa has no clips of small: those that there are stand in"
+    assert source.plan.kinds == ["aqa", "asr@small"], (
+        "aqa has no clips of small: those that there are stand in"
+    )
 
 
 def test_documents_of_damaged_codes_are_left_out(folder, tmp_path):
