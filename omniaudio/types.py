@@ -55,6 +55,7 @@ class Batch:
     keys: list[str]
     memo: dict[str, Any] | None = None  # where its plan stood, for a checkpoint (ChapteredPlan.memo)
     damaged: list[str] = field(default_factory=list)  # a line for each planned sample that was left out of it
+    later: list[Batch] = field(default_factory=list)  # of a step's first batch: this rank's others
 
     def to(self: BatchT, device: Any, non_blocking: bool = False) -> BatchT:
         moved = {

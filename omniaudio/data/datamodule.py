@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lightning import LightningDataModule
@@ -70,9 +71,30 @@ class StepData(LightningDataModule):
         stream = StepStream(
             source, start, stop, self.trainer.global_rank, self.trainer.world_size, accumulate
         )
-        return DataLoader(
+        loader = DataLoader(
             stream, batch_size=None, num_workers=self.num_workers, worker_init_fn=leave_signals_to_the_trainer
         )
+        return loader if accumulate == 1 else WholeSteps(loader, accumulate)
+
+
+class WholeSteps:
+    """Batches of a loader, step by step: all of a step are read before the first is given out, which knows the others.
+
+    So what they hold together can be counted before anything is learned from one of them.
+
+    Args:
+        loader: begins with the first batch of a step.
+        accumulate: batches of a step.
+    """
+
+    def __init__(self, loader: Iterable[Batch], accumulate: int) -> None:
+        self.loader, self.accumulate = loader, accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while step := list(itertools.islice(batches, self.accumulate)):
+            step[0].later = step[1:]
+            yield from step
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:

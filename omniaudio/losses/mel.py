@@ -41,8 +41,12 @@ def pooled(mel_BMT: Tensor, mel_len_B: Tensor, scale: MelScale) -> tuple[Tensor,
     missing = max(0, scale.frames - mel_BMT.shape[-1])
     magnitude_BMT = functional.pad(mel_BMT.clamp(max=LOUDEST).exp(), (0, missing))
     pooled_BMT = functional.avg_pool1d(magnitude_BMT, scale.frames, scale.stride)
-    length_B = (mel_len_B - scale.frames).div(scale.stride, rounding_mode="floor") + 1
-    return pooled_BMT.clamp(min=FLOOR).log(), length_B.clamp(min=0)
+    return pooled_BMT.clamp(min=FLOOR).log(), pooled_length(mel_len_B, scale)
+
+
+def pooled_length(mel_len_B: Tensor, scale: MelScale) -> Tensor:
+    """Frames that another scale has of so many."""
+    return (mel_len_B - scale.frames).div(scale.stride, rounding_mode="floor").add(1).clamp(min=0)
 
 
 def mel_distance(

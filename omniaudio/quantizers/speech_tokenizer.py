@@ -89,9 +89,16 @@ class SpeechTokenizer(nn.Module):
 
     def log_mel(self, wav_BN: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms of at most one chunk to the encoder's input (B, M, T) and its lengths."""
-        mel_BMT, mel_len_B = self.mel(wav_BN, num_samples_B)
-        most = 2 * self.encoder.max_frames
-        return mel_BMT[..., :most], mel_len_B.clamp(max=most)
+        mel_BMT, _ = self.mel(wav_BN, num_samples_B)
+        return mel_BMT[..., : 2 * self.encoder.max_frames], self.mel_length(num_samples_B)
+
+    def mel_length(self, num_samples_B: Tensor) -> Tensor:
+        """Samples of at most one chunk to frames of the encoder's log-mel."""
+        return self.mel_spec.num_frames(num_samples_B).clamp(max=2 * self.encoder.max_frames)
+
+    def hidden_length(self, num_frames_B: Tensor) -> Tensor:
+        """Frames of codes to the hidden states that ``decode`` makes of them."""
+        return self.decoder.hidden_length(num_frames_B)
 
     def num_frames(self, mel_len_B: Tensor) -> Tensor:
         """Frames of the encoder's log-mel to frames of codes."""

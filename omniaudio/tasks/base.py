@@ -1,8 +1,8 @@
 """A Task is one training objective: it writes ``losses`` and nothing else.
 
 The base class builds the modules late (so that ZeRO 3 can shard them at birth), freezes by patterns, makes
-every loss a global mean, weighs and logs the losses alike in training and validation, seeds every step, and
-stops a bad step (see StepWatch) before the optimizer moves.
+every loss a mean over the whole step (see WholeStep), weighs and logs the losses alike in training and validation,
+seeds every step, and stops a bad step (see StepWatch) before the optimizer moves.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import load_weights
-from omniaudio.training.balance import GradientBalance
+from omniaudio.training.balance import GradientBalance, norms_of_parts
 from omniaudio.training.freeze import apply_trainable, lr_factors, set_training_mode
 from omniaudio.training.recovery import StepWatch, watch_engine
+from omniaudio.training.whole_step import WholeStep, over_ranks
 from omniaudio.types import Batch
 
 MAX_DAMAGED = 100
@@ -96,7 +97,7 @@ class Task(LightningModule):
         self.memo: dict[str, Any] | None = None  # of the batch that was last seen
         self._current: Batch | None = None
         self.step_keys: list[str] = []  # of all batches of the step, on this rank
-        self._step_loss = torch.zeros(())  # sum over them
+        self.whole = WholeStep(accumulate)
         self._values_seen: dict[str, float] = {}  # by which a step under ZeRO was judged, and what came of it
         self._fault_seen = ""
         self._watched: Any = None  # DeepSpeed's optimizer
@@ -109,6 +110,15 @@ class Task(LightningModule):
 
     def losses(self, batch: Any, split: str) -> dict[str, LossTerm]:
         """Batch to named losses; ``split`` is 'train' or 'val'."""
+        raise NotImplementedError
+
+    def counted(self, batch: Any, number: int) -> dict[str, float]:
+        """The counts that the losses of a training batch are going to have, without the model; needed to accumulate.
+
+        Args:
+            batch: as it was read, not yet on the device.
+            number: of the batch in the training, what ``batches_seen`` is going to be.
+        """
         raise NotImplementedError
 
     # -- building and freezing
@@ -156,14 +166,14 @@ class Task(LightningModule):
     # -- one step
 
     @property
-    def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]."""
-        return min(1.0, self.batches_seen / max(1, self.total_batches))
+    def step_number(self) -> int:
+        """Number of the step that the batch at hand belongs to, from 1."""
+        return -(-self.batches_seen // self.accumulate)
 
     @property
-    def total_batches(self) -> int:
-        """Batches of one rank in the whole training."""
-        return self.max_steps * self.accumulate
+    def progress(self) -> float:
+        """Share of the training that is done with the step at hand, in [0, 1]."""
+        return min(1.0, self.step_number / max(1, self.max_steps))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.begin_step(batch)
@@ -180,8 +190,11 @@ class Task(LightningModule):
         self._current, self.stats, self.memo = batch, {}, batch.memo
         self._count_damaged(batch)
         if self.batches_seen % self.accumulate == 0:
-            self.step_keys, self._step_loss = [], torch.zeros((), device=self.device)
+            self.step_keys, self.whole = [], WholeStep(self.accumulate)
             self._values_seen, self._fault_seen = {}, ""
+            if self.accumulate > 1:
+                batches = enumerate([batch, *batch.later], self.batches_seen + 1)
+                self.whole.plan([self.counted(part, number) for number, part in batches], self.device)
         self.step_keys = [*self.step_keys, *batch.keys]
         torch.manual_seed(step_seed(self.seed, self.batches_seen, self.global_rank, "train"))
         self.batches_seen += 1
@@ -201,7 +214,7 @@ class Task(LightningModule):
             )
 
     def reduced(self, terms: Mapping[str, LossTerm]) -> dict[str, Tensor]:
-        """Sums to means over the global count, so that the number of ranks changes nothing.
+        """Sums of a batch to means over its count on all ranks, so that their number changes nothing.
 
         The result is scaled by the number of ranks, because DDP and ZeRO average gradients over them.
         """
@@ -221,7 +234,8 @@ class Task(LightningModule):
     def weigh(self, losses: Mapping[str, Tensor], split: str) -> Tensor:
         """Weighted sum of the losses; logs each and the sum under ``split/``.
 
-        Held-out losses are means over the positions of all validation steps: one without any does not count.
+        Losses are means over the positions of a whole step in training, of all validation steps in validation: a
+        batch without any does not count.
         """
         unknown = losses.keys() - self.loss_weights.keys()
         if unknown:
@@ -229,15 +243,18 @@ class Task(LightningModule):
                 f"task.loss_weights has no weight for {sorted(unknown)}; it names {sorted(self.loss_weights)}"
             )
         weights = self._weights(losses, split)
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        shown = {name: loss.detach().float() for name, loss in losses.items()}
-        for name, value in shown.items():
-            weight = round(self.counts[name]) if split == "val" else 1
-            if weight:
-                self._log({f"{split}/{name}": value}, sync=True, weight=weight)
-        self._log({f"{split}/loss": total.detach().float()}, sync=True)
         if split == "train":
-            self._step_loss = self._step_loss + total.detach().float()
+            losses = self.whole.weighed(losses, self.counts)
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        if split == "train":
+            self.whole.add({**losses, "loss": total})
+            if self.whole.complete:
+                self._log({f"train/{name}": value for name, value in self.whole.losses.items()}, sync=True)
+            return total
+        for name, loss in losses.items():
+            if weight := round(self.counts[name]):
+                self._log({f"{split}/{name}": loss.detach().float()}, sync=True, weight=weight)
+        self._log({f"{split}/loss": total.detach().float()}, sync=True)
         return total
 
     def _weights(self, losses: Mapping[str, Tensor], split: str) -> dict[str, float]:
@@ -280,6 +297,7 @@ class Task(LightningModule):
         """
         kept = vars(self).copy()
         self.stats, self.counts, self.factors, self.tell = {}, {}, {}, lambda message: None
+        self.whole = WholeStep(self.accumulate)
         self.balance = copy.deepcopy(self.balance)
         buffers = [
             (m, name, b, b.clone()) for m in self.modules() for name, b in m._buffers.items() if b is not None
@@ -320,7 +338,8 @@ class Task(LightningModule):
     def log_stats(self, stats: Mapping[str, Tensor | float], split: str = "train") -> None:
         """Log numbers of the first rank under ``split/``: ranks may know different ones, so none waits.
 
-        In training they are this step's alone: Lightning would repeat those that only earlier steps had.
+        In training they are those of a step's last batch alone: Lightning would repeat those that only earlier steps
+        had.
         """
         if split == "train":
             self.stats.update(stats)
@@ -329,21 +348,22 @@ class Task(LightningModule):
         self._log(values, sync=False)
 
     def log_means(self, sums: Mapping[str, tuple[Tensor, Tensor]], split: str) -> None:
-        """Log sums over counts: in training this rank's of the step, held-out those of all ranks and steps."""
+        """Log sums over counts: in training of all ranks and batches of the step, held-out of all ranks and steps."""
         if split == "train":
-            self.log_stats({name: total / count for name, (total, count) in sums.items()})
+            self.whole.add_sums(sums)
+            self.log_stats({name: total / count for name, (total, count) in self.whole.sums.items()})
             return
-        parts: list[Any] = [{name: (float(total), float(count)) for name, (total, count) in sums.items()}]
-        if self.trainer.world_size > 1:
-            parts = parts * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, parts[0])
-        for name in sorted({name for part in parts for name in part}):
-            total, count = (sum(part[name][i] for part in parts if name in part) for i in (0, 1))
+        for name, (total, count) in over_ranks(sums).items():
             self._log({f"{split}/{name}": torch.tensor(total / count)}, sync=False, weight=round(count))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, rest = divmod(self.batches_seen, self.accumulate)
-        if rest == 0 and step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
+        if rest or step % self.trainer.log_every_n_steps:
+            return
+        if self.trainer.world_size > 1:
+            sums = over_ranks(self.whole.sums)
+            self.log_stats({name: total / count for name, (total, count) in sums.items()})
+        if self.trainer.is_global_zero:
             told = self.memo["told"] if self.memo is not None else {}
             values = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
             for logger in self.trainer.loggers:
@@ -366,28 +386,19 @@ class Task(LightningModule):
         if not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.log_stats({"grad_norm": norm, **self._norms_of_parts()})
+        parts = {f"grad_norm/part/{name}": part for name, part in norms_of_parts(self).items()}
+        self.log_stats({"grad_norm": norm, **parts})
         values = self._values(float(norm))
         if fault := self.watch.fault(values):
             optimizer.zero_grad(set_to_none=True)
         self.count_step(values, fault)
 
     def _values(self, norm: float) -> dict[str, float]:
-        """What a step is judged by; the loss is the mean over its batches and all ranks, which all ask."""
-        loss = self._step_loss / (self.accumulate * self.trainer.world_size)
+        """What a step is judged by; all ranks ask."""
+        loss = self.whole.losses["loss"] / self.trainer.world_size
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(loss)
         return {"gradient": norm, "loss": float(loss)}
-
-    def _norms_of_parts(self) -> dict[str, Tensor]:
-        """Norm of the gradients of each part: the children of the task's modules, ``lm.backbone`` and so on."""
-        parts: dict[str, list[Tensor]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.grad is not None:
-                parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
-        return {
-            f"grad_norm/part/{name}": torch.nn.utils.get_total_norm(grads) for name, grads in parts.items()
-        }
 
     def count_step(self, values: Mapping[str, float], fault: str) -> None:
         """Count a step; say which samples were in one that was skipped."""

@@ -45,7 +45,12 @@ class FlowTask(Task):
             with torch.autocast(batch.wav_BN.device.type, enabled=False):
                 mel_BMT, mel_len_B = self.mel(batch.wav_BN, batch.num_samples_B)
         chunks = None
-        if split == "train":  # the same on every rank
-            chunks = self.flow.draw_chunks(Draws(step_seed(self.seed, self.batches_seen, 0, "chunks")))
+        if split == "train":  # the same for all of a step
+            chunks = self.flow.draw_chunks(Draws(step_seed(self.seed, self.step_number, 0, "chunks")))
         terms = self.flow.losses(decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B, chunks=chunks)
         return {name: LossTerm(total, count) for name, (total, count) in terms.items()}
+
+    def counted(self, batch: CodesWaveBatch, number: int) -> dict[str, float]:
+        made_len_B = self.flow.mel_length(self.tokenizer.hidden_length(batch.codes.num_frames_B))
+        length_B = torch.minimum(made_len_B, self.flow.mel_spec.num_frames(batch.num_samples_B))
+        return dict.fromkeys(("flow/mse", "flow/prior"), int(length_B.sum()) * self.flow.mel_spec.num_mels)

@@ -26,6 +26,9 @@ class TextLMTask(Task):
         loss_L = self.backbone.text_loss(hidden_LD, batch.text_label_L)
         return {"ce/text": LossTerm(loss_L.sum(), (batch.text_label_L != NO_LABEL).sum())}
 
+    def counted(self, batch: PackedBatch, number: int) -> dict[str, float]:
+        return {"ce/text": int((batch.text_label_L != NO_LABEL).sum())}
+
 
 class AudioLMTask(Task):
     """The audio LLM: module ``lm``, losses ``ce/text`` and ``ce/audio`` (arXiv:2502.17239, section 3.2).
@@ -65,6 +68,10 @@ class AudioLMTask(Task):
         self.log_means(loss_sums(batch, text_L.detach(), audio_LK.detach(), weight_K), split)
         return terms
 
+    def counted(self, batch: PackedBatch, number: int) -> dict[str, float]:
+        labels = {"ce/text": batch.text_label_L, "ce/audio": batch.audio_label_LK[:, 0]}
+        return {name: int((label_L != NO_LABEL).sum()) for name, label_L in labels.items()}
+
 
 def normalised_book_weights(weights: Sequence[float] | None, num_books: int) -> Tensor:
     """(K,) weights that sum to one; by default 1, 1/2, 1/4, ... of the first."""
@@ -79,7 +86,7 @@ def normalised_book_weights(weights: Sequence[float] | None, num_books: int) -> 
 def loss_sums(
     batch: PackedBatch, text_L: Tensor, audio_LK: Tensor, weight_K: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Losses of this rank's batch by book and by kind of document, for those that it holds: sums and counts."""
+    """Losses of a batch by book and by kind of document, for those that it holds: sums and counts."""
     stats: dict[str, tuple[Tensor, Tensor]] = {}
     has_text_L = batch.text_label_L != NO_LABEL
     has_audio_L = batch.audio_label_LK[:, 0] != NO_LABEL

@@ -22,8 +22,9 @@ class PreferenceTask(Task):
     """DPO (arXiv:2305.18290) over replies of text and speech: module ``lm``, losses ``dpo/pairs`` and ``ce/chosen``.
 
     The reference is the model at the start of the training (``init``): see Reference for what of it is kept.
-    ``dpo/pairs`` is a mean over pairs. ``ce/chosen`` is the cross-entropy of the chosen replies, a mean over their
-    positions, the books of a frame added up: with a weight it keeps them from becoming rare along with the rejected.
+    ``dpo/pairs`` is a mean over pairs, each judged alone: neither ranks nor accumulation change it. ``ce/chosen`` is
+    the cross-entropy of the chosen replies, a mean over their positions, the books of a frame added up: with a weight
+    it keeps them from becoming rare along with the rejected.
 
     Logged: ``margin`` of the implicit rewards, ``accuracy`` (share of pairs whose margin is positive),
     ``log_prob/...`` of the replies, and ``drift``, half the mean square of log(model / reference) by position: about
@@ -62,8 +63,7 @@ class PreferenceTask(Task):
         first_L = log_probs(self.reference(batch), batch, self.lm.token_space)
         ours_L = log_probs(self.lm(batch, exact=True), batch, self.lm.token_space)
         first_P2, ours_P2 = (by_pair(x_L, batch) for x_L in (first_L, ours_L))
-        learned_L = (batch.text_label_L != NO_LABEL) | (batch.audio_label_LK[:, 0] != NO_LABEL)
-        count_P2 = by_pair(learned_L, batch)
+        count_P2 = num_positions(batch)
         scale_P2 = 1 / count_P2 if self.average else torch.ones_like(ours_P2)
         loss_P, margin_P = dpo_loss(scale_P2 * ours_P2, scale_P2 * first_P2, self.beta)
         num_pairs = len(loss_P)
@@ -81,6 +81,10 @@ class PreferenceTask(Task):
             "ce/chosen": LossTerm(-ours_P2[:, 0].sum(), count_P2[:, 0].sum()),
         }
 
+    def counted(self, batch: PackedBatch, number: int) -> dict[str, float]:
+        count_P2 = num_positions(batch)
+        return {"dpo/pairs": len(count_P2), "ce/chosen": int(count_P2[:, 0].sum())}
+
 
 def log_probs(output: LMOutput, batch: PackedBatch, space: TokenSpace) -> Tensor:
     """Log-probability (L,) of what each position must predict, 0 where that is nothing.
@@ -92,6 +96,11 @@ def log_probs(output: LMOutput, batch: PackedBatch, space: TokenSpace) -> Tensor
     ends_L = batch.audio_label_LK[:, 0] == space.end_frame[0]
     audio_L = output.audio_loss_LK[:, 0] + (output.audio_loss_LK[:, 1:].sum(1) * ~ends_L)
     return -(output.text_loss_L + audio_L)
+
+
+def num_positions(batch: PackedBatch) -> Tensor:
+    """Positions (P, 2) of the replies that predict something."""
+    return by_pair((batch.text_label_L != NO_LABEL) | (batch.audio_label_LK[:, 0] != NO_LABEL), batch)
 
 
 def by_pair(x_L: Tensor, batch: PackedBatch) -> Tensor:

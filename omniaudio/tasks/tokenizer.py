@@ -19,7 +19,7 @@ from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.backbone import CausalBackbone
 from omniaudio.losses.alignment import transcript_loss
-from omniaudio.losses.mel import SCALES, mel_distance
+from omniaudio.losses.mel import SCALES, mel_distance, pooled_length
 from omniaudio.metrics.codebooks import HealthLimits, book_numbers, complaints
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.vocab import TokenSpace
@@ -56,6 +56,10 @@ class TokenizerTask(Task):
     tokenizer's width to the judge's). ``ce/align`` is the judge's cross-entropy on what the batch asks
     for (transcript, response, translation, continuation) after it has read the quantized embeddings; items without
     text (crops of longer clips) do not count.
+
+    With accumulation every loss is a mean over the whole step, of what the model made of each batch when it came: the
+    books learn from every batch, not from every step, and draws (dropped books, items that pass by the quantizer,
+    judged clips) are a batch's own. So ``accumulate`` changes what is learned a little, the number of processes not.
 
     Args:
         text_tokenizer: of the judge: file, folder, or the object.
@@ -135,6 +139,23 @@ class TokenizerTask(Task):
             self._check_health()
         return losses
 
+    def counted(self, batch: WaveBatch, number: int) -> dict[str, float]:
+        tokenizer = self.tokenizer
+        num_frames_B = tokenizer.num_frames(tokenizer.mel_length(batch.num_samples_B))
+        target_len_B = tokenizer.decoder_mel_spec.num_frames(batch.num_samples_B)
+        length_B = torch.minimum(tokenizer.decoder.mel_length(num_frames_B), target_len_B)
+        draws = Draws(step_seed(self.seed, number, 0, "train"))
+        judged_B = choose_items("judged", len(num_frames_B), self.judged_share, num_frames_B.device, draws)
+        return {
+            **{
+                f"recon/{stage}_{scale.name}": int(pooled_length(length_B, scale).sum())
+                for stage in ("coarse", "refined")
+                for scale in SCALES
+            },
+            "vq/commit": int(num_frames_B.sum()),
+            "ce/align": sum(len(ids) for ids in self._answers(batch, num_frames_B, judged_B).values()),
+        }
+
     def note(self) -> str:
         """Share of the codes in use, book by book."""
         usage = book_numbers(self.stats, "usage") if self._counts_use else []
@@ -177,18 +198,25 @@ class TokenizerTask(Task):
         Clips that are not judged, and those without words or frames, do not count.
         """
         heard_BSD = self.align(emb_BSD)
-        told = judged_B & (num_frames_B > 0)
-        spoken = [i for i, text in enumerate(batch.texts) if text.strip() and told[i]]
-        if not spoken:
+        answers = self._answers(batch, num_frames_B, judged_B)
+        if not answers:
             if is_sharded(self.judge):  # other ranks may have words
                 eos = [self.token_space.eos]
                 total, _ = transcript_loss(self.judge, [heard_BSD[0, :1]], [eos])
                 return LossTerm(total * 0.0, 0)
             return LossTerm(heard_BSD.sum() * 0.0, 0)
-        heard = [heard_BSD[i, : int(num_frames_B[i])] for i in spoken]
-        pieces = [[*self.text_tokenizer.encode(batch.texts[i]), self.token_space.eos] for i in spoken]
+        heard = [heard_BSD[i, : int(num_frames_B[i])] for i in answers]
         prompts = None
         if self.prompts:
-            asked = [written_prompt(batch.kinds[i], batch.languages[i]) for i in spoken]
+            asked = [written_prompt(batch.kinds[i], batch.languages[i]) for i in answers]
             prompts = [self.text_tokenizer.encode(prompt) for prompt in asked]
-        return LossTerm(*transcript_loss(self.judge, heard, pieces, prompts))
+        return LossTerm(*transcript_loss(self.judge, heard, list(answers.values()), prompts))
+
+    def _answers(self, batch: WaveBatch, num_frames_B: Tensor, judged_B: Tensor) -> dict[int, list[int]]:
+        """What the judge is to write after it has heard an item, by the item's number: those that count."""
+        told = judged_B & (num_frames_B > 0)
+        return {
+            i: [*self.text_tokenizer.encode(text), self.token_space.eos]
+            for i, text in enumerate(batch.texts)
+            if text.strip() and told[i]
+        }

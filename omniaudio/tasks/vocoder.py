@@ -97,7 +97,7 @@ class VocoderTask(Task):
     @property
     def judging(self) -> bool:
         """Whether the discriminators have joined."""
-        return (self.batches_seen - 1) / max(1, self.total_batches) >= self.adversarial_from
+        return (self.batches_seen - 1) / max(1, self.max_steps) >= self.adversarial_from
 
     def training_step(self, batch: WaveBatch, batch_idx: int) -> None:  # type: ignore[override]
         self.begin_step(batch)

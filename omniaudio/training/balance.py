@@ -94,6 +94,15 @@ class GradientBalance:
         return parameters
 
 
+def norms_of_parts(module: nn.Module) -> dict[str, Tensor]:
+    """Norm of the gradients of each part: the children of the module's children, ``lm.backbone`` and so on."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
+    return {name: nn.utils.get_total_norm(grads) for name, grads in parts.items()}
+
+
 def _global_norm(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> float:
     """Norm of the mean of all ranks' gradients."""
     square = torch.zeros((), dtype=torch.float64, device=parameters[0].device)

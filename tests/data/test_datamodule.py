@@ -44,6 +44,15 @@ def test_training_starts_where_the_task_stopped_and_validation_at_zero() -> None
     assert [batch.place for batch in batches] == [(3, 3, 4), (4, 1, 4), (4, 3, 4)]
 
 
+def test_the_first_batch_of_a_step_knows_the_others() -> None:
+    batches = loaded(6, accumulate_grad_batches=3, global_rank=0, world_size=1)
+    assert [batch.place for batch in batches] == [(step, part, 3) for step in (2, 3, 4) for part in range(3)]
+    for i, batch in enumerate(batches):
+        assert [other.place for other in batch.later] == [
+            (batch.place[0], part, 3) for part in (1, 2) if i % 3 == 0
+        ]
+
+
 def test_a_memo_goes_from_the_batches_to_the_plan_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {"accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1}
     before = loaded(0, **alone)
@@ -51,7 +60,9 @@ def test_a_memo_goes_from_the_batches_to_the_plan_that_goes_on(monkeypatch: pyte
     assert memo == json.loads(json.dumps(memo)) and memo["step"] == 3
     planned = []
     chapter = PooledPlan.chapter
-    monkeypatch.setattr(PooledPlan, "chapter", lambda self, state: planned.append(state) or chapter(self, state))
+    monkeypatch.setattr(
+        PooledPlan, "chapter", lambda self, state: planned.append(state) or chapter(self, state)
+    )
     again = loaded(4, memo, **alone)
     assert [batch.place[0] for batch in again] == [4]
     windows = [state["window"] for state in planned]

@@ -93,6 +93,7 @@ def test_long_codes_decode_chunk_by_chunk_in_time() -> None:
     # a chunk of 2 s has 123 mel frames of its own, held to 125; 99 hidden ones held to 100
     assert output.mel_len_B.tolist() == [250 + 58, 73]
     assert output.hidden_len_B.tolist() == [200 + 47, 59]
+    assert torch.equal(output.hidden_len_B, tokenizer.hidden_length(codes.num_frames_B))
     torch.testing.assert_close(output.refined_BMT[0, :, :123], first.refined_BMT[0])
     torch.testing.assert_close(output.refined_BMT[0, :, 124], first.refined_BMT[0, :, -1])
     torch.testing.assert_close(output.refined_BMT[0, :, 250:], last.refined_BMT[0])

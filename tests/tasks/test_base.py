@@ -56,6 +56,9 @@ class PointTask(Task):
         error_BD = (self.net(noisy) - batch.x_BD) ** 2 + 0 * self.frozen(noisy)
         return {"mse": LossTerm(error_BD.sum(), error_BD.numel())}
 
+    def counted(self, batch: Points, number: int) -> dict[str, float]:
+        return {"mse": batch.x_BD.numel()}
+
 
 def make_task(max_steps: int, kind: type[PointTask] = PointTask, **settings: object) -> PointTask:
     arguments: dict[str, object] = dict(

@@ -30,6 +30,9 @@ class CodesAsHidden(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(8, 6)
 
+    def hidden_length(self, num_frames_B: Tensor) -> Tensor:
+        return 4 * num_frames_B - 1
+
     def decode(self, codes: Codes) -> MelDecoderOutput:
         hidden_BTD = self.embed(codes.codes_BSK.clamp(min=0)[..., 0]).repeat_interleave(4, dim=1)[:, :-1]
         empty = torch.zeros(0)
@@ -38,7 +41,7 @@ class CodesAsHidden(nn.Module):
             refined_BMT=empty,
             mel_len_B=empty,
             hidden_BTD=hidden_BTD,
-            hidden_len_B=4 * codes.num_frames_B - 1,
+            hidden_len_B=self.hidden_length(codes.num_frames_B),
         )
 
 
@@ -79,6 +82,7 @@ def new_batch(rate_hz: int = 24000) -> CodesWaveBatch:
 def test_losses_and_what_learns() -> None:
     task = new_task()
     terms = task.losses(new_batch(), "train")
+    assert task.counted(new_batch(), 1) == {name: int(term.count) for name, term in terms.items()}
     # 3 codes: 11 hidden frames of 13 mel frames; 2 codes: 7 hidden frames, but 6 mel frames
     assert [int(term.count) for term in terms.values()] == [(11 + 6) * 4] * 2
     sum(term.total for term in terms.values()).backward()  # type: ignore[union-attr]

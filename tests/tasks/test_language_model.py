@@ -1,4 +1,8 @@
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +18,10 @@ from omniaudio.sequence.spans import DocumentLayouts, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.tasks.language_model import AudioLMTask, TextLMTask, normalised_book_weights
 from omniaudio.types import NO_LABEL
+from tests.tasks import accumulate_run
 
+ROOT = Path(__file__).parents[2]
+LOGGED = {"train/loss", "train/ce/text", "train/ce/audio/book2", "train/ce/text/text", "train/ce/audio/tts"}
 SPACE = TokenSpace(40, [6, 4, 3])
 COMMON = {"optimizer": torch.optim.AdamW, "scheduler": None, "trainable": ["*"]}
 
@@ -77,6 +84,47 @@ def test_sums_and_counts_of_parts_add_up():
     for name in ("ce/text", "ce/audio"):
         assert_close(whole[name].total, sum(part[name].total for part in parts))
         assert whole[name].count == sum(part[name].count for part in parts)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The training of one process whose steps are one batch."""
+    folder = tmp_path_factory.mktemp("whole")
+    accumulate_run.fit(accumulate_run.make_task(1), accumulate_run.UnevenSteps, folder)
+    return folder
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_changes_nothing_however_uneven_the_batches_are(whole, tmp_path, accumulate):
+    accumulate_run.fit(accumulate_run.make_task(accumulate), accumulate_run.UnevenSteps, tmp_path)
+    accumulate_run.check_equal(tmp_path, whole, LOGGED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("zero2", 2)])
+def test_two_processes_accumulate_to_the_training_of_one(whole, tmp_path, strategy, accumulate):
+    words = [
+        sys.executable,
+        "-m",
+        "tests.tasks.accumulate_run",
+        strategy,
+        "2",
+        str(accumulate),
+        str(tmp_path),
+    ]
+    settings = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    accumulate_run.check_equal(tmp_path, whole, LOGGED)
+
+
+def test_what_counts_is_known_before_the_model_has_seen_it():
+    task, batch = audio_task(), pack(documents())
+    text = TextLMTask(modules={"backbone": make_backbone}, loss_weights={"ce/text": 1.0}, **COMMON)
+    text.configure_model()
+    for task_of in (task, text):
+        counts = {name: term.count for name, term in task_of.losses(batch, "train").items()}
+        assert task_of.counted(batch, 1) == counts
 
 
 def test_kinds_and_books_are_logged():

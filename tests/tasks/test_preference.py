@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from omniaudio.data.pairs import CHOSEN, REJECTED
+from omniaudio.data.planning import PooledPlan
 from omniaudio.errors import UserError
 from omniaudio.lm.audio_head import AudioHead
 from omniaudio.lm.audio_lm import AudioLM
@@ -15,6 +16,7 @@ from omniaudio.sequence.chat import ChatLayout
 from omniaudio.sequence.spans import pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.tasks.preference import PreferenceTask, by_pair, log_probs
+from tests.tasks import accumulate_run
 
 SPACE = TokenSpace(40, [6, 4, 3])
 CHAT = ChatLayout(SPACE, lambda text: [ord(char) % 40 for char in text])
@@ -144,6 +146,7 @@ def test_training_parts_the_replies_and_moves_only_what_may_learn(lora, trainabl
     margins = []
     for _ in range(12):
         optimizer.zero_grad()
+        task.begin_step(batch)
         term = task.losses(batch, "train")["dpo/pairs"]
         (term.total / term.count).backward()
         optimizer.step()
@@ -152,6 +155,27 @@ def test_training_parts_the_replies_and_moves_only_what_may_learn(lora, trainabl
     assert task.logged["accuracy"] == 1 and task.logged["drift"] > 0
     moved = {name for name, p in task.named_parameters() if not torch.equal(p, before[name])}
     assert moved and moved <= {name for name, p in task.named_parameters() if p.requires_grad}
+
+
+class UnevenPairs:
+    """A pair of many positions and one of few."""
+
+    def __init__(self):
+        self.plan = PooledPlan([1.0] * 4, 1.0, seed=0)
+
+    def batch(self, step, part, num_parts):
+        pairs = [spoken_pair(), written_pair()][part::num_parts]
+        return pack([document for documents in pairs for document in documents])
+
+
+def test_accumulation_changes_nothing_however_uneven_the_pairs_are(tmp_path):
+    for accumulate in (1, 2):
+        task = make_task(**accumulate_run.settings(accumulate))
+        del task.log_stats
+        (tmp_path / str(accumulate)).mkdir()
+        accumulate_run.fit(task, UnevenPairs, tmp_path / str(accumulate))
+    names = {"train/dpo/pairs", "train/ce/chosen", "train/margin", "train/drift"}
+    accumulate_run.check_equal(tmp_path / "2", tmp_path / "1", names)
 
 
 def test_no_trace_of_the_reference_in_checkpoint_or_optimizer():

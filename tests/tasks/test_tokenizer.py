@@ -205,6 +205,18 @@ def test_the_judge_hears_a_share_of_the_clips_of_training_and_all_that_are_held_
         make_task(judged_share=0)
 
 
+def test_what_counts_is_known_before_the_model_has_seen_it() -> None:
+    """Also of clips shorter than a wide frame, of silence, and of those that the judge does not hear."""
+    task = make_task(judged_share=0.5)
+    task.configure_model()
+    task.log_stats = lambda *_: None  # type: ignore[method-assign]
+    for task.batches_seen, second in enumerate((9000, 1700, 700), 1):
+        batch = Waves(("hello", "good bye")).batch(0, 0, 1)
+        batch.num_samples_B[1] = second
+        counts = {name: int(term.count) for name, term in task.losses(batch, "train").items()}
+        assert task.counted(batch, task.batches_seen) == counts
+
+
 def test_a_sharded_judge_is_asked_by_every_rank(monkeypatch) -> None:
     """Under ZeRO 3 a rank without words must use the judge as often as the others; it counts nothing."""
     task = make_task()
