@@ -113,7 +113,7 @@ def test_two_processes_accumulate_to_the_training_of_one(whole, tmp_path, strate
         str(tmp_path),
     ]
     settings = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr[-2000:]
     accumulate_run.check_equal(tmp_path, whole, LOGGED)
 
