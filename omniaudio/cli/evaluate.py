@@ -12,7 +12,8 @@ so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
-    omniaudio evaluate system=NAME scale=mini task=text choices.path=arc.jsonl      # what is left of the text LLM
+    omniaudio evaluate system=NAME scale=mini task=text choices.path=arc.jsonl      # held-out losses and what is left
+                                                                                     # of the text LLM; needs no export
     omniaudio evaluate system=NAME scale=mini task=curve      # sound of flow and vocoder by steps of their training
 """
 
@@ -72,7 +73,9 @@ def main(config: dict[str, Any]) -> None:
     whole = config["task"] == "all"
     model_dir, texts = Path(config["model_dir"]), Path(config["texts"])
     questions = [Path(path)] if (path := config["choices"]["path"]) else []
-    inputs = [made_by(model_dir), *([config["shards_dir"]] if whole else []), texts, *questions]
+    exported = whole or not usual_export(config)  # text alone needs no more than the language models
+    parts = [model_dir] if exported else [path for path in text_models(config).values() if path.is_dir()]
+    inputs = [*map(made_by, parts), *([config["shards_dir"]] if whole else []), texts, *questions]
     folder = Path(config["exp_dir"]) / ("evaluate" if whole else "evaluate_text")
     with stage(folder, config=config, inputs=inputs) as run:
         if run.done:
@@ -83,8 +86,12 @@ def main(config: dict[str, Any]) -> None:
         from omniaudio.files import write_whole
 
         set_threads(config["num_threads"])
-        model = omniaudio.load(model_dir, config["device"])
-        rows, details = measure(config, model, run.folder) if whole else (text_rows(config, model), {})
+        model: Any = omniaudio.load(model_dir, config["device"]) if exported else None
+        rows, details = (
+            measure(config, model, run.folder)
+            if whole
+            else ([*loss_rows(config), *text_rows(config, model)], {})
+        )
         command = command_of("evaluate", config)
         rows = [dataclasses.replace(row, command=row.command or command) for row in rows]
         record = {**details, "rows": [dataclasses.asdict(row) for row in rows]}
@@ -379,61 +386,64 @@ def llm_rows(
 ) -> list[Row]:
     """Held-out losses, own recognition, text before and after."""
     from omniaudio.dialogue.evaluation import cer_of
-    from omniaudio.metrics.records import Row, read_stage
+    from omniaudio.metrics.records import Row
+
+    rate = cer_of(clips, own)
+    recognition = Row(
+        section="Speech → text by the model itself",
+        name="CER of its own recognition",
+        value=rate,
+        text=f"{rate:.1%}",
+        note=f"{len(clips)} clips, likeliest words",
+    )
+    return [*loss_rows(config), recognition, *text_rows(config, model)]
+
+
+def loss_rows(config: dict[str, Any]) -> list[Row]:
+    """The last held-out losses of every stage of ``loss_stages``."""
+    from omniaudio.metrics.records import held_out_rows, read_stage
 
     rows = []
     for name in config["loss_stages"]:
-        record = read_stage(Path(config["exp_dir"]) / name)
-        for key in sorted(k for k in record.curves if k.startswith("val/ce/") and "/book" not in k):
-            value, first = record.curves[key][-1][1], record.curves[key][0][1]
-            names = (f"{key}={config[key]}" for key in ("scale", "data", "tag"))
-            command = " ".join([f"omniaudio train experiment={config['system']}/{name}", *names])
-            text, note = f"{value:.3f}", f"nats; at first {first:.3f}"
-            rows.append(
-                Row(
-                    section=f"Language model: held-out losses of {name}",
-                    name=f"{name}: {key[4:]}",
-                    value=value,
-                    text=text,
-                    note=note,
-                    command=command,
-                )
-            )
-    rate = cer_of(clips, own)
-    rows.append(
-        Row(
-            section="Speech → text by the model itself",
-            name="CER of its own recognition",
-            value=rate,
-            text=f"{rate:.1%}",
-            note=f"{len(clips)} clips, likeliest words",
-        )
-    )
-    return rows + text_rows(config, model)
+        names = (f"{key}={config[key]}" for key in ("scale", "data", "tag"))
+        command = " ".join([f"omniaudio train experiment={config['system']}/{name}", *names])
+        rows += held_out_rows(read_stage(Path(config["exp_dir"]) / name), command)
+    return rows
 
 
-def text_rows(config: dict[str, Any], model: SpokenLanguageModel) -> list[Row]:
+def usual_export(config: dict[str, Any]) -> bool:
+    """Whether the export is that of the stages, not one in 8 bits or of other parts."""
+    return Path(config["model_dir"]) == Path(config["exp_dir"]) / "export" / "model"
+
+
+def text_models(config: dict[str, Any]) -> dict[str, Path]:
+    """Before audio training, after it, after each of its stages: where the language model is, if it was trained."""
+    stages = {name: Path(config["exp_dir"]) / name / "final" / "lm" for name in config["loss_stages"]}
+    before, after = Path(config["text_before"]), Path(config["text_after"])
+    others = {f"after {name}": folder for name, folder in stages.items() if folder != after}
+    return {"before": before, "after": after, **others}
+
+
+def text_rows(config: dict[str, Any], model: SpokenLanguageModel | None) -> list[Row]:
     """The text LLM before audio training and after each of its stages: perplexity, and questions."""
     from omniaudio.dialogue import text_scores
     from omniaudio.progress import track
 
-    choices, encode = dict(config["choices"]), model.text_tokenizer.encode
+    models: dict[str, Any] = text_models(config)
+    if model is None:
+        encode, space = text_scores.text_side(config["text_tokenizer"], list(models.values()))
+    else:
+        encode, space = model.text_tokenizer.encode, model.lm.token_space
+    choices = dict(config["choices"])
     path, texts = choices.pop("path"), Path(config["texts"]).read_text("utf-8").splitlines()
     texts = [text for text in texts if text.strip()]
     benchmarks = {"next words": text_scores.next_words(texts, **choices)}
     if path:
         benchmarks[Path(path).stem] = text_scores.read_questions(path)
-    stages = {name: f"{config['exp_dir']}/{name}/final/lm" for name in config["loss_stages"]}
-    models: dict[str, Any] = {"before": config["text_before"], "after": config["text_after"]}
-    models |= {f"after {name}": folder for name, folder in stages.items() if folder != config["text_after"]}
-    if (
-        Path(config["model_dir"]) != Path(config["exp_dir"]) / "export" / "model"
-    ):  # one in 8 bits, or of other parts
+    if model is not None and not usual_export(config):
         models["of the export"] = model.lm
     ids = text_scores.text_ids(texts, encode, config["max_text_pieces"])
-    return text_scores.text_rows(
-        models, ids, benchmarks, model.lm.token_space, encode, track, config["device"]
-    )
+    return text_scores.text_rows(models, ids, benchmarks, space, encode, track, config["device"])
 
 
 def speed_rows(config: dict[str, Any], model: SpokenLanguageModel, clips: list[Clip]) -> list[Row]:

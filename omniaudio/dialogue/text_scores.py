@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from omniaudio.dialogue.evaluation import Track
 from omniaudio.errors import UserError
+from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.backbone import CausalBackbone
 from omniaudio.metrics.records import Row
 from omniaudio.sequence.spans import Document, DocumentLayouts, pack
@@ -219,6 +221,26 @@ def read_questions(path: str | Path) -> list[Question]:
     if not questions:
         raise UserError(f"{path}: no questions")
     return questions
+
+
+def text_side(text_tokenizer: str | Path, lms: Sequence[Path]) -> tuple[Encode, TokenSpace]:
+    """What texts need of a model that is not exported: encode, and ids.
+
+    Args:
+        text_tokenizer: file or folder.
+        lms: folders of language models; the first that is there and owns ids gives them.
+
+    Raises:
+        UserError: none does.
+    """
+    from omniaudio.config import build
+
+    for path in (folder / "config.yaml" for folder in lms):
+        node = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+        if "token_space" in node:
+            space = build(node["token_space"], f"{path}: token_space", _parts_only=True)
+            return TextTokenizer.from_file(text_tokenizer).encode, space
+    raise UserError(f"no language model with audio in {', '.join(map(str, lms))}; train one first")
 
 
 def text_ids(texts: Sequence[str], encode: Encode, max_pieces: int) -> list[Sequence[int]]:

@@ -69,6 +69,22 @@ def read_stage(folder: Path) -> StageRecord:
     )
 
 
+def held_out_rows(record: StageRecord, command: str) -> list[Row]:
+    """The last held-out cross-entropies of a stage, in all and by kind of document; ``command`` makes them again."""
+    names = sorted(name for name in record.curves if name.startswith("val/ce/") and "/book" not in name)
+    return [
+        Row(
+            section=f"Language model: held-out losses of {record.name}",
+            name=f"{record.name}: {name[4:]}",
+            value=record.curves[name][-1][1],
+            text=f"{record.curves[name][-1][1]:.3f}",
+            note=f"nats; at first {record.curves[name][0][1]:.3f}",
+            command=command,
+        )
+        for name in names
+    ]
+
+
 def read_curves(path: Path) -> dict[str, Curve]:
     """``metrics.jsonl`` to curves by name. A line cut by a kill is left out."""
     curves: dict[str, Curve] = {}

@@ -96,7 +96,7 @@ def test_perplexity_before_and_after(results):
     assert row(results, "change")["value"] == pytest.approx(after / before - 1)
 
 
-def test_questions_of_text_before_and_after_every_stage(results, exported, composed, tmp_path):
+def test_text_before_and_after_every_stage_needs_no_export(results, trained, composed, tmp_path):
     """Here the held-out texts are a few words; a file of questions is asked besides, without the rest."""
     names = ["before", "after", *(f"after {stage}" for stage in ("pretrain_stage1", "sft"))]
     rows = [row for row in results["rows"] if row["name"].startswith("next words")]
@@ -105,9 +105,12 @@ def test_questions_of_text_before_and_after_every_stage(results, exported, compo
     }
     path = tmp_path / "easy.jsonl"
     path.write_text(json.dumps({"context": "one two", "choices": ["three", "six seven"], "answer": 0}))
-    config = composed("evaluate", "task=text", f"choices.path={path}")
-    evaluate.main(config)
-    found = json.loads((Path(config["exp_dir"]) / "evaluate_text/results.json").read_text())["rows"]
+    folder = shutil.copytree(trained[0], tmp_path / "run", ignore=shutil.ignore_patterns("export*"))
+    evaluate.main(composed("evaluate", "task=text", f"choices.path={path}", f"exp_dir={folder}"))
+    found = json.loads((folder / "evaluate_text/results.json").read_text())["rows"]
+    for name in ("sft: ce/text", "text perplexity after"):
+        assert row({"rows": found}, name)["value"] == row(results, name)["value"] is not None
+    found = [row for row in found if "held-out losses" not in row["section"]]
     assert [row["name"] for row in found if "perplexity" in row["name"]] == [
         f"text perplexity {n}" for n in names
     ]

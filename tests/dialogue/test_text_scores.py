@@ -161,3 +161,8 @@ def test_rows_say_what_was_not_there(tmp_path) -> None:
     row = text_scores.accuracy_row("next words", "sft", Accuracy(30, 40, 0.25))
     assert (row.value, row.text) == (0.75, "75.0% ± 6.8%")
     assert row.note == "sft: of 40 questions, standard error; chance 25.0%"
+
+
+def test_without_an_export_the_ids_are_those_of_a_language_model_with_audio(tmp_path):
+    with pytest.raises(UserError, match=r"no language model with audio in .*; train one first"):
+        text_scores.text_side(tmp_path / "tokenizer.json", [tmp_path])
