@@ -33,6 +33,7 @@ VERBS = {
     "extract": "write the codes of every utterance, once, with the trained tokenizer",
     "pairs": "preference pairs: replies of the export that a recogniser hears best and worst, or given ones",
     "export": "gather the trained parts into one folder that omniaudio.load reads",
+    "convert": "a released checkpoint to our parts, or our parts to the released names",
     "generate": "text -> speech, speech -> text, speech -> spoken reply, from the export",
     "evaluate": "score the export on held-out speech",
     "report": "one page with numbers, curves, pictures and sound",

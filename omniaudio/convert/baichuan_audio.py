@@ -6,7 +6,7 @@ for the model's checkpoint, ``vocoder`` (HiFT) for hift.pt, which is in a file o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from omniaudio.encoders.transformer import sinusoids
 PRENET_POSITIONS = 5000
 """Rows of a position table that the released prenet holds and never reads."""
 
+FORMS = ("weight_g", "parametrizations")
+"""Names of normalised weights: weight_g and weight_v, or parametrizations.weight.original0 and original1."""
+
 
 def model_converter() -> Converter:
     """The checkpoint of the audio model; its vision part is not ours."""
@@ -24,15 +27,19 @@ def model_converter() -> Converter:
     return Converter(rules, ignored=("model.visual_model.{rest}", "model.visual_bridge_model.{rest}"))
 
 
-def vocoder_converter() -> Converter:
-    """hift.pt; releases of the same vocoder hold weight norm in either of torch's two forms."""
+def vocoder_converter(form: str = FORMS[0]) -> Converter:
+    """hift.pt, of Baichuan's or CosyVoice2's release: the same vocoder, weight norm in either of torch's two forms.
+
+    Args:
+        form: one of FORMS, in which names are written; both are read.
+    """
     f0, source = "vocoder.f0_predictor", "vocoder.source.mix"
     return Converter(
         [
-            *_weight_norm("f0_predictor.condnet.{i*2}", f"{f0}.convs.{{i}}"),
+            *_weight_norm("f0_predictor.condnet.{i*2}", f"{f0}.convs.{{i}}", form),
             Rule("f0_predictor.classifier.{leaf}", f"{f0}.classifier.{{leaf}}"),
             Rule("m_source.l_linear.{leaf}", f"{source}.{{leaf}}"),
-            *_weight_norm("{rest}", "vocoder.{rest}"),
+            *_weight_norm("{rest}", "vocoder.{rest}", form),
         ]
     )
 
@@ -42,24 +49,39 @@ def discriminator_converter() -> Converter:
     return Converter(_weight_norm("discriminators.{i}.{rest}", "discriminator.resolutions.{i}.{rest}"))
 
 
+CHECKPOINTS: dict[str, tuple[tuple[str, ...], Callable[[str], Converter]]] = {
+    "model": (("tokenizer", "lm", "flow"), lambda form: model_converter()),
+    "vocoder": (("vocoder",), vocoder_converter),
+}
+"""Of each released checkpoint the parts that it holds, and its table by form."""
+
+
+def form_of(theirs: Mapping[str, Tensor]) -> str:
+    """Which of FORMS a checkpoint has."""
+    return FORMS[any(".parametrizations." in name for name in theirs)]
+
+
 def load_released(
-    modules: Mapping[str, nn.Module], theirs: Mapping[str, Tensor], converter: Converter
+    modules: Mapping[str, nn.Module],
+    theirs: Mapping[str, Tensor],
+    converter: Converter,
+    where: str = "checkpoint",
 ) -> None:
-    """Copy a released checkpoint into modules, all of it or nothing.
+    """Put a released checkpoint into modules (those on the meta device too), all of it or nothing.
 
     Args:
-        modules: part -> module, by the names at the head of this file.
+        modules: part -> module, by the names at the head of this file; they keep their types.
         theirs: their state dict.
         converter: one of this file's.
+        where: for messages.
     """
     expected = {
         f"{part}.{name}": value for part, m in modules.items() for name, value in m.state_dict().items()
     }
-    ours = converter.to_ours(theirs, expected)
+    ours = converter.to_ours(theirs, expected, where)
     for part, module in modules.items():
-        module.load_state_dict(
-            {k.removeprefix(f"{part}."): v for k, v in ours.items() if k.startswith(f"{part}.")}
-        )
+        state = {name: ours[f"{part}.{name}"].to(value.dtype) for name, value in module.state_dict().items()}
+        module.load_state_dict(state, assign=True)
 
 
 def to_released(modules: Mapping[str, nn.Module], converter: Converter) -> dict[str, Tensor]:
@@ -168,11 +190,12 @@ def _unread_positions(norm_weight: Tensor) -> Tensor:
     return sinusoids(PRENET_POSITIONS, len(norm_weight)).to(norm_weight)
 
 
-def _weight_norm(theirs: str, ours: str) -> list[Rule]:
-    """Norm and direction of normalised weights, and everything else below."""
-    return [
+def _weight_norm(theirs: str, ours: str, form: str = FORMS[0]) -> list[Rule]:
+    """Norm and direction of normalised weights, and everything else below; the first rule that fits writes."""
+    old = [
         Rule(f"{theirs}.weight_g", f"{ours}.parametrizations.weight.original0"),
         Rule(f"{theirs}.weight_v", f"{ours}.parametrizations.weight.original1"),
-        Rule(f"{theirs}.parametrizations.weight.{{leaf}}", f"{ours}.parametrizations.weight.{{leaf}}"),
-        Rule(f"{theirs}.{{leaf}}", f"{ours}.{{leaf}}"),
     ]
+    new = [Rule(f"{theirs}.parametrizations.weight.{{leaf}}", f"{ours}.parametrizations.weight.{{leaf}}")]
+    both = [*old, *new] if form == FORMS[0] else [*new, *old]
+    return [*both, Rule(f"{theirs}.{{leaf}}", f"{ours}.{{leaf}}")]
