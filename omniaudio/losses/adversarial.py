@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, distributed
 
 
 def generator_loss(scores_fake: list[Tensor]) -> Tensor:
@@ -33,16 +34,37 @@ def feature_matching_loss(features_real: list[list[Tensor]], features_fake: list
 def tpr_loss(scores_better: list[Tensor], scores_worse: list[Tensor], tau: float = 0.04) -> Tensor:
     """Truncated pointwise relativistic loss: where the worse beats the median (arXiv:2306.07842).
 
+    Median, mean and limit are those of all processes' scores: each gets the value that one process would get for the
+    whole batch, and the gradient of its own scores times the number of processes, over which DDP averages.
+
     Args:
         scores_better: real ones for the discriminators, generated ones for the generator.
         scores_worse: the other.
         tau: upper limit of each discriminator's term.
     """
+    num_ranks = (
+        distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    )
     terms = []
     for better, worse in zip(scores_better, scores_worse, strict=True):
         distance = better.float() - worse.float()
+        if num_ranks > 1:
+            distance = _of_all_ranks(distance.flatten(), num_ranks)
         excess = distance - distance.median()
         below = excess < 0
         relative = (excess.square() * below).sum() / below.sum().clamp(min=1)
         terms.append(tau - torch.relu(tau - relative))
-    return torch.stack(terms).sum()
+    loss = torch.stack(terms).sum()
+    return loss + (num_ranks - 1) * (loss - loss.detach())
+
+
+def _of_all_ranks(own: Tensor, num_ranks: int) -> Tensor:
+    """The vectors of all processes, one behind the other; only this one's has a gradient."""
+    sizes = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(num_ranks)]
+    distributed.all_gather(sizes, torch.full_like(sizes[0], len(own)))
+    most = int(torch.cat(sizes).max())
+    rows = [own.new_empty(most) for _ in range(num_ranks)]
+    distributed.all_gather(rows, F.pad(own.detach(), (0, most - len(own))))
+    vectors = [row[: int(size)] for row, size in zip(rows, sizes, strict=True)]
+    vectors[distributed.get_rank()] = own
+    return torch.cat(vectors)

@@ -12,7 +12,7 @@ from omniaudio.errors import UserError
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, tpr_loss
 from omniaudio.losses.vocoder import MultiScaleMelL1
-from omniaudio.tasks.base import LossTerm, Task
+from omniaudio.tasks.base import LossTerm, Task, step_seed
 from omniaudio.types import WaveBatch
 from omniaudio.vocoders.discriminators import WaveDiscriminator
 from omniaudio.vocoders.hift import HiFT
@@ -159,7 +159,7 @@ class VocoderTask(Task):
         fake, _ = self.discriminator(wav_hat_BN)
         return {
             "adv/disc": _mean(discriminator_loss(real, fake), wav_BN),
-            "tpr/disc": _mean(tpr_loss(real, fake, self.tau), wav_BN),
+            "tpr/disc": LossTerm(tpr_loss(real, fake, self.tau), 1),  # of all processes already
         }
 
     def generator_terms(self, wav_hat_BN: Tensor, wav_BN: Tensor) -> dict[str, LossTerm]:
@@ -170,14 +170,15 @@ class VocoderTask(Task):
         return {
             "adv/gen": _mean(generator_loss(fake), wav_BN),
             "fm/disc": _mean(feature_matching_loss(real_features, fake_features), wav_BN),
-            "tpr/gen": _mean(tpr_loss(fake, real, self.tau), wav_BN),
+            "tpr/gen": LossTerm(tpr_loss(fake, real, self.tau), 1),
         }
 
     def _judged_crop(self, *wavs: Tensor) -> list[Tensor]:
-        """The same random crop of ``judged_frames`` of each."""
+        """The same random crop of ``judged_frames`` of each, on every rank."""
         num_frames = wavs[0].shape[1] // self.hop
         kept = min(self.judged_frames or num_frames, num_frames)
-        first = int(torch.randint(num_frames - kept + 1, ()))
+        draws = torch.Generator().manual_seed(step_seed(self.seed, self.batches_seen, 0, "crop"))
+        first = int(torch.randint(num_frames - kept + 1, (), generator=draws))
         return [wav[:, first * self.hop : (first + kept) * self.hop] for wav in wavs]
 
     def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,11 @@
 """Adversarial losses: by hand, and against the recorded reference's scores."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 
 from omniaudio.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, tpr_loss
 
@@ -43,3 +45,35 @@ def test_tpr_by_hand() -> None:
     assert tpr_loss([better], [worse], tau=0.04) == pytest.approx(0.01)
     assert tpr_loss([10 * better], [worse], tau=0.04) == pytest.approx(0.04)  # truncated
     assert tpr_loss([better * 0], [worse]) == 0
+
+
+BETTER, WORSE = (torch.randn(2, 11, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+SHARES = (slice(0, 7), slice(7, 11))
+"""Of two processes: unequal, so that the median of one is not that of both."""
+
+
+def _tpr_of(share: slice) -> tuple[Tensor, Tensor]:
+    """Value and gradient by what all scores are multiplied with; the second discriminator's term is truncated."""
+    scale = torch.ones((), requires_grad=True)
+    better = [factor * scale * row[share] for factor, row in zip((0.1, 9.0), BETTER, strict=True)]
+    loss = tpr_loss(
+        better, [scale * row[share] * factor for factor, row in zip((0.1, 9.0), WORSE, strict=True)]
+    )
+    (gradient,) = torch.autograd.grad(loss, scale)
+    return loss.detach(), gradient
+
+
+def _tpr_on_a_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(_tpr_of(SHARES[rank]), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_tpr_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(_tpr_on_a_rank, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    loss, gradient = _tpr_of(slice(None))
+    assert [float(value) for value, _ in ranks] == pytest.approx([float(loss)] * 2)
+    assert float(gradient) != 0 and float(sum(g for _, g in ranks)) / 2 == pytest.approx(float(gradient))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +16,7 @@ import pytest
 import torch
 from lightning import Trainer
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from omniaudio.data.datamodule import StepData
 from omniaudio.data.planning import PooledPlan
@@ -20,15 +26,17 @@ from omniaudio.tasks.vocoder import VocoderTask
 from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
 from omniaudio.training.loggers import JsonLinesLogger
 from omniaudio.training.schedule import warmup_cosine
+from omniaudio.training.strategies import make_strategy
 from omniaudio.types import WaveBatch
 from omniaudio.vocoders.discriminators import WaveDiscriminator
 from omniaudio.vocoders.hift import HiFT
 from omniaudio.vocoders.istft import ISTFTVocoder
+from tests.vocoders.vocoder_fixtures import ALL, SOURCE, SPEC
 
-SPEC = MelSpec(24000, 1920, 480, 1920, 8, 0.0, 8000.0, "ln", False)
+ROOT = Path(__file__).parents[2]
 WIDE = MelSpec(24000, 512, 128, 512, 10, 0.0, 12000.0, "ln", False)
 WEIGHTS = dict.fromkeys(("mel/l1", "adv/gen", "fm/disc", "tpr/gen", "adv/disc", "tpr/disc"), 1.0)
-SOURCE = {"num_harmonics": 2, "sine_amplitude": 0.1, "noise_std": 0.003, "voiced_threshold_hz": 10.0}
+WITH_F0 = {**WEIGHTS, "f0/l1": 1.0}
 
 
 class WaveSource:
@@ -49,6 +57,15 @@ class WaveSource:
             texts=["", ""],
             languages=["en", "en"],
         )
+
+
+class SharedWaves(WaveSource):
+    """The processes share one batch out."""
+
+    def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
+        whole, own = super().batch(step, 0, 1), slice(part, None, num_parts)
+        items = ("keys", "wav_BN", "num_samples_B", "kinds", "texts", "languages")
+        return dataclasses.replace(whole, **{name: getattr(whole, name)[own] for name in items})
 
 
 def new_istft() -> nn.Module:
@@ -74,16 +91,23 @@ def new_task(vocoder: Callable[[], nn.Module] = new_istft, **settings: Any) -> V
 
 
 def run(
-    folder: Path, task: VocoderTask, stop: int, resume: bool = False, kind: Any = WaveSource, **source: Any
+    folder: Path,
+    task: VocoderTask,
+    stop: int,
+    resume: bool = False,
+    kind: Any = WaveSource,
+    devices: int = 1,
+    **source: Any,
 ) -> list[str]:
     checkpoints = Checkpoints(folder / "checkpoints", every_steps=2)
     logger = JsonLinesLogger(folder / "metrics.jsonl", lambda: task.batches_seen)
     newest = checkpoints.newest() if resume else None
-    if newest:
+    if newest and os.environ.get("LOCAL_RANK", "0") == "0":
         logger.cut_after(int(newest.stem.split("-")[1]))
     trainer = Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=devices,
+        strategy=make_strategy("ddp" if devices > 1 else "single"),
         max_epochs=1,
         logger=[logger],
         callbacks=[checkpoints],
@@ -103,6 +127,19 @@ def run(
     trainer.fit(task, data, ckpt_path=newest, weights_only=True if newest else None)
     assert trainer.global_step == stop
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def constant(optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
+    """No warm-up: the first step has a rate too."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def unmoved(task: VocoderTask, fresh: VocoderTask) -> list[str]:
+    """Parameters that are as they were born."""
+    fresh.loss_weights = task.loss_weights
+    fresh.configure_model()
+    before = dict(fresh.named_parameters())
+    return [name for name, value in task.named_parameters() if torch.equal(value, before[name])]
 
 
 def moved(task: VocoderTask) -> dict[str, bool]:
@@ -141,12 +178,69 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_f0_predictor_learns_from_pitch(tmp_path: Path) -> None:
-    task = new_task(new_hift, loss_weights={**WEIGHTS, "f0/l1": 1.0})
-    lines = run(tmp_path, task, stop=2)
-    assert any('"train/f0/l1"' in line for line in lines)
+@pytest.mark.slow
+def test_two_processes_learn_as_one_and_go_on_as_if_unbroken(tmp_path: Path) -> None:
+    """Every rank has the same vocoder and discriminators, to the bit; the losses are those of one process."""
+    words = [sys.executable, "-m", "tests.tasks.vocoder_run", str(tmp_path)]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, *others = [
+        torch.load(tmp_path / f"{name}-rank{rank}.pt", weights_only=True)
+        for name in ("unbroken", "broken")
+        for rank in range(2)
+    ]
+    task = new_task()
+    lines = [json.loads(line) for line in run(tmp_path / "one", task, stop=4, kind=SharedWaves)]
+    for state in others:
+        assert [name for name in first if not torch.equal(first[name], state[name])] == []
+    task.load_state_dict(first)
+    assert moved(task) == {"vocoder": True, "discriminator": True}
+    both = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("unbroken", "broken")]
+    assert both[0] == both[1]
+    spread = [json.loads(line) for line in both[0].splitlines()]
+    for name in ("step", "train/grad_norm", "val/mel/l1", *(f"train/{loss}" for loss in WEIGHTS)):
+        values = [[line[name] for line in found if name in line] for found in (spread, lines)]
+        assert len(values[0]) >= 2 and values[0] == pytest.approx(values[1], rel=0.01, abs=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_vocoder_and_both_kinds_of_discriminators_learn(tmp_path: Path, kind: str) -> None:
+    """Two steps move every parameter of either."""
+    task = new_task(ALL[kind], loss_weights=WITH_F0, scheduler=constant, weight_decay=0.0)
+    run(tmp_path, task, stop=2)
+    assert unmoved(task, new_task(ALL[kind])) == []
+    parts = {name.split(".")[1] for name, _ in task.discriminator.named_parameters(prefix="discriminator")}
+    assert parts == {"periods", "resolutions"}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_f0_predictor_learns_from_pitch_and_from_nothing_else(tmp_path: Path, alone: bool) -> None:
+    weights = {name: float((name == "f0/l1") == alone) for name in WITH_F0}
+    task = new_task(new_hift, loss_weights=weights, scheduler=constant, weight_decay=0.0)
+    run(tmp_path, task, stop=1)
+    still = [name for name in unmoved(task, new_task(new_hift)) if name.startswith("vocoder.")]
+    predictor = [name for name, _ in task.named_parameters() if name.startswith("vocoder.f0_predictor.")]
+    others = [name for name, _ in task.named_parameters() if name.startswith("vocoder.")]
+    others = [name for name in others if name not in predictor]
+    assert len(predictor) == 17 and sorted(still) == sorted(others if alone else predictor)
+
+
+def test_f0_loss_by_hand() -> None:
+    """A predictor that always says 120 Hz, a tone of 150 Hz and silence: 30 Hz off, and 120 Hz off."""
+    task = new_task(new_hift, loss_weights=WITH_F0)
+    task.configure_model()
+    predictor = task.vocoder.f0_predictor
+    with torch.no_grad():
+        predictor.classifier.weight.zero_()
+        predictor.classifier.bias.fill_(120.0)
+    time_N = torch.arange(40 * 480) / 24000
+    wav_BN = torch.stack([0.5 * torch.sin(2 * torch.pi * 150 * time_N), torch.zeros_like(time_N)])
+    term = task.generate(dataclasses.replace(WaveSource().batch(0, 0, 1), wav_BN=wav_BN))[0]["f0/l1"]
+    assert term.count == 80 and float(term.total.detach()) == pytest.approx(40 * 30 + 40 * 120)
+    task = new_task(new_hift)
     with pytest.raises(UserError, match="f0/l1"):
-        new_task(new_hift).configure_model()
+        task.configure_model()
 
 
 def test_a_non_finite_step_is_skipped(tmp_path: Path) -> None:
