@@ -327,7 +327,8 @@ class Task(LightningModule):
                 if self.balance is not None:
                     self._measure(losses, {name: self.loss_weights[name] for name in losses})
                 total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
-            total.backward()
+            # Not backward(): DDP would take what is used here for used in the next step too.
+            torch.autograd.grad(total, learning, allow_unused=True)
         for parameter in learning:
             parameter.grad = None
 
