@@ -61,11 +61,17 @@ class Case:
 
 
 class Recording:
-    """One pair of files; tensors by path below ``[...]``, plain values below ``value``."""
+    """One pair of files; tensors by path below ``[...]``, plain values below ``value``.
+
+    A tensor may be kept in 16 bits: integers ``NAME/int16``, each times the number ``NAME/step``.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self.tensors = load_file(folder / f"{name}.safetensors")
+        for key in [key for key in self.tensors if key.endswith("/int16")]:
+            whole = key.removesuffix("/int16")
+            self.tensors[whole] = self.tensors.pop(key).float() * self.tensors.pop(f"{whole}/step")
         path = folder / f"{name}.json"
         self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 

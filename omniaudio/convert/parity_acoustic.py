@@ -14,16 +14,23 @@ from torch import Tensor
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
 from omniaudio.acoustic.prenet import Prenet
 from omniaudio.acoustic.unet import ConditionalUNet
-from omniaudio.convert.baichuan_audio import discriminator_converter, model_converter, vocoder_converter
+from omniaudio.convert.baichuan_audio import (
+    discriminator_converter,
+    model_converter,
+    to_released,
+    vocoder_converter,
+)
 from omniaudio.convert.parity import Case, Check, Checks, Recording, there_and_back
 from omniaudio.frontend.mel import MelSpec
 from omniaudio.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, tpr_loss
-from omniaudio.vocoders.discriminators import WaveDiscriminator
+from omniaudio.vocoders.discriminators import BANDS, WaveDiscriminator
 from omniaudio.vocoders.hift import HiFT
 
 VOCODER_MEL = MelSpec(24000, 1920, 480, 1920, 80, 0.0, 8000.0, "ln", False)
 HIDDEN_RATE_HZ = 50.0
 RESOLUTIONS = (2048, 1024, 512)
+MAPS_OF_BAND = 4
+"""Feature maps that a resolution discriminator gives of each band."""
 FLOW = "audio_tokenizer.audio_flow_matching_decoder."
 
 
@@ -145,16 +152,52 @@ def disc_cases(of: Recording) -> Iterator[Case]:
     theirs = of.below("state_dict/")
     if not theirs:
         return
+    # A recording may keep some bands alone: what they give depends on no other, but at their edges.
+    bands = [
+        {
+            int(found[1])
+            for key in theirs
+            if (found := re.match(rf"discriminators\.{i}\.band_convs\.(\d+)", key))
+        }
+        for i in range(len(real))
+    ]
     width = theirs["discriminators.0.conv_post.weight_v"].shape[1] / 32
     judge = WaveDiscriminator((), RESOLUTIONS[: len(real)], width).eval()
+    unkept = to_released({"discriminator": judge}, discriminator_converter())
 
     def forward() -> Checks:
         scores_r, features_r = judge(of["y"])
         scores_g, features_g = judge(of["y_hat"])
         for i, (ours_r, ours_g) in enumerate(zip(scores_r, scores_g, strict=True)):
-            yield Check(f"scores {i} of real", ours_r.reshape(real[i].shape), real[i], 1e-4)
-            yield Check(f"scores {i} of made", ours_g.reshape(fake[i].shape), fake[i], 1e-4)
-        yield Check("feature matching", feature_matching_loss(features_r, features_g), of["losses/fm"], 1e-4)
+            known = known_columns(features_r[i], bands[i])
+            yield Check(
+                f"scores {i} of real", ours_r[..., known], real[i].reshape(ours_r.shape)[..., known], 1e-4
+            )
+            yield Check(
+                f"scores {i} of made", ours_g[..., known], fake[i].reshape(ours_g.shape)[..., known], 1e-4
+            )
+        kept_r, kept_g = (
+            [[maps[n] for n in known_maps(bands[i])] for i, maps in enumerate(features)]
+            for features in (features_r, features_g)
+        )
+        others = of.tensors.get("losses/fm_others", 0.0)  # what the maps of bands that are not kept add
+        yield Check("feature matching", feature_matching_loss(kept_r, kept_g) + others, of["losses/fm"], 1e-4)
 
-    yield there_and_back({"discriminator": judge}, theirs, discriminator_converter())
+    yield there_and_back({"discriminator": judge}, {**unkept, **theirs}, discriminator_converter())
     yield Case("disc waveform to scores", forward)
+
+
+def known_maps(bands: set[int]) -> list[int]:
+    """Which feature maps of a resolution these bands give: theirs, and the scores if they are all."""
+    maps = [MAPS_OF_BAND * band + depth for band in sorted(bands) for depth in range(MAPS_OF_BAND)]
+    return [*maps, MAPS_OF_BAND * len(BANDS)] if len(bands) == len(BANDS) else maps
+
+
+def known_columns(features: list[Tensor], bands: set[int]) -> Tensor:
+    """Which columns of a resolution's scores these bands give: a score sees the columns on either side."""
+    widths = [maps.shape[-1] for maps in features[MAPS_OF_BAND - 1 : -1 : MAPS_OF_BAND]]
+    edge = [torch.ones(1, dtype=torch.bool)]
+    known = torch.cat(
+        [*edge, *(torch.full((width,), band in bands) for band, width in enumerate(widths)), *edge]
+    )
+    return known[:-2] & known[1:-1] & known[2:]

@@ -14,6 +14,7 @@ from omniaudio.convert.parity import Case, Check, Recording, failure
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
+BAND = "discriminators.1.band_convs.2.0.weight_v"
 
 
 def tool(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -54,6 +55,8 @@ def test_every_case_of_the_recordings_in_the_repository_passes() -> None:
         ("rvq", "first_layer_quant", 1e-3, "its entries differs by 0.001"),
         ("mel24k", "cases/1/mel", 1e-3, "FAIL mel24k case 1"),
         ("frontend", "cases/0/feat", 1e-3, "FAIL frontend case 0"),
+        ("disc", "losses/fm", 1e-2, "feature matching differs by"),
+        ("disc", f"state_dict/{BAND}/int16", 300, "scores 1 of real differs by"),
     ],
 )
 def test_a_changed_recording_fails_and_is_named(
@@ -101,4 +104,9 @@ def test_paths_of_a_recording(tmp_path: Path) -> None:
     )
     of = Recording(tmp_path, "r")
     assert of.names_below("cases/") == ["a", "b"] and of.values == {}
+    small = {"z/int16": torch.tensor([-3, 4], dtype=torch.int16), "z/step": torch.tensor(0.5)}
+    save_file(small, tmp_path / "s.safetensors")
+    assert {name: value.tolist() for name, value in Recording(tmp_path, "s").tensors.items()} == {
+        "z": [-1.5, 2.0]
+    }
     assert list(of.below("cases/a/")) == ["x"]
