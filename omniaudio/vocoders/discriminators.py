@@ -16,6 +16,10 @@ Judgement = tuple[list[Tensor], list[list[Tensor]]]
 
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
+QUIET = 1e-3
+"""Peak of a waveform below which the resolution discriminators do not hear it at full level: at the peak of silence
+the gradient would grow without limit."""
+
 
 class PeriodDiscriminator(nn.Module):
     """The waveform folded at one period, as an image of that width (arXiv:2010.05646)."""
@@ -73,9 +77,12 @@ class ResolutionDiscriminator(nn.Module):
         return score, [*features, score]
 
     def spectrogram(self, wav_BN: Tensor) -> Tensor:
-        """Real and imaginary part (B, 2, frames, bins) of the waveform, its mean removed, its peak at 0.8."""
+        """Real and imaginary part (B, 2, frames, bins) of the waveform, its mean removed, its peak at 0.8.
+
+        A waveform whose peak is below QUIET stays as much below 0.8.
+        """
         wav_BN = wav_BN.float() - wav_BN.float().mean(dim=-1, keepdim=True)
-        wav_BN = 0.8 * wav_BN / (wav_BN.abs().amax(dim=-1, keepdim=True) + 1e-9)
+        wav_BN = 0.8 * wav_BN / wav_BN.abs().amax(dim=-1, keepdim=True).clamp(min=QUIET)
         spec = torch.stft(wav_BN, self.n_fft, self.n_fft // 4, window=self.window, return_complex=True)
         return rearrange(torch.view_as_real(spec), "b f t c -> b c t f")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -45,5 +47,6 @@ class SameISTFT(nn.Module):
 
 def polar(log_magnitude: Tensor, phase: Tensor) -> Tensor:
     """exp(log_magnitude), at most 100, at this phase, as a complex tensor."""
-    magnitude = log_magnitude.float().exp().clamp(max=MAX_MAGNITUDE)
+    # Limited before exp: the gradient of an exp that overflows is not a number.
+    magnitude = log_magnitude.float().clamp(max=math.log(MAX_MAGNITUDE)).exp()
     return torch.complex(magnitude * phase.float().cos(), magnitude * phase.float().sin())

@@ -13,6 +13,8 @@ from omniaudio.dialogue.speech_stream import SpeechStream, StreamSettings
 from omniaudio.frontend.audio import resample
 from omniaudio.frontend.mel import LogMel
 from omniaudio.losses.mel import SCALES, mel_distance
+from omniaudio.types import WaveBatch
+from tests.tasks.test_vocoder import WITH_F0, new_task
 from tests.vocoders.vocoder_fixtures import ALL
 
 RATE_HZ, SECONDS = 16_000, 1.2
@@ -84,6 +86,26 @@ def test_they_can_be_learned_from(model: SpokenLanguageModel, name: str) -> None
     assert float(loss.detach()) < 100
     gradients = [p.grad for p in (*tokenizer.parameters(), *flow.parameters()) if p.grad is not None]
     assert len(gradients) > 50 and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("name", SOUNDS)
+def test_vocoders_and_discriminators_can_be_learned_from_them(name: str, kind: str) -> None:
+    """The two passes of a step on nothing else, as a vocoder is born: no loss and no gradient explodes."""
+    wav_BN, num_samples_B = resampled(torch.from_numpy(SOUNDS[name]).float()[None])
+    batch = WaveBatch(
+        keys=[name], wav_BN=wav_BN, num_samples_B=num_samples_B, sample_rate_hz=24_000, kinds=["asr"], texts=[""],
+        languages=["en"],
+    )  # fmt: skip
+    task = new_task(ALL[kind], loss_weights=WITH_F0)
+    task.configure_model()
+    for terms in task.rehearsed(batch):
+        task.zero_grad()
+        total = sum(term.total / term.count for term in terms.values())
+        total.backward()  # type: ignore[union-attr]
+        assert float(total) < 1000  # type: ignore[arg-type]
+        norms = [float(p.grad.norm()) for p in task.parameters() if p.grad is not None]
+        assert len(norms) > 10 and max(norms) < 1e4  # not a number fails too
 
 
 def resampled(wav_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

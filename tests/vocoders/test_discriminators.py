@@ -49,3 +49,18 @@ def test_generated_waveform_gets_a_gradient() -> None:
     for score in scores:
         (gradient,) = torch.autograd.grad(score.sum(), wav, retain_graph=True)
         assert gradient.abs().sum() > 0
+
+
+def test_silence_is_not_amplified_without_limit() -> None:
+    """The gradient at the quietest waveforms is that at -60 dB, not a multiple of it."""
+    part, noise = ResolutionDiscriminator(512, 0.125), torch.randn(1, 4800).clamp(-1, 1)
+    norms = []
+    for level in (1e-3, 1e-7, 0.0):
+        wav = (level * noise).requires_grad_()
+        (gradient,) = torch.autograd.grad(part(wav)[0].square().sum(), wav)
+        norms.append(float(gradient.norm()))
+    assert all(0 < norm < 3 * norms[0] for norm in norms)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            part.spectrogram(1e-5 * noise), 0.01 * part.spectrogram(1e-3 * noise), atol=1e-6, rtol=0.05
+        )

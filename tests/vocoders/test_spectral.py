@@ -27,3 +27,9 @@ def test_centred_it_is_torchs_own() -> None:
 def test_polar() -> None:
     value = polar(torch.tensor([0.0, 50.0]), torch.tensor([torch.pi / 2, 0.0]))
     torch.testing.assert_close(value, torch.tensor([1j, MAX_MAGNITUDE + 0j]), atol=1e-6, rtol=1e-6)
+
+
+def test_a_magnitude_that_overflows_has_a_gradient_of_zero() -> None:
+    log_magnitude = torch.tensor([0.0, 1000.0], requires_grad=True)
+    polar(log_magnitude, torch.zeros(2)).real.sum().backward()
+    assert log_magnitude.grad is not None and log_magnitude.grad.tolist() == [1.0, 0.0]
