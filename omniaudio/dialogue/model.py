@@ -5,8 +5,7 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
 from omniaudio.data.prompts import prompt_for, with_voice
+from omniaudio.dialogue.listening import Listener
 from omniaudio.dialogue.remel import remel
-from omniaudio.dialogue.replies import ReplyChunk, SpokenReply
-from omniaudio.dialogue.speech_stream import StreamSettings, Stretches, chunks_of
+from omniaudio.dialogue.replies import ReplyChunk, SpokenReply, in_chunks, spoken_reply
+from omniaudio.dialogue.speech_stream import StreamSettings, chunks_of
 from omniaudio.errors import UserError, check_choice
-from omniaudio.frontend.audio import resample
+from omniaudio.frontend.audio import one_channel, resample
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.audio_lm import AudioLM
@@ -29,11 +29,7 @@ from omniaudio.lm.generate import (
     AUDIO_SAMPLING,
     GREEDY,
     TEXT_SAMPLING,
-    Frame,
     Generator,
-    Reply,
-    SpeechEnd,
-    TextToken,
 )
 from omniaudio.lm.sampling import SamplingSettings
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
@@ -63,14 +59,7 @@ def check_decode_path(path: DecodePath) -> DecodePath:
 
 def _checked(wav_N: np.ndarray, rate_hz: int, wanted_hz: int) -> np.ndarray:
     """Speech of one channel at another rate."""
-    wav_N = np.asarray(wav_N, np.float32)
-    if wav_N.ndim != 1 or not np.isfinite(wav_N).all():
-        raise UserError(f"speech of shape {wav_N.shape}: expected one channel of finite samples")
-    return resample(wav_N, rate_hz, wanted_hz)
-
-
-UNFINISHED = "\ufffd"
-"""What bytes decode to that are not yet a letter."""
+    return resample(one_channel(wav_N), rate_hz, wanted_hz)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,27 +254,60 @@ class SpokenLanguageModel(nn.Module):
         prompt, saved = self._asked(messages, speak, history, voice)
         if history == "text":
             yield {"saved_positions": saved}
-        ids: list[int] = []
-        told = ""
-        settings = self.settings.stream
-        if chunk_frames is not None:
-            settings = dataclasses.replace(settings, chunk_frames=chunk_frames)
-        speech = Stretches(self, settings, seed)
         generator = torch.Generator().manual_seed(seed)
-        for event in self._generator().stream(prompt, "free" if speak else "text", generator):
-            if isinstance(event, TextToken):
-                ids.append(event.token_id)
-                text = self.text_tokenizer.decode(ids)
-                if text != told and not text.endswith(UNFINISHED):  # the first bytes of a letter
-                    yield {"text": text[len(told) :]}
-                    told = text
-            elif isinstance(event, (Frame, SpeechEnd)):
-                wav_N, codes_SK = speech.next(event)
-                if len(wav_N):
-                    yield {"wav": wav_N, "codes_SK": codes_SK}
-        rest = self.text_tokenizer.decode(ids)[len(told) :]
-        if rest:
-            yield {"text": rest}
+        events = self._generator().stream(prompt, "free" if speak else "text", generator)
+        yield from in_chunks(self, events, seed, chunk_frames)
+
+    def listen(
+        self,
+        rate_hz: float,
+        messages: Sequence[Message] = (),
+        task: str | None = None,
+        language: str = "en",
+        speak: bool = True,
+        history: str = "audio",
+        voice: str | None = None,
+    ) -> Listener:
+        """Hear the user's next turn while it is spoken: see Listener.
+
+        Args:
+            rate_hz: of its samples.
+            messages: the turns before it, which are read at once.
+            task, language: what is asked of it, see ``question``.
+            speak, history, voice: see ``reply``.
+        """
+        one_frame = torch.zeros(1, len(self.tokenizer.codebook_sizes), dtype=torch.int64)
+        turn = self._turn(one_frame, task, language)
+        prompt, saved = self._asked([*messages, turn], speak, history, voice)
+        return Listener(self, self._generator(), rate_hz, turn, prompt, "free" if speak else "text", saved)
+
+    def reply_to(
+        self,
+        pieces: Iterable[np.ndarray],
+        rate_hz: float,
+        messages: Sequence[Message] = (),
+        task: str | None = None,
+        language: str = "en",
+        speak: bool = True,
+        seed: int = 0,
+        history: str = "audio",
+        voice: str | None = None,
+        chunk_frames: int | None = None,
+    ) -> Iterator[ReplyChunk]:
+        """Listen while a user speaks, and answer as ``stream`` does as soon as the speech is over.
+
+        Args:
+            pieces: samples as they come, e.g. of a microphone, float (N,) in [-1, 1], each of any length; their end is
+                the end of the turn.
+            rate_hz, messages, task, language, history, voice: see ``listen``.
+            speak, seed, chunk_frames: see ``stream``.
+        """
+        listener = self.listen(rate_hz, messages, task, language, speak, history, voice)
+        for piece_N in pieces:
+            listener.hear(piece_N)
+        if history == "text":
+            yield {"saved_positions": listener.saved_positions}
+        yield from listener.reply(seed, chunk_frames)
 
     def reply(
         self,
@@ -327,7 +349,7 @@ class SpokenLanguageModel(nn.Module):
         replies = self._generator().replies(
             [prompt for prompt, _ in asked], "free" if speak else "text", seeds
         )
-        return [self._told(*row) for row in zip(replies, seeds, asked, strict=True)]
+        return [spoken_reply(self, *row) for row in zip(replies, seeds, asked, strict=True)]
 
     def with_texts(self, messages: Sequence[Message]) -> list[Message]:
         """A chat whose turns before the last have ``text`` beside their sounds.
@@ -383,7 +405,9 @@ class SpokenLanguageModel(nn.Module):
             task: "transcribe", "repeat", "continue", "language": asked in the words of the training; None asks nothing.
             language: of the words.
         """
-        codes = self.encode(wav_N, sample_rate_hz)
+        return self._turn(self.encode(wav_N, sample_rate_hz), task, language)
+
+    def _turn(self, codes: Codes | Tensor, task: str | None, language: str) -> Message:
         if task is None:
             return {"role": "user", "content": codes}
         if task not in TASKS:
@@ -400,7 +424,7 @@ class SpokenLanguageModel(nn.Module):
         prompts = [self.text_prompt(text) for text in texts]
         replies = self._generator(max_text_tokens=0).replies(prompts, "speech", seeds)
         asked = [(prompt, 0) for prompt in prompts]
-        return [self._told(*row) for row in zip(replies, seeds, asked, strict=True)]
+        return [spoken_reply(self, *row) for row in zip(replies, seeds, asked, strict=True)]
 
     def text_prompt(self, text: str) -> Document:
         """A text as in the <text, audio> pairs of pretraining: speech follows it."""
@@ -432,13 +456,6 @@ class SpokenLanguageModel(nn.Module):
             )
         return with_voice(messages, voice) if messages else messages
 
-    def _said(self, codes_SK: Tensor, seed: int) -> np.ndarray:
-        """A stretch of generated speech as a waveform."""
-        num_frames_B = torch.tensor([len(codes_SK)], device=self.device)
-        return self.decode(
-            Codes(codes_BSK=codes_SK[None].to(self.device), num_frames_B=num_frames_B), seed=seed
-        )
-
     def _generator(
         self, text: SamplingSettings | None = None, max_text_tokens: int | None = None
     ) -> Generator:
@@ -450,26 +467,6 @@ class SpokenLanguageModel(nn.Module):
             max_text_tokens=settings.max_text_tokens if max_text_tokens is None else max_text_tokens,
             max_frames=settings.max_frames,
         )
-
-    def _told(self, reply: Reply, seed: int, asked: tuple[Document, int]) -> SpokenReply:
-        events: list[dict[str, Any]] = []
-        wavs: list[np.ndarray] = []
-        for segment in reply.segments:
-            if isinstance(segment, Tensor):
-                wavs.append(self._said(segment, seed))
-                seconds = round(len(wavs[-1]) / self.sample_rate_hz, 3)
-                events.append({"speech_sec": seconds, "frames": len(segment), "codes": segment.tolist()})
-            else:
-                events.append({"text": self.text_tokenizer.decode(segment)})
-        return {
-            "text": self.text_tokenizer.decode(reply.text_ids).strip(),
-            "wav": np.concatenate(wavs) if wavs else None,
-            "sample_rate_hz": self.sample_rate_hz,
-            "events": events,
-            "complete": reply.complete,
-            "prompt_positions": len(asked[0]),
-            "saved_positions": asked[1],
-        }
 
     def _check_parts(self) -> None:
         tokenizer, space = self.tokenizer, self.lm.token_space

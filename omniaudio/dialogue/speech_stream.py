@@ -37,6 +37,9 @@ class StreamSettings:
             norms of the tokenizer's own mels.
         look_ahead_frames: code frames after a chunk that the tokenizer's own mels wait for; flow matching needs none.
         vocoder_look_ahead: see VocoderStream.
+        segment_frames, segment_context_frames: of a user who is heard while speaking: code frames that are coded and
+            read at once, the most that is left to do when the speech ends; code frames of the past that they are
+            heard with (see StreamingEncoder).
     """
 
     chunk_frames: int = 0
@@ -44,6 +47,8 @@ class StreamSettings:
     context_frames: int = 50
     look_ahead_frames: int = 4
     vocoder_look_ahead: int | None = None
+    segment_frames: int = 25
+    segment_context_frames: int = 50
 
     def __post_init__(self) -> None:
         least = {"chunk_frames": 0, "first_frames": 1, "context_frames": 1, "look_ahead_frames": 0}

@@ -83,7 +83,6 @@ def decode_mono_at(
         wav_N float32 at ``sample_rate_hz``, and the rate of the file.
     """
     import soundfile
-    import soxr
 
     pieces: list[np.ndarray] = []
     try:
@@ -95,21 +94,17 @@ def decode_mono_at(
             whole = opened.channels <= (channel or 0) or Path(path).suffix.lower() in RAW_FORMATS
             there = max(0, opened.frames - start)
             left = 0 if whole else there if num is None else min(num, there)
-            stream = (
-                soxr.ResampleStream(rate_hz, sample_rate_hz, 1, "float32")
-                if rate_hz != sample_rate_hz
-                else None
-            )
+            resampler = Resampler(rate_hz, sample_rate_hz)
             while len(
                 wav_NC := opened.read(min(left, WINDOW_SEC * rate_hz), dtype="float32", always_2d=True)
             ):
                 left -= len(wav_NC)
                 wav_N = wav_NC.mean(axis=1) if channel is None else wav_NC[:, channel]
-                pieces.append(stream.resample_chunk(wav_N) if stream else wav_N)
+                pieces.append(resampler.push(wav_N))
             if left:  # less than its head says: decode_audio knows what that means
                 pieces = []
-            elif stream and pieces:
-                pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+            elif pieces:
+                pieces.append(resampler.finish())
     except (soundfile.LibsndfileError, RuntimeError, OSError):
         pieces = []
     if not pieces:  # another format, or nothing in it: decode_audio says what
@@ -179,6 +174,48 @@ def resample(wav_N: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
     resampled: np.ndarray = soxr.resample(wav_N, from_hz, to_hz).astype(np.float32)
     return resampled
+
+
+class Resampler:
+    """``resample`` of sound that comes in pieces: no seam can be heard, and in all there are as many samples.
+
+    Args:
+        from_hz, to_hz: sample rates.
+    """
+
+    def __init__(self, from_hz: float, to_hz: float) -> None:
+        import soxr
+
+        self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, "float32")
+
+    def push(self, wav_N: np.ndarray) -> np.ndarray:
+        """The next samples (N,), float32, of any number; returns those of the other rate that are ready."""
+        if self._stream is None:
+            return wav_N
+        resampled: np.ndarray = self._stream.resample_chunk(wav_N)
+        return resampled
+
+    def finish(self) -> np.ndarray:
+        """The sound is over: the samples that are left."""
+        if self._stream is None:
+            return np.zeros(0, np.float32)
+        left: np.ndarray = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        return left
+
+
+def one_channel(wav_N: np.ndarray) -> np.ndarray:
+    """Samples as float32 (N,).
+
+    Raises:
+        UserError: several channels, whole numbers, or values that are not finite.
+    """
+    samples = np.asarray(wav_N)
+    if samples.dtype.kind in "iu":
+        raise UserError(f"speech of {samples.dtype}: expected floats in [-1, 1]; divide int16 by 32768")
+    samples = samples.astype(np.float32, copy=False)
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise UserError(f"speech of shape {samples.shape}: expected one channel of finite samples")
+    return samples
 
 
 def encode_audio(wav_N: np.ndarray, sample_rate_hz: int, form: str = "FLAC") -> bytes:

@@ -147,6 +147,21 @@ class Generator:
         caches = None if cache is None else [cache]
         return (event for _, event in self.stream_rows([prompt], form, [generator], caches))
 
+    @torch.inference_mode()
+    def read(self, beginning: Document, cache: Cache) -> None:
+        """Take in the next of a prompt of which more will come; ``stream`` reads its end, and goes on."""
+        self._check(beginning)
+        device = device_of(self.lm)
+        embeds_LD = self.lm.embed(beginning.ids_L.to(device), beginning.codes_LK.to(device))
+        self.lm.backbone.step(embeds_LD, cache)
+
+    def _check(self, prompt: Document) -> None:
+        vocab_size = self.lm.token_space.vocab_size
+        if not len(prompt):
+            raise UserError("generate: the prompt is empty")
+        if int(prompt.ids_L.max()) >= vocab_size:
+            raise UserError(f"generate: the prompt has ids outside the token space of {vocab_size}")
+
     def stream_rows(
         self,
         prompts: Sequence[Document],
@@ -155,12 +170,8 @@ class Generator:
         caches: Sequence[Cache] | None = None,
     ) -> Iterator[tuple[int, Event]]:
         """Events of several replies, each with the number of its prompt. Arguments as in ``stream``, one a prompt."""
-        vocab_size = self.lm.token_space.vocab_size
         for prompt in prompts:
-            if not len(prompt):
-                raise UserError("generate: the prompt is empty")
-            if int(prompt.ids_L.max()) >= vocab_size:
-                raise UserError(f"generate: the prompt has ids outside the token space of {vocab_size}")
+            self._check(prompt)
         assert len(generators) == len(prompts), f"{len(generators)} generators for {len(prompts)} prompts"
         caches = caches or [self.lm.backbone.new_cache() for _ in prompts]
         rows = [_Row(self, number, form, generator) for number, generator in enumerate(generators)]

@@ -11,7 +11,7 @@ The label at a position is what its hidden state must predict: ``text_label`` th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,19 @@ class Document:
 
     def __len__(self) -> int:
         return len(self.ids_L)
+
+    def part(self, begin: int, end: int | None = None) -> Document:
+        """Some of its positions."""
+        return replace(self, **{name: getattr(self, name)[begin:end] for name in BY_POSITION})
+
+    def followed_by(self, other: Document) -> Document:
+        """This, and then the positions of another."""
+        both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in BY_POSITION}
+        return replace(self, **both)
+
+
+BY_POSITION = ("ids_L", "codes_LK", "text_label_L", "audio_label_LK")
+"""What a document has for each of its positions."""
 
 
 class DocumentBuilder:

@@ -9,10 +9,12 @@ import soundfile
 from omniaudio.errors import UserError
 from omniaudio.frontend import audio
 from omniaudio.frontend.audio import (
+    Resampler,
     audio_facts,
     decode_audio,
     decode_mono_at,
     encode_audio,
+    one_channel,
     read_audio,
     read_audio_at,
     resample,
@@ -161,6 +163,24 @@ def test_resample_keeps_a_tone(tmp_path):
     assert resample(wav, 24_000, 24_000) is wav
     write_wav(tmp_path / "a.wav", sine(1.0), 16_000)
     assert read_audio_at(tmp_path / "a.wav", 24_000).shape == (24_000,)
+
+
+@pytest.mark.parametrize(("from_hz", "to_hz"), [(44_100, 16_000), (8000, 16_000), (16_000, 16_000)])
+def test_pieces_of_any_size_are_resampled_as_the_whole(from_hz, to_hz):
+    wav_N = np.random.default_rng(0).normal(0, 0.2, from_hz + 17).astype(np.float32)
+    resampler = Resampler(from_hz, to_hz)
+    pieces = [
+        resampler.push(piece_N) for piece_N in np.split(wav_N, [0, 1, 1, 3, 700, 20_000 % from_hz, from_hz])
+    ]
+    resampled_N, expected_N = np.concatenate([*pieces, resampler.finish()]), resample(wav_N, from_hz, to_hz)
+    assert len(resampled_N) == len(expected_N) and sum(map(len, pieces)) > 0.9 * len(expected_N)
+    np.testing.assert_allclose(resampled_N, expected_N, atol=1e-5)
+
+
+def test_samples_that_are_not_of_one_channel_or_no_fractions_are_named():
+    assert one_channel([0.5, 1]).dtype == np.float32
+    with pytest.raises(UserError, match="speech of int16: expected floats in .-1, 1.; divide int16 by 32768"):
+        one_channel(np.zeros(3, np.int16))
 
 
 def compressed(ending, subtype=None):

@@ -142,3 +142,9 @@ def test_wrong_codes_are_refused(codes, message):
         DocumentBuilder(SPACE).heard(codes)
     with pytest.raises(UserError, match=message):
         DocumentBuilder(SPACE).spoken(codes, loss=True)
+
+
+def test_the_parts_of_a_document_are_the_document():
+    document = LAYOUTS.tts("k", [5, 6], A)
+    parts = document.part(0, 3).followed_by(document.part(3, -1)).followed_by(document.part(-1))
+    assert repr(parts) == repr(document) and len(document.part(1, 3)) == 2
