@@ -7,7 +7,7 @@ model goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +94,9 @@ class Generator:
         text: sampling of text; the default is the published one.
         audio: sampling of codes; the default is the published one.
         max_text_tokens, max_frames: limits of a whole reply.
+        overwritten_ids: a fault of the published inference, for parity with it alone: after the first stretch of
+            speech, a text ends at the first of these ids (tokens with one of ``,!?，。！？``), which is told, while the
+            model reads ``audiogen_start`` in its place and so forgets its own punctuation. Empty: no text is lost.
     """
 
     def __init__(
@@ -103,9 +106,11 @@ class Generator:
         audio: SamplingSettings = AUDIO_SAMPLING,
         max_text_tokens: int = 512,
         max_frames: int = 750,
+        overwritten_ids: Collection[int] = (),
     ) -> None:
         self.lm, self.text, self.audio = lm, text, audio
         self.max_text_tokens, self.max_frames = max_text_tokens, max_frames
+        self.overwritten_ids = frozenset(overwritten_ids)
         space = lm.token_space
         self._allowed_V = torch.arange(space.vocab_size) < space.text_vocab_size
         self._allowed_V[list(space.special_ids.values())] = False
@@ -316,7 +321,11 @@ class _Row:
                 yield SpeechEnd(True)
             else:
                 self.num_tokens += 1
-                self.said_V[piece] = True
+                if piece in self.owner.overwritten_ids and self.num_frames and self.may_speak:
+                    self.ids_L = torch.tensor([self.space.audiogen_start])
+                    self._begin_speech()
+                else:
+                    self.said_V[piece] = True
                 yield TextToken(piece)
         yield from self._end_at_limit()
 

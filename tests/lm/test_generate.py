@@ -146,6 +146,32 @@ def test_a_prompt_can_go_on_from_a_cache(lm):
     assert repr(events) == repr(list(generator.stream(whole)))
 
 
+@pytest.mark.parametrize("overwritten", [(), (7,)])
+def test_the_mark_that_the_published_inference_overwrites_is_told_and_not_read(lm, monkeypatch, overwritten):
+    """5 7 <speech> 9 7 <speech> end: the first 7 is before any speech; at the second, speech comes by itself."""
+    start, end = SPACE.audiogen_start, SPACE.eos
+    speech = [1, 2, 0, SIZES[0]]  # a frame, book by book, and "end of audio"
+    symbols = iter([5, 7, start, *speech, 9, 7, *([] if overwritten else [start]), *speech, end])
+    said, read, embed = [], [], lm.embed
+
+    def scripted(logits_BV, settings, said_BV, generators):
+        said.append(said_BV[0].nonzero()[:, 0].tolist())
+        return torch.tensor([next(symbols)])
+
+    monkeypatch.setattr("omniaudio.lm.generate.draw", scripted)
+    monkeypatch.setattr(
+        lm, "embed", lambda ids_L, codes_LK: read.extend(ids_L.tolist()) or embed(ids_L, codes_LK)
+    )
+    reply = Generator(lm, overwritten_ids=overwritten).reply(prompt(1))
+    assert [segment if isinstance(segment, list) else segment.tolist() for segment in reply.segments] == [
+        [5, 7], [[1, 2, 0]], [9, 7], [[1, 2, 0]],
+    ]  # fmt: skip
+    spoken = [start, SPACE.audio_pad, SPACE.audiogen_end]
+    kept = [] if overwritten else [7]
+    assert read[len(prompt(1)) :] == [5, 7, *spoken, 9, *kept, *spoken]
+    assert said[-1] == [5, 7, 9] and next(symbols, None) is None
+
+
 def rows_of(lm):
     """Prompts of several lengths, one in the middle of speech, for a model that does everything now and then."""
     torch.nn.init.normal_(lm.backbone.lm_head.weight, std=0.5)
