@@ -4,6 +4,7 @@
     omniaudio <verb> --help             what it reads and writes, its keys and their values
     omniaudio <verb> ... --print        the resolved config, without running
     omniaudio train ... --dry_run       what the training would need and read (omniaudio plan), without training
+    omniaudio plan ... --show N         with N real samples of what it reads, and what is predicted where
 
 verbs, in the order of a recipe:
 """
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verb, *overrides = words
     if verb == "train" and any(word in DRY_RUN for word in overrides):
         verb, overrides = "plan", [word for word in overrides if word not in DRY_RUN]
+    if verb == "plan":
+        overrides = with_show(overrides)
     try:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; verbs are {', '.join(VERBS)}")
@@ -96,6 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from here", 130)
+
+
+def with_show(words: Sequence[str]) -> list[str]:
+    """``--show N`` and ``--show=N`` as ``show=N``."""
+    words = list(words)
+    if "--show" in words:
+        place = words.index("--show")
+        words[place : place + 2] = ["=".join([*words[place : place + 2], ""][:2])]
+    return [word.removeprefix("--") if word.startswith("--show") else word for word in words]
 
 
 def only_data(overrides: Sequence[str]) -> bool:

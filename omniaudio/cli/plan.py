@@ -10,6 +10,7 @@ samples with what is learned in green. Writes nothing.
     omniaudio plan experiment=<system>/pretrain_stage2 scale=full strategy=zero3 gpus=64
     omniaudio plan experiment=<system>/pretrain_stage1 scale=full strategy=zero2 gpus=8 gpu=h100_80gb tokens=5e9
     omniaudio plan experiment=<system>/tokenizer scale=full trainer=gpu strategy=zero2 devices=8
+    omniaudio plan experiment=<system>/sft scale=mini --show 8 measure=false    # samples of what it reads
     omniaudio plan data=NAME                # no training: hours and lengths of what is prepared, built or joined
 """
 
@@ -45,7 +46,9 @@ def main(config: dict[str, Any]) -> None:
     if "train_steps" not in config:  # conf/plan_data.yaml
         print_folder(Path(config["data_dir"]))
         return
-    config = with_gpus(config)
+    config, show = with_gpus(config), config["show"]
+    if not isinstance(show, int) or isinstance(show, bool) or show < 0:
+        raise UserError(f"show={show}: must be a whole number of samples, 0 for none")
     if config["strategy"] == "single" and (devices := num_devices(config)) > 1:
         raise UserError(
             f"strategy=single is of one device, not of {devices}; say strategy=ddp, zero1, zero2 or zero3"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +34,21 @@ SHOWN = 300  # characters of a long text
 LEARNED, GIVEN, MARK = "bold green", "", "dim"
 
 Source = WaveSteps | DocumentSteps | TextSteps | PairSteps
+
+
+class Sample(list[tuple[str, str]]):
+    """Parts of a line with their styles. Where nothing is coloured, what is learned stands in « »."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        line = Text()
+        for style, parts in groupby(self, key=lambda part: part[1]):
+            words = "".join(words for words, _ in parts)
+            marked = style == LEARNED and words and not console.is_terminal
+            line.append(f"«{words}»" if marked else words, style)
+        yield line
+
+
+LEGEND = Sample([("samples: given, ", GIVEN), ("learned", LEARNED), (", ", GIVEN), ("<special>", MARK)])
 
 
 def preflight(
@@ -245,21 +261,26 @@ def seconds_of(source: DocumentSteps | TextSteps | PairSteps, document: PlannedD
 
 def _shown_clips(source: WaveSteps, show: int) -> Iterator[Any]:
     items = [item for step in range(show) for item in source.plan[step][:1]][:show]
+    if items:
+        yield LEGEND
     for step, item in enumerate(items):
         facts = source.reader.entries[item].facts
         kind = source.kind_of(step, item)
         answer = facts.get(WRITTEN[kind], "")
-        text = Text(f"{source.reader.entries[item].key} [{kind}] ", style=MARK)
-        text.append(written_prompt(kind, facts["language"]), GIVEN)
-        text.append(f"<{float(source.lengths[np.array([item])][0]):.1f} s of audio>", MARK)
-        text.append(str(answer), LEARNED)
-        yield text
+        yield Sample(
+            [
+                (f"{source.reader.entries[item].key} [{kind}] ", MARK),
+                (written_prompt(kind, facts["language"]), GIVEN),
+                (f"<{float(source.lengths[np.array([item])][0]):.1f} s of audio>", MARK),
+                (str(answer), LEARNED),
+            ]
+        )
 
 
 def _shown_documents(source: DocumentSteps | TextSteps | PairSteps, show: int) -> Iterator[Any]:
     if not show:
         return
-    yield Text.assemble("samples: ", ("given", GIVEN), ", ", ("learned", LEARNED), ", ", ("<special>", MARK))
+    yield LEGEND
     seen: set[str] = set()
     first: list[Any] = []
     more: list[Any] = []  # one of each kind comes before a second of any
@@ -270,11 +291,11 @@ def _shown_documents(source: DocumentSteps | TextSteps | PairSteps, show: int) -
         for composed in (
             source.documents(document) if isinstance(source, PairSteps) else [source.document(document)]
         ):
-            text = Text(f"{composed.key} [{document.kind}] ", style=MARK)
+            sample = Sample([(f"{composed.key} [{document.kind}] ", MARK)])
             for piece, learned in pieces_of(composed, source.token_space, source.decode):
                 special = piece.startswith("<") and piece.endswith(">")
-                text.append(_shortened(piece), LEARNED if learned else MARK if special else GIVEN)
-            yield text
+                sample.append((_shortened(piece), LEARNED if learned else MARK if special else GIVEN))
+            yield sample
 
 
 def _shortened(text: str) -> str:

@@ -42,6 +42,8 @@ def test_each_verb_has_help_with_its_keys(capsys, verb):
         (("train", "experiment=baichuan_audio/nothing", "scale=tiny"), "experiment/baichuan_audio/nothing"),
         (("train", *TEXT_LM, "scale=giant"), "giant"),
         (("train",), "experiment"),
+        (("plan", *TEXT_LM, "--show"), "show=: must be a whole number of samples, 0 for none"),
+        (("plan", "--show", "-1", *TEXT_LM), "show=-1: must be a whole number of samples"),
         (("extract", "system=baichuan_audio"), "scale"),
     ],
 )

@@ -1,9 +1,11 @@
+import re
 import time
 
 import pytest
 
 from omniaudio.cli.main import compose
 from omniaudio.cli.plan import main, make_batch, make_plain_task, measure, step_loss, with_gpus
+from omniaudio.data.shards import ShardReader
 from omniaudio.errors import UserError
 from omniaudio.training.needs import needs_of_step
 
@@ -202,3 +204,25 @@ def test_a_preference_training_keeps_a_copy_and_refuses_zero3(capsys):
         plan(capsys, "dpo", "strategy=zero3", "devices=4")
     with pytest.raises(UserError, match="strategy=single is of one device"):
         plan(capsys, "sft", "gpus=64", "strategy=single")
+
+
+def test_real_samples_are_shown_with_what_is_learned(capsys, tiny_chain, tiny_data):
+    from omniaudio.cli.main import main
+    from tests.conftest import train_words
+
+    words = ["plan", *train_words("sft", tiny_data, tiny_chain), "measure=false"]
+    main([*words, "--show", "3"])
+    told = capsys.readouterr().out
+    head, *lines = told[told.index("samples: ") :].splitlines()
+    page = "".join(lines)
+    assert head == "samples: given, «learned», <special>"
+    kinds = re.findall(r"\w+[-/]\d+ \[(\w+)\]", page)
+    assert len(kinds) == len(set(kinds)) == 3, "one of each kind first"
+    learned = re.findall("«(.+?)»", page)
+    assert len(learned) >= 3 and all("<eos>" in words or "frames>" in words for words in learned)
+    known = (tiny_data / "texts" / "train.txt").read_text().splitlines()
+    known += [entry.facts["text"] for entry in ShardReader(tiny_chain / "codes", "train").entries]
+    plain = page.replace("«", "").replace("»", "")
+    assert any(text in plain for text in known), "they are real ones"
+    main([*words, "--show=0"])
+    assert "samples: " not in capsys.readouterr().out

@@ -127,8 +127,8 @@ def test_shares_epochs_and_samples_of_documents(folder, monkeypatch):
     for kind in ("asr", "tts", "text"):
         assert f"[{kind}]" in page
     assert (
-        "<audio_start><12 frames><audio_end>number" in page
-        or "<audio_start><37 frames><audio_end>number" in page
+        "<audio_start><12 frames><audio_end>«number" in page
+        or "<audio_start><37 frames><audio_end>«number" in page
     )
     assert "longer than 200 positions, left out: none" in page
     planned = [
