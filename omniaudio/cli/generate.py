@@ -10,12 +10,14 @@ With text="...", input=FILE.wav or turns=[FILE.wav,...] the answers go to ${exp_
 answers.
 
     omniaudio generate system=NAME scale=mini text="please hold the line" seed=7
+    omniaudio generate system=NAME scale=mini input=question.wav sampling.text.temperature=0 sampling.audio.top_k=10
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from omniaudio.dialogue.evaluation import Clip
-    from omniaudio.dialogue.model import SpokenLanguageModel
+    from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
     from omniaudio.dialogue.replies import SpokenReply
     from omniaudio.sequence.chat import Message
 
@@ -203,12 +205,32 @@ class SampleMaker:
 
 
 def load(config: dict[str, Any]) -> SpokenLanguageModel:
-    """The export, with the threads of the config."""
+    """The export, with the threads and the sampling of the config."""
     import omniaudio
     from omniaudio.cli.train import set_threads
 
     set_threads(config["num_threads"])
-    return omniaudio.load(config["model_dir"], config["device"])
+    model = omniaudio.load(config["model_dir"], config["device"])
+    model.settings = with_sampling(model.settings, config["sampling"])
+    return model
+
+
+def with_sampling(
+    settings: DialogueSettings, sampling: Mapping[str, Mapping[str, float | None]]
+) -> DialogueSettings:
+    """Settings with another sampling of ``text`` and ``audio``; what is None stays.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+    changed = {}
+    for kind, values in sampling.items():
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        try:
+            changed[kind] = dataclasses.replace(getattr(settings, kind), **given)
+        except UserError as error:
+            raise UserError(f"config sampling.{kind}.{error}") from error
+    return dataclasses.replace(settings, **changed)
 
 
 def told(sample: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +30,19 @@ class SamplingSettings:
     repetition: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition <= 0:
-            raise UserError(f"{self}: temperature and top_k are >= 0, top_p is in (0, 1], repetition > 0")
+        for name, (right, allowed) in ALLOWED.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not right(value):
+                raise UserError(f"{name} {value!r}: must be {allowed}")
+
+
+ALLOWED: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: 0 <= value < math.inf, "a number, at least 0"),
+    "top_k": (lambda value: isinstance(value, int) and value >= 0, "a whole number, at least 0"),
+    "top_p": (lambda value: 0 < value <= 1, "a number above 0, at most 1"),
+    "repetition": (lambda value: 0 < value < math.inf, "a number above 0"),
+}
+"""What the settings may be: a test, and words for it."""
 
 
 def draw(

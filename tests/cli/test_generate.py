@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -117,3 +118,22 @@ def test_turns_and_history_are_checked_before_the_model_is_read(composed, tmp_pa
         generate.main({**config, "turns": "a.wav"})
     with pytest.raises(UserError, match="config history 'sound': can be audio, text"):
         generate.main({**config, "text": "hello", "history": "sound"})
+
+
+def test_the_sampling_of_the_export_can_be_overridden(exported, composed):
+    from omniaudio.cli.generate import load
+
+    own = load(composed("generate")).settings
+    words = ["sampling.text.temperature=0", "sampling.audio.top_k=7", "sampling.audio.repetition=1.5"]
+    settings = load(composed("generate", *words)).settings
+    text, audio = (
+        dataclasses.replace(own.text, temperature=0),
+        dataclasses.replace(own.audio, top_k=7, repetition=1.5),
+    )
+    assert settings == dataclasses.replace(own, text=text, audio=audio) != own
+    for word, told in (
+        ("text.top_p=2", "text.top_p 2: must be a number"),
+        ("audio.top_k=few", "audio.top_k 'few'"),
+    ):
+        with pytest.raises(UserError, match=f"config sampling.{told}"):
+            load(composed("generate", f"sampling.{word}"))

@@ -42,6 +42,18 @@ def test_forbidden_symbols_never_come():
     assert drawn([0.0, -torch.inf, 0.0], said=[1], temperature=5.0, repetition=1.3).keys() == {0, 2}
 
 
-def test_wrong_settings_are_refused():
-    with pytest.raises(UserError, match="top_p"):
-        SamplingSettings(temperature=1.0, top_p=0.0)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperature": -0.1}, "temperature -0.1: must be a number, at least 0"),
+        ({"temperature": float("nan")}, "temperature nan: must be a number, at least 0"),
+        ({"temperature": "hot"}, "temperature 'hot': must be a number, at least 0"),
+        ({"top_k": 2.5}, "top_k 2.5: must be a whole number, at least 0"),
+        ({"top_k": True}, "top_k True: must be a whole number"),
+        ({"top_p": 0.0}, "top_p 0.0: must be a number above 0, at most 1"),
+        ({"repetition": 0}, "repetition 0: must be a number above 0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(UserError, match=f"^{words}"):
+        SamplingSettings(**{"temperature": 1.0, **settings})
