@@ -95,6 +95,7 @@ class Listener:
             UserError: too little was heard for a frame of codes, or the turn was over before.
         """
         cache, rest = self._open_cache(), self._rest
+        self._cache = None
         last_SK = torch.cat([self._encode(self._resampler.finish()), self._added(self._encoder.flush())])
         if not len(self._codes_SK):
             raise UserError(
@@ -102,14 +103,13 @@ class Listener:
             )
         if len(last_SK):
             rest = self._frames(last_SK).followed_by(rest)
-        self._cache = None
         generator = torch.Generator().manual_seed(seed)
         events = self._generator.stream(rest, self._form, generator, cache)
         return in_chunks(self._model, events, seed, chunk_frames)
 
     def _open_cache(self) -> Cache:
         if self._cache is None:
-            raise UserError("listening: this turn was answered; the next one needs a new model.listen(...)")
+            raise UserError("listening: this turn is over; the next one needs a new model.listen(...)")
         return self._cache
 
     def _encode(self, wav_N: np.ndarray) -> Tensor:

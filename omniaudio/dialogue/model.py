@@ -113,7 +113,9 @@ class SpokenLanguageModel(nn.Module):
     Args:
         tokenizer, lm, flow, vocoder: trained parts; checked against each other.
         text_tokenizer: of the LLM.
-        settings: defaults of generation.
+        settings: defaults of generation, for good or until they are replaced:
+            ``model.settings = replace(model.settings, text=replace(model.settings.text, temperature=0.5))``, with
+            ``replace`` of ``dataclasses``.
     """
 
     def __init__(
@@ -249,7 +251,8 @@ class SpokenLanguageModel(nn.Module):
 
         Args:
             messages, speak, seed, history, voice: see ``reply``.
-            chunk_frames: code frames of a chunk, 0: stretches as a whole; None: that of ``settings.stream``.
+            chunk_frames: code frames of a chunk, 0: stretches as a whole; None: that of ``settings.stream``, 12 in
+                exports unless they were made with another.
         """
         prompt, saved = self._asked(messages, speak, history, voice)
         if history == "text":

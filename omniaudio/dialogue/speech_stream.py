@@ -31,7 +31,9 @@ class StreamSettings:
     """How a stretch of speech is cut into chunks.
 
     Args:
-        chunk_frames: code frames that are decoded at once; 0: the whole stretch.
+        chunk_frames: code frames that are decoded at once; 0: the whole stretch. ``reply`` decodes stretches whole in
+            any case but that of parts made for chunks (see ``chunks_of``). Exports are made with 12, about a second;
+            here it is 0, for older ones that do not say: their streams stay as they were.
         first_frames: of the first chunk, at most ``chunk_frames``: the sooner something is heard.
         context_frames: code frames of the past that the attention of a flow without a limit of its own sees, and the
             norms of the tokenizer's own mels.

@@ -176,5 +176,5 @@ def test_mistakes_are_one_line(quick: SpokenLanguageModel) -> None:
     listener.hear(speech(0.5, 16000, 0))
     listener.reply()
     for again in (listener.reply, lambda: listener.hear(np.zeros(1, np.float32))):
-        with pytest.raises(UserError, match="this turn was answered"):
+        with pytest.raises(UserError, match="this turn is over"):
             again()

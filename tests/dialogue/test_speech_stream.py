@@ -199,8 +199,23 @@ def test_mistakes_are_one_line(model: SpokenLanguageModel) -> None:
         next(model.stream([{"role": "user", "content": "hello"}], chunk_frames=-1))
 
 
-def test_an_export_keeps_the_chunks() -> None:
-    words = ["system=baichuan_audio", "scale=tiny", "dialogue.stream.chunk_frames=12"]
-    made = {"_target_": "omniaudio.dialogue.model.DialogueSettings", **compose("export", words)["dialogue"]}
+@pytest.mark.parametrize(("words", "chunk_frames"), [([], 12), (["dialogue.stream.chunk_frames=0"], 0)])
+def test_an_export_keeps_the_chunks(words: list[str], chunk_frames: int) -> None:
+    dialogue = compose("export", ["system=baichuan_audio", "scale=tiny", *words])["dialogue"]
+    made = {"_target_": "omniaudio.dialogue.model.DialogueSettings", **dialogue}
     settings = build(made, "dialogue", _parts_only=True)
-    assert settings.stream == StreamSettings(chunk_frames=12)
+    assert settings.stream == StreamSettings(chunk_frames=chunk_frames)
+
+
+def test_chunks_by_default_change_the_stream_and_not_the_reply(
+    model: SpokenLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of parts that were not made for chunks."""
+    codes_SK, before = new_codes(20), model.settings
+    whole_N = whole(model, codes_SK, seed=1)
+    stream = StreamSettings(chunk_frames=4)
+    monkeypatch.setattr(model, "settings", dataclasses.replace(before, stream=stream))
+    np.testing.assert_array_equal(whole(model, codes_SK, seed=1), whole_N)
+    monkeypatch.setattr("omniaudio.lm.generate.Generator.stream", lambda *_: iter(events(20)))
+    wavs = [chunk["wav"] for chunk in model.stream([{"role": "user", "content": "hello"}]) if "wav" in chunk]
+    assert len(wavs) >= 4 and sum(map(len, wavs)) == len(whole_N)
