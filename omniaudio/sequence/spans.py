@@ -46,8 +46,9 @@ class Document:
 
     def followed_by(self, other: Document) -> Document:
         """This, and then the positions of another."""
-        both = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in BY_POSITION}
-        return replace(self, **both)
+        pairs = {name: [getattr(self, name), getattr(other, name)] for name in BY_POSITION}
+        joined: dict[str, Any] = {name: torch.cat(pair) for name, pair in pairs.items()}
+        return replace(self, **joined)
 
 
 BY_POSITION = ("ids_L", "codes_LK", "text_label_L", "audio_label_LK")
