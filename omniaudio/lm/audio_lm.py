@@ -76,7 +76,7 @@ class AudioLM(nn.Module):
         self.audio_head = audio_head
         self.token_space = token_space
         # A frame is a sum of K rows: give it the size of one text embedding.
-        std = 0.02 * token_space.num_books**-0.5
+        std = 0.02 * backbone.embed_scale * token_space.num_books**-0.5
         self.audio_embed = nn.ModuleList(
             CodeTable(size, backbone.hidden_size, std) for size in token_space.audio_table_sizes
         )

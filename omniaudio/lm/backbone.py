@@ -42,6 +42,9 @@ WITHOUT_MEANING = frozenset(
 )
 """Entries of a transformers config that do not change what the layers compute (the vocabulary has its own check)."""
 
+NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+"""Entries of Gemma's kin that the attention or the losses here know nothing of."""
+
 
 class CausalBackbone(nn.Module):
     """Text model with named parts: ``embed_tokens``, ``layers``, ``norm``, ``lm_head``; the layers are Qwen2's.
@@ -99,13 +102,17 @@ class CausalBackbone(nn.Module):
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_kv_heads,
             "intermediate_size": ffn_size,
-            "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+            "rope_parameters": self._rope(rope_theta),
             "rms_norm_eps": rms_norm_eps,
             "tie_word_embeddings": tie_embeddings,
             "max_position_embeddings": max_positions,
             "pad_token_id": None,
         }
         config = AutoConfig.for_model(self.model_type, **{**sizes, **entries})
+        if wrong := [name for name in NOT_COMPUTED if getattr(config, name, None)]:
+            raise UserError(
+                f"backbone.{wrong[0]}: {getattr(config, wrong[0])} is not computed here; must be null"
+            )
         model: Any
         if pretrained is None or torch.get_default_device().type == "meta":  # a shape needs no weights
             model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
@@ -115,6 +122,9 @@ class CausalBackbone(nn.Module):
             add_lora(model.model.layers, **lora)
         self.config: PreTrainedConfig = model.config
         self.embed_tokens: nn.Embedding = model.model.embed_tokens
+        self.embed_scale = float(
+            getattr(self.embed_tokens, "scalar_embed_scale", 1.0)
+        )  # Gemma's kin: D ** 0.5
         self.layers: nn.ModuleList = model.model.layers
         self.norm: nn.Module = model.model.norm
         self.rotary: nn.Module = model.model.rotary_emb
@@ -163,14 +173,22 @@ class CausalBackbone(nn.Module):
         return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size, z_weight)
 
     def _run(self, hidden_BLD: Tensor, position_BL: Tensor, **kwargs: Any) -> Tensor:
-        rotary = self.rotary(hidden_BLD, position_BL)
-        for layer in self.layers:
+        for layer, rotary in zip(self.layers, self._rotary(hidden_BLD, position_BL), strict=True):
             arguments = {"attention_mask": None, "position_embeddings": rotary, **kwargs}
             if self.recompute and torch.is_grad_enabled():
                 hidden_BLD = checkpoint(layer, hidden_BLD, use_reentrant=False, **arguments)
             else:
                 hidden_BLD = layer(hidden_BLD, **arguments)
         return self.norm(hidden_BLD)
+
+    @staticmethod
+    def _rope(theta: float) -> dict[str, Any]:
+        """The entry ``rope_parameters`` for a base of the rotary positions."""
+        return {"rope_type": "default", "rope_theta": theta}
+
+    def _rotary(self, hidden_BLD: Tensor, position_BL: Tensor) -> list[Any]:
+        """Rotary positions for each layer."""
+        return [self.rotary(hidden_BLD, position_BL)] * self.num_layers
 
 
 class LlamaBackbone(CausalBackbone):
@@ -191,7 +209,28 @@ class GemmaBackbone(CausalBackbone):
     model_type = "gemma"
 
 
-KINDS: tuple[type[CausalBackbone], ...] = (CausalBackbone, LlamaBackbone, Qwen3Backbone, GemmaBackbone)
+class Gemma3Backbone(CausalBackbone):
+    """The same around the layers of Gemma 3's text models (arXiv:2503.19786): five see ``sliding_window`` positions,
+    each sixth all. ``rope_theta`` is of the sixth; ``rope_parameters`` says both."""
+
+    model_type = "gemma3_text"
+
+    @staticmethod
+    def _rope(theta: float) -> dict[str, Any]:
+        return {
+            "full_attention": {"rope_type": "default", "rope_theta": theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+
+    def _rotary(self, hidden_BLD: Tensor, position_BL: Tensor) -> list[Any]:
+        kinds = self.config.layer_types
+        by_kind = {kind: self.rotary(hidden_BLD, position_BL, kind) for kind in set(kinds)}
+        return [by_kind[kind] for kind in kinds]
+
+
+KINDS: tuple[type[CausalBackbone], ...] = (
+    CausalBackbone, LlamaBackbone, Qwen3Backbone, GemmaBackbone, Gemma3Backbone,
+)  # fmt: skip
 
 
 def _load(pretrained: str, ours: PreTrainedConfig) -> Any:

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from omniaudio.errors import UserError
 from omniaudio.lm.audio_head import AudioHead
 from omniaudio.lm.audio_lm import AudioLM
-from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.lm.backbone import CausalBackbone, GemmaBackbone
 from omniaudio.sequence.spans import DocumentLayouts, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import NO_LABEL
@@ -15,9 +15,9 @@ SIZES = (6, 4, 3)
 SPACE = TokenSpace(40, SIZES)
 
 
-def make(**changes):
+def make(kind=CausalBackbone, **changes):
     torch.manual_seed(0)
-    backbone = CausalBackbone(SPACE.vocab_size, 16, 2, 2, 1, 24)
+    backbone = kind(SPACE.vocab_size, 16, 2, 2, 1, 24)
     return AudioLM(backbone, AudioHead(16, SIZES, num_layers=1, head_dim=8), SPACE, **changes)
 
 
@@ -35,6 +35,15 @@ def test_frames_are_sums_of_their_books():
     embeds = lm.embed(ids, torch.tensor([[5, 3, 2], [1, 2, 0], [0, 0, 0], [6, 4, 3]]))
     assert_close(embeds[[1, 3]], wanted)
     assert_close(embeds[[0, 2]], lm.backbone.embed_tokens.weight[[7, 8]])
+
+
+@pytest.mark.parametrize("kind", [CausalBackbone, GemmaBackbone])
+def test_a_frame_begins_with_the_size_of_a_text_embedding(kind):
+    """Also where the backbone scales its embeddings."""
+    lm = make(kind)
+    text_LD = lm.backbone.embed_text(torch.arange(SPACE.vocab_size))
+    frames_SD = lm.embed_frames(torch.cartesian_prod(*(torch.arange(size) for size in SIZES)))
+    assert 0.7 < frames_SD.std() / text_LD.std() < 1.4
 
 
 def test_losses_equal_full_logits():

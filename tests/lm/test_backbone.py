@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from omniaudio.errors import UserError
-from omniaudio.lm.backbone import KINDS, CausalBackbone, LlamaBackbone, Qwen3Backbone
+from omniaudio.lm.backbone import KINDS, CausalBackbone, Gemma3Backbone, LlamaBackbone, Qwen3Backbone
 from omniaudio.types import NO_LABEL
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24}
@@ -126,9 +126,12 @@ def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.model_type)
 def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind):
     """Later stages read the weights from a folder of ours, where nothing names the published model."""
-    entries = {"head_dim": 6} if kind.model_type in ("qwen3", "gemma") else {}
+    entries = {"head_dim": 6} if kind.model_type in ("qwen3", "gemma", "gemma3_text") else {}
     rope = {"rope_type": "default", "rope_theta": 1e6}
-    tied = kind.model_type == "gemma"
+    if kind.model_type == "gemma3_text":
+        entries |= {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+        rope = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 1e4}}
+    tied = "gemma" in kind.model_type
     theirs = {
         **THEIR_SIZES,
         **entries,
@@ -136,6 +139,7 @@ def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind
         "tie_word_embeddings": tied,
         "pad_token_id": None,
     }
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.model_type, **theirs)).eval()
     model.save_pretrained(tmp_path)
     sizes = {**SIZES, **entries, "tie_embeddings": tied}
@@ -147,6 +151,7 @@ def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind
         hidden_LD = again(again.embed_text(ids), [4, 5])
         expected = torch.cat([model(part[None]).logits[0] for part in ids.split([4, 5])])
         assert_close(again.lm_head(hidden_LD)[:, :40], expected)
+        assert_close(ours.embed_text(ids), again.embed_text(ids))
         cache = again.new_cache()
         steps = [again.step(part, cache) for part in again.embed_text(ids[4:]).split([3, 1, 1])]
         assert_close(torch.cat(steps), hidden_LD[4:])
@@ -157,6 +162,11 @@ def test_an_entry_that_the_kind_does_not_know_is_refused():
         UserError, match="backbone.hiden_size: neither Qwen3Backbone nor a 'qwen3' knows this"
     ):
         Qwen3Backbone(50, **SIZES, hiden_size=3)
+
+
+def test_what_the_attention_does_not_compute_is_refused():
+    with pytest.raises(UserError, match=r"backbone.attn_logit_softcapping: 50.0 is not computed here"):
+        Gemma3Backbone(50, **SIZES, attn_logit_softcapping=50.0)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +194,7 @@ def test_the_class_for_another_kind_of_model_is_named(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(
         tmp_path / "gpt2"
     )
-    with pytest.raises(UserError, match="is a 'gpt2'.* can be qwen2, llama, qwen3, gemma"):
+    with pytest.raises(UserError, match="is a 'gpt2'.* can be qwen2, llama, qwen3, gemma, gemma3_text"):
         CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "gpt2"))
 
 

@@ -2,16 +2,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from omniaudio.lm.backbone import CausalBackbone, GemmaBackbone, Qwen3Backbone
+from omniaudio.lm.backbone import CausalBackbone, Gemma3Backbone, GemmaBackbone, Qwen3Backbone
 from omniaudio.lm.row_cache import RowCache
 
 LENGTHS = (3, 7, 1, 7)
 
 
-@pytest.fixture(params=[CausalBackbone, Qwen3Backbone, GemmaBackbone])
+@pytest.fixture(params=[CausalBackbone, Qwen3Backbone, GemmaBackbone, Gemma3Backbone])
 def backbone(request):
     torch.manual_seed(0)
-    return request.param(40, 16, 2, 2, 1, 24).eval()
+    windows = {"sliding_window": 4} if request.param is Gemma3Backbone else {}
+    return request.param(40, 16, 2, 2, 1, 24, **windows).eval()
 
 
 def read(backbone, documents):

@@ -54,6 +54,57 @@ def test_every_vocoder_may_be_chosen_at_every_scale(vocoder, parameters):
         assert sum(p.numel() for p in made.parameters()) == parameters
 
 
+@pytest.mark.parametrize(
+    ("backbone", "rows", "parameters"),
+    [
+        ("qwen2", 152_064, 7_615_616_512), ("qwen2_1_5b", 151_936, 1_543_714_304),
+        ("qwen3_0_6b", 151_936, 596_049_920), ("qwen3_8b", 151_936, 8_190_735_360),
+        ("llama3_2_1b", 128_256, 1_235_814_400), ("llama3_1_8b", 128_256, 8_030_261_248),
+        ("gemma_2b", 256_000, 2_506_172_416), ("gemma3_1b", 262_144, 999_885_952),
+    ],
+)  # fmt: skip
+def test_every_backbone_has_its_published_size(backbone, rows, parameters):
+    """Beside the rows that the special tokens of audio add to a vocabulary that has no room for them."""
+    config = compose("train", ["experiment=baichuan_audio/pretrain_stage2", f"backbone={backbone}"])
+    with torch.device("meta"):
+        lm = build(config["model"]["lm"], "lm")
+    added = 0 if lm.backbone.vocab_size == rows else lm.backbone.vocab_size - rows
+    tables = 1 if config["backbone"]["tie_embeddings"] else 2
+    count = sum(p.numel() for p in lm.backbone.parameters())
+    assert 0 <= added <= 128 and count - tables * added * lm.backbone.hidden_size == parameters
+    assert lm.token_space.eos < rows, "the end that the published model knows"
+
+
+def test_every_backbone_is_counted():
+    marks = test_every_backbone_has_its_published_size.pytestmark
+    counted = {case[0] for case in marks[0].args[1]}
+    assert counted == {path.stem for path in CONF_DIR.glob("backbone/*.yaml")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ("qwen3_0_6b", ["backbone.head_dim=16"]),
+        ("gemma3_1b", ["backbone.head_dim=16", "backbone.num_layers=6", "backbone.sliding_window=8"]),
+    ],
+)
+def test_another_backbone_learns_in_stage_2(tiny_chain, tiny_data, tmp_path, backbone, words):
+    for name in ("tokenizer", "codes"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    for stage, steps in (("text_lm", 1), ("pretrain_stage1", 1), ("pretrain_stage2", 3)):
+        run_stage(stage, tiny_data, tmp_path, f"backbone={backbone}", *words, f"max_steps={steps}")
+    lines = map(json.loads, (tmp_path / "pretrain_stage2/metrics.jsonl").read_text().splitlines())
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+    first, second = (
+        load_file(tmp_path / f"{stage}/final/lm/model.safetensors")
+        for stage in ("pretrain_stage1", "pretrain_stage2")
+    )
+    moved = {name.split(".")[-2] for name in first if not torch.equal(first[name], second[name])}
+    assert {"q_norm", "k_norm", "up_proj"} <= moved and "embed_tokens" not in moved
+
+
 @pytest.mark.parametrize("stage", ["pretrain_stage1", "pretrain_stage2", "sft"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_patterns_of_the_llm_stages_fit_their_models(scale, stage):
