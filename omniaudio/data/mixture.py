@@ -35,6 +35,7 @@ class Mixture:
 
     Args:
         weights: share of LLM positions by kind; a number, or pairs (step, share).
+        optional: kinds that are left out, which is told, where no clip has what they need; of any other it is an error.
         corpora: share of each corpus in a folder with several, within every kind that is made of clips; None takes
             clips as they come, so each corpus has as much as it holds.
         temperature: shares, of the kinds and of the corpora within a kind, are raised to 1 / temperature.
@@ -48,8 +49,11 @@ class Mixture:
     max_joined_frames: int = 375
     loss_on_intlv_audio: bool = False
     voices: Mapping[str, str] | None = None
+    optional: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if unknown := sorted(set(self.optional) - set(self.weights)):
+            raise UserError(f"mixture.optional: {unknown[0]!r} is none of {', '.join(self.weights)}")
         for label, name in (self.voices or {}).items():
             if not isinstance(name, str) or not name.strip():
                 raise UserError(
@@ -64,11 +68,13 @@ class Mixture:
             all_named: False lets corpora be named that have no clips: held-out splits need not have all.
         """
         points = corpus_points(self.corpora, "mixture.corpora")
+        absent = self._absent(occurs, list(points) or [""], told=all_named)
+        weights = {kind: weight for kind, weight in self.weights.items() if kind not in absent}
         if not points:
-            return dict(self.weights)
+            return weights
         streams: dict[str, Weight] = {}
         missing = set(points)
-        for kind, weight in self.weights.items():
+        for kind, weight in weights.items():
             if kind == "text" or not max(_points(kind, weight)[1]):
                 streams[kind] = weight
                 continue
@@ -76,8 +82,7 @@ class Mixture:
             missing -= set(there)
             if there:
                 streams |= {
-                    f"{kind}@{name}": part
-                    for name, part in self._parts(_points(kind, weight), there).items()
+                    f"{kind}@{name}": part for name, part in self._parts(_points(kind, weight), there).items()
                 }
             elif all_named:
                 raise UserError(
@@ -91,6 +96,14 @@ class Mixture:
                 f"mixture.corpora: {', '.join(sorted(missing))} has no clips for any kind; is the name right?"
             )
         return streams
+
+    def _absent(self, occurs: Callable[[str, str], bool], corpora: Sequence[str], told: bool) -> set[str]:
+        """Optional kinds with a weight that none of the corpora (``""``: of all there are) has clips for."""
+        weighty = (kind for kind in self.optional if max(_points(kind, self.weights[kind])[1]))
+        absent = {kind for kind in weighty if not any(occurs(kind, corpus) for corpus in corpora)}
+        for kind in sorted(absent) if told else ():
+            print(f"mixture: no clip has what {kind} needs; its share goes to the other kinds", flush=True)
+        return absent
 
     def _parts(self, weight: Points, shares: Mapping[str, Points]) -> dict[str, Weight]:
         """A kind's weight shared out among corpora, at every step where one of them bends."""

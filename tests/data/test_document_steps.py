@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 def steps(folder, space=None, **changes):
     arguments = {"weights": {"asr": 1, "itts": 1, "text": 1}, "tokens_per_step": 200, **changes}
-    names = ("weights", "corpora", "voices", "loss_on_intlv_audio")
+    names = ("weights", "corpora", "voices", "optional", "loss_on_intlv_audio")
     of_mixture = {name: arguments.pop(name) for name in names if name in arguments}
     arguments["mixture"] = Mixture(**of_mixture)
     space = space or TokenSpace(270, [8, 4])
@@ -88,6 +88,21 @@ def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
     ):
         with pytest.raises(UserError, match=expected):
             steps(folder, corpora=corpora)
+
+
+def test_an_optional_kind_that_no_clip_has_is_left_out_and_told(folder, capsys):
+    weights = {"asr": 1, "aqa": 1, "s2tt": 1}
+    with pytest.raises(UserError, match="s2tt"):
+        steps(folder, weights=weights).batch(0, 0, 1)
+    assert steps(folder, weights=weights, optional=["aqa", "s2tt"]).plan.kinds == ["aqa", "asr"]
+    told = "mixture: no clip has what s2tt needs; its share goes to the other kinds\n"
+    assert capsys.readouterr().out == told
+    assert steps(folder, weights=weights | {"s2tt": 0}, optional=["s2tt"]).plan.kinds == ["aqa", "asr"]
+    assert not capsys.readouterr().out
+    source = steps(folder, weights=weights, optional=["aqa", "s2tt"], corpora={"small": 1})
+    assert source.plan.kinds == ["asr@small"]
+    with pytest.raises(UserError, match="mixture.optional: 'poems' is none of asr, aqa, s2tt"):
+        steps(folder, weights=weights, optional=["poems"])
 
 
 def test_shares_of_corpora_may_change_with_the_step_and_be_tempered():
