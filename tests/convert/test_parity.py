@@ -44,7 +44,7 @@ def test_every_case_of_the_recordings_in_the_repository_passes() -> None:
     lines = done.stdout.splitlines()
     assert lines[-1] == f"{len(lines) - 1} passed, 0 failed"
     assert all(line.startswith("ok") for line in lines[:-1])
-    for part in ("frontend", "mel24k", "rvq", "tokenizer b2", "flow", "vocoder", "disc"):
+    for part in ("frontend", "mel24k", "rvq", "tokenizer b2", "flow", "vocoder", "disc", "lm speech"):
         assert any(part in line for line in lines), part
 
 

@@ -19,8 +19,16 @@ def test_nothing_is_left_out() -> None:
     assert [case.name for case in CASES][1:] == [
         "lm text and audio",
         "lm audio head",
+        "lm speech, greedy_rp1.0",
         "lm speech, greedy_rp1.3",
     ]
+
+
+def test_the_two_penalties_are_told_apart() -> None:
+    """The code that a penalty of 1.3 forbids is the one that greedy speech without a penalty says again."""
+    of = Recording(GOLDEN, "lm")
+    plain, penalised = (of[f"gen/greedy_rp{penalty}/audios_sequences"][0] for penalty in ("1.0", "1.3"))
+    assert plain[:2].equal(penalised[:2]) and plain[2, 0] == plain[1, 0] != penalised[2, 0]
 
 
 def test_a_matrix_kept_by_its_inputs_is_whole_for_them() -> None:
