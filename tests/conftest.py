@@ -71,7 +71,7 @@ def train_words(stage: str, data_dir: Path, exp_dir: Path, *more: str) -> list[s
     """Command-line words of a training at tiny scale."""
     return [
         f"experiment=baichuan_audio/{stage}", "scale=tiny", f"data_dir={data_dir}", f"exp_dir={exp_dir}",
-        "num_threads=1", *more,
+        "num_threads=1", "tracker=none", *more,
     ]  # fmt: skip
 
 

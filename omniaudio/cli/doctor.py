@@ -28,12 +28,12 @@ PACKAGES = {
     "torch": "torch", "lightning": "lightning", "hydra-core": "hydra", "omegaconf": "omegaconf",
     "transformers": "transformers", "tokenizers": "tokenizers", "safetensors": "safetensors",
     "webdataset": "webdataset", "einops": "einops", "av": "av", "soundfile": "soundfile", "soxr": "soxr",
-    "jiwer": "jiwer", "matplotlib": "matplotlib", "rich": "rich",
+    "jiwer": "jiwer", "matplotlib": "matplotlib", "rich": "rich", "tensorboard": "tensorboard",
     "vector-quantize-pytorch": "vector_quantize_pytorch",
 }  # fmt: skip
 """Distribution -> module; imported, because a package may be installed and still not load."""
 BAD_VERSIONS = {"lightning": ("2.6.2", "2.6.3")}
-OPTIONAL = {"deepspeed": "strategy=zero1, zero2, zero3", "wandb": "tracker=wandb"}
+OPTIONAL = {"deepspeed": "strategy=zero1, zero2, zero3", "wandb": "tracker=wandb, wandb_offline"}
 MIN_PYTHON = (3, 10)
 
 

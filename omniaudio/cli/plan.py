@@ -41,12 +41,13 @@ PAIRS = ".PreferenceTask"  # what its steps are planned of are two documents eac
 
 def main(config: dict[str, Any]) -> None:
     """Print the plan."""
+    from omniaudio.cli.train import with_accumulate
     from omniaudio.training.needs import ParameterCount
 
     if "train_steps" not in config:  # conf/plan_data.yaml
         print_folder(Path(config["data_dir"]))
         return
-    config, show = with_gpus(config), config["show"]
+    config, show = with_accumulate(with_gpus(config)), config["show"]
     if not isinstance(show, int) or isinstance(show, bool) or show < 0:
         raise UserError(f"show={show}: must be a whole number of samples, 0 for none")
     if config["strategy"] == "single" and (devices := num_devices(config)) > 1:

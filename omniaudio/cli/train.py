@@ -6,6 +6,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
     milestones/      the same parts after the steps of milestones=, for omniaudio evaluate task=curve
+    tensorboard/     the same losses for TensorBoard (tracker=none, wandb, wandb_offline: instead)
     left_out.jsonl   samples that a return to a checkpoint passed over, by step
     stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
 
@@ -17,7 +18,9 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.recovery import Return, StepWatch
     from omniaudio.training.strategies import check_processes
 
+    config = with_accumulate(config, run.log if is_main_process() else None)
     set_threads(config["num_threads"], config["devices"])
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # after its import, which sets INFO
     layout = token_layout(config, build(config["before"], "before") or {})
@@ -79,6 +83,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         val_every_steps=config["val_every_steps"],
     )
     newest = checkpoints.newest(clean=is_main_process())
+    step = int(newest.stem.split("-")[1]) if newest is not None else 0
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
     zero = config["strategy"].startswith("zero")  # DeepSpeed reads its own checkpoints
@@ -92,10 +97,10 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         ProgressBar(config["stage"], config["max_steps"]),
         *([] if zero else [Rehearsal()]),
     ]
-    loggers = [metrics, *make_trackers(config["tracker"], run.folder, config["tag"])]
+    name = f"{config['tag']}/{config['stage']}"
+    loggers = [metrics, *make_trackers(config["tracker"], run.folder, name, step)]
     trainer = make_trainer(config, run, callbacks, loggers, task.automatic_optimization)
     if is_main_process():
-        step = int(newest.stem.split("-")[1]) if newest is not None else 0
         metrics.cut_after(step)
         if step:
             run.log(f"going on from step {step} of {config['max_steps']}")
@@ -103,6 +108,29 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         check_processes(newest, config["devices"] * config["num_nodes"])
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
     save(run.folder / "final")
+
+
+def with_accumulate(config: dict[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """The config with as many batches a step as keep each within ``device_batch``, and no fewer than it says.
+
+    Args:
+        tell: hears of it when they are more.
+
+    Raises:
+        UserError: a limit that is not positive.
+    """
+    most, plan = config["device_batch"], config["schedule"][config["stage"]]
+    if most is None:
+        return config
+    if most <= 0:
+        raise UserError(f"device_batch={most}: must be positive, or null for no limit")
+    size = plan["tokens_per_step" if "tokens_per_step" in plan else "batch_sec"]
+    parts = math.ceil(size / (most * config["devices"] * config["num_nodes"]))
+    if parts <= config["accumulate"]:
+        return config
+    if tell is not None:
+        tell(f"accumulate={parts}: {size:,} a step are at most {most:,} on a device at once (device_batch)")
+    return {**config, "accumulate": parts}
 
 
 def write_preflight(source: Any, config: dict[str, Any], folder: Path) -> None:

@@ -101,7 +101,7 @@ class Mixture:
         """Optional kinds with a weight that none of the corpora (``""``: of all there are) has clips for."""
         weighty = (kind for kind in self.optional if max(_points(kind, self.weights[kind])[1]))
         absent = {kind for kind in weighty if not any(occurs(kind, corpus) for corpus in corpora)}
-        for kind in sorted(absent) if told else ():
+        for kind in sorted(absent) if told else []:
             print(f"mixture: no clip has what {kind} needs; its share goes to the other kinds", flush=True)
         return absent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,18 +56,42 @@ class JsonLinesLogger(Logger):
         write_whole(self.path, "".join(line + "\n" for line in lines))
 
 
-def make_trackers(name: str, folder: Path, run_name: str) -> list[Logger]:
-    """Loggers beside the local file: ``none``, ``tensorboard`` or ``wandb`` (WANDB_MODE=offline works too)."""
+TRACKERS = ("none", "tensorboard", "wandb", "wandb_offline")
+
+NOTHING_OF_THE_MACHINE = {
+    "WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true", "WANDB_HOST": "host",
+    "WANDB__DISABLE_META": "true",
+}  # fmt: skip
+"""What wandb would keep beside the metrics: screen, source, remote, host, and paths and words of the command."""
+
+
+def make_trackers(name: str, folder: Path, run_name: str, step: int = 0) -> list[Logger]:
+    """Loggers beside the local file.
+
+    Args:
+        name: of TRACKERS. ``wandb`` takes its key from WANDB_API_KEY or ``wandb login``, never from a config;
+            ``wandb_offline`` needs neither key nor network, ``wandb sync`` sends it later.
+        folder: of the stage; they write below it.
+        run_name: what wandb calls the run.
+        step: from which the run goes on: what TensorBoard holds of later steps is written again.
+
+    Raises:
+        UserError: another name, or its package is not installed.
+    """
+    if name not in TRACKERS:
+        raise UserError(f"tracker={name!r}: allowed are {', '.join(TRACKERS)}")
     if name == "none":
         return []
-    if name == "tensorboard":
-        return [TensorBoardLogger(save_dir=folder, name="tensorboard", version="")]
-    if name == "wandb":
-        try:
-            return [WandbLogger(name=run_name, save_dir=str(folder), project="omniaudio")]
-        except ModuleNotFoundError as error:
-            raise UserError("tracker=wandb: the package is not installed; pip install wandb") from error
-    raise UserError(f"tracker={name!r}: allowed are none, tensorboard, wandb")
+    package = name.partition("_")[0]
+    try:
+        if package == "tensorboard":
+            return [TensorBoardLogger(folder, name="tensorboard", version="", purge_step=step or None)]
+        for variable, value in NOTHING_OF_THE_MACHINE.items():
+            os.environ.setdefault(variable, value)
+        offline = name == "wandb_offline"
+        return [WandbLogger(name=run_name, save_dir=folder, project="omniaudio", offline=offline)]
+    except ModuleNotFoundError as error:
+        raise UserError(f"tracker={name}: the package is not installed; pip install {package}") from error
 
 
 def _step_of(line: str) -> float:

@@ -1,5 +1,6 @@
 import re
 import time
+from functools import cache
 
 import pytest
 
@@ -126,13 +127,18 @@ def test_the_language_model_has_its_published_size(capsys, stage, learning, gpus
 
 
 @pytest.mark.slow
-def test_full_size_is_measured_within_seconds(capsys):
+def test_full_size_is_measured_within_seconds_and_fits(capsys, monkeypatch):
     """Twice the weights forward, again on the way back, and four times for the gradients: each a product."""
-    words = ["experiment=baichuan_audio/pretrain_stage2", "scale=full", "strategy=zero3", "gpus=64"]
-    began = time.process_time()
-    main(compose("plan", [*words, "utilisation=0.5", "tokens=50e9", "gpu=h100_80gb", "data_too=false"]))
+    words = ["experiment=baichuan_audio/pretrain_stage2", "scale=full", "strategy=zero3", "data_too=false"]
+    began, once = (
+        time.process_time(),
+        cache(lambda: measure(compose("plan", [*words, "gpus=64", "trainer=gpu"]))),
+    )
+    monkeypatch.setattr("omniaudio.cli.plan.measure", lambda config: once())
+    main(compose("plan", [*words, "gpus=64", "utilisation=0.5", "tokens=50e9", "gpu=h100_80gb"]))
     assert time.process_time() - began < 60
     told = capsys.readouterr().out
+    assert "64 devices / accumulate=4 = 15,625: " in told and " of 72.0 GB: fits\n" in told
     assert "H100 80 GB, 989 TFLOP/s at 50%" in told and "50 B tokens: " in told
     operations = float(told.split("operations: ")[1].split(" ")[0])
     layers = 8 * (7615.6e6 - 2 * 152064 * 3584)
@@ -140,6 +146,11 @@ def test_full_size_is_measured_within_seconds(capsys):
     speed = 64 * 989e12 * 0.5 / operations
     told_speed = float(told.split(" tokens a second")[0].split()[-1].replace(",", ""))
     assert told_speed == pytest.approx(speed, rel=0.01)
+    main(compose("plan", [*words, "gpus=8"]))  # by the same measure
+    told = capsys.readouterr().out
+    assert "8 devices / accumulate=32 = 15,625: " in told and " of 72.0 GB: fits\n" in told
+    most = float(told.split("largest batch of a device that fits: ")[1].split(" ")[0].replace(",", ""))
+    assert most > compose("plan", [*words, "gpus=8"])["backbone"]["max_positions"]
 
 
 @pytest.mark.parametrize("words", [(), ("encoder.recompute=true",), ("trainer=gpu",)])

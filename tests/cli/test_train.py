@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from omniaudio.cli import train
-from omniaudio.cli.main import main
+from omniaudio.cli.main import compose, main
+from omniaudio.errors import UserError
 from omniaudio.training.artifacts import find_milestones
 from tests.conftest import STAGES, run_stage, train_words, write_pairs
 
@@ -179,6 +180,36 @@ def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path, str
         found[name] = [[line[key] for line in lines if key in line] for key in keys]
     for one, two in zip(found["one"], found["two"], strict=True):
         assert len(one) >= 2 and one == pytest.approx(two, rel=1e-3, abs=1e-5)
+
+
+def test_losses_are_for_tensorboard_too_unless_another_word_is_said(tiny_data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = compose("train", ["experiment=baichuan_audio/text_lm", "scale=tiny"])["tracker"]
+    run_stage("text_lm", tiny_data, tmp_path, f"tracker={tracker}")
+    folder = tmp_path / "text_lm"
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in told if "train/loss" in line]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.value for event in events] == pytest.approx(losses, abs=1e-6) and len(losses) == 2
+    assert sum(path.stat().st_size for path in (folder / "tensorboard").iterdir()) < 10_000
+    run_stage("text_lm", tiny_data, tmp_path / "other", "device_batch=100")
+    folder = tmp_path / "other" / "text_lm"
+    assert not (folder / "tensorboard").exists()
+    assert "accumulate=3: 256 a step are at most 100 on a device at once" in (folder / "log.txt").read_text()
+
+
+def test_a_limit_of_a_device_asks_for_more_batches_a_step():
+    def batches(*words):
+        words = ["experiment=baichuan_audio/pretrain_stage2", *words]
+        return train.with_accumulate(compose("train", words))["accumulate"]
+
+    assert batches("devices=8") == 32 and batches("devices=8", "num_nodes=8") == 4
+    assert batches("devices=8", "accumulate=40") == 40, "at least"
+    assert batches("device_batch=null") == batches("device_batch=null", "devices=8") == 1
+    assert batches("scale=tiny", "devices=2") == 1
+    with pytest.raises(UserError, match="device_batch=0: must be positive, or null for no limit"):
+        batches("device_batch=0")
 
 
 def check_like_one_process(stage: str, chain: Path, data: Path, folder: Path) -> None:
