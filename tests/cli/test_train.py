@@ -182,6 +182,24 @@ def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path, str
         assert len(one) >= 2 and one == pytest.approx(two, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_under_torchrun_two_processes_make_the_run_of_one_in_one_folder(tiny_chain, tiny_data, tmp_path):
+    stage, exp_dir = "pretrain_stage2", tmp_path / "spread"
+    link_earlier_stages(tiny_chain, exp_dir, stage)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = train_words(stage, tiny_data, exp_dir, *FEW_STEPS, "strategy=ddp", "devices=2")
+    subprocess.run(
+        [*torchrun, "-m", *COMMAND[2:], *words],
+        env=environment(),
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    check_like_one_process(stage, tiny_chain, tiny_data, exp_dir / stage)
+    assert {path.name for path in exp_dir.iterdir()} == set(STAGES[: STAGES.index(stage) + 1])
+    assert (exp_dir / stage / "log.txt").read_text().count(f"{exp_dir / stage / 'final' / 'lm'}") == 1
+
+
 def test_losses_are_for_tensorboard_too_unless_another_word_is_said(tiny_data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -13,16 +14,26 @@ from tests.conftest import train_words
 CONFIG = {"exp_dir": "exp/t", "stage": "text_lm", "tag": "t", "num_nodes": 2, "devices": 8}
 
 
+SRUN = """while [ "${{1#--}}" != "$1" ]; do shift; done
+export SLURM_NTASKS_PER_NODE=$(sed -n 's/^#SBATCH --ntasks-per-node=//p' {job})
+export SLURM_NTASKS=$SLURM_NTASKS_PER_NODE SLURM_NODEID=0 SLURM_NNODES=1 SLURM_JOB_NAME=t
+export SLURM_JOB_NODELIST=localhost SLURM_NODELIST=localhost
+for i in $(seq 0 $((SLURM_NTASKS - 1))); do
+  SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & started="$started $!"
+done
+code=0
+for process in $started; do wait "$process" || code=$?; done
+exit $code"""
+
+
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """sbatch keeps the script, srun starts one process as SLURM would, scontrol says what it was asked."""
+    """sbatch keeps the script, srun starts its processes as SLURM would, scontrol says what it was asked."""
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
     for name, text in {
         "sbatch": f'cp "$1" {tmp_path}/job.sh; echo "$PATH" > {tmp_path}/path; echo Submitted batch job 7',
-        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; '
-        "export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 "
-        'SLURM_NNODES=1 SLURM_JOB_NODELIST=localhost SLURM_NODELIST=localhost SLURM_JOB_NAME=t; exec "$@"',
+        "srun": SRUN.format(job=tmp_path / "job.sh"),
         "scontrol": f'echo "$*" > {tmp_path}/scontrol',
     }.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -74,7 +85,7 @@ def test_a_stopped_job_goes_into_the_queue_again(cluster, code):
     (cluster / "bin" / "omniaudio").write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
     (cluster / "bin" / "omniaudio").chmod(0o755)
     job = cluster / "job.sh"
-    job.write_text(Slurm().script(["a=b"], CONFIG, cluster))
+    job.write_text(Slurm().script(["a=b"], {**CONFIG, "devices": 1}, cluster))
     done = run(job)
     assert (done.returncode, done.stdout.strip()) == (code, "train a=b")
     assert (cluster / "scontrol").exists() == (code == 75)
@@ -82,17 +93,26 @@ def test_a_stopped_job_goes_into_the_queue_again(cluster, code):
 
 
 @pytest.mark.slow
-def test_what_is_submitted_trains(cluster, tiny_data, capsys):
+def test_what_is_submitted_trains_in_two_processes(cluster, tiny_data, capsys, monkeypatch):
     exp_dir = cluster / "exp"
     words = [
         *train_words("text_lm", tiny_data, exp_dir), "trainer=slurm", "trainer.launcher.gpus=false",
+        "strategy=ddp", "devices=2",
     ]  # fmt: skip
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(found.getsockname()[1]))
     main(["train", *words])
     assert capsys.readouterr().out.strip() == "Submitted batch job 7"
     assert not (exp_dir / "text_lm" / "stamp.json").exists()
     done = run(cluster / "job.sh")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((exp_dir / "text_lm" / "stamp.json").read_text())["key"]
+    lines = map(json.loads, (exp_dir / "text_lm" / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2], (
+        "the first process alone writes"
+    )
+    assert done.stdout.count("final/backbone") == 1
 
 
 def test_what_cannot_be_submitted_is_one_line(cluster, tmp_path, monkeypatch):
