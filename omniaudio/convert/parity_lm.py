@@ -105,10 +105,8 @@ def lm_cases(of: Recording) -> Iterator[Case]:
         most = len(spoken_FK) + (1 if ends else 0)
         reply = Generator(lm, audio=settings, max_text_tokens=0, max_frames=most).reply(prompt)
         frames_FK = reply.codes[0] if reply.codes else torch.zeros(0, len(spoken_FK.T))
-        if frames_FK.shape == spoken_FK.shape:
-            frames_FK = frames_FK.where(
-                spoken_FK >= 0, -1
-            )  # what the kept weights do not decide is kept as -1
+        if frames_FK.shape == spoken_FK.shape:  # what the kept weights do not decide is kept as -1
+            frames_FK = frames_FK.where(spoken_FK >= 0, -1)
         yield Check("frames", frames_FK, spoken_FK)
 
     yield there_and_back({"lm": lm}, theirs, model_converter())

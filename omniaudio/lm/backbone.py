@@ -122,9 +122,8 @@ class CausalBackbone(nn.Module):
             add_lora(model.model.layers, **lora)
         self.config: PreTrainedConfig = model.config
         self.embed_tokens: nn.Embedding = model.model.embed_tokens
-        self.embed_scale = float(
-            getattr(self.embed_tokens, "scalar_embed_scale", 1.0)
-        )  # Gemma's kin: D ** 0.5
+        scale = getattr(self.embed_tokens, "scalar_embed_scale", 1.0)  # Gemma's kin: D ** 0.5
+        self.embed_scale = float(scale)
         self.layers: nn.ModuleList = model.model.layers
         self.norm: nn.Module = model.model.norm
         self.rotary: nn.Module = model.model.rotary_emb
