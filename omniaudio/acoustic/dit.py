@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omniaudio.acoustic.estimator import Chunks, Estimator, TimeEmbedding
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.errors import UserError
 from omniaudio.init import start_silent
 from omniaudio.past import Past
@@ -69,7 +70,7 @@ class ConditionalDiT(Estimator):
     """A transformer in the place of the U-Net.
 
     Args:
-        num_mels, chunk_frames, look_back: see Estimator.
+        num_mels, chunk_frames, look_back, timbre: see Estimator.
         width: D.
         num_layers: blocks.
         num_heads: of the attention; the width of a head is even.
@@ -92,14 +93,15 @@ class ConditionalDiT(Estimator):
         time_width: int,
         chunk_frames: int = 100,
         look_back: int | None = None,
+        timbre: Timbre | None = None,
     ) -> None:
-        super().__init__(num_mels, chunk_frames, look_back)
+        super().__init__(num_mels, chunk_frames, look_back, timbre)
         if width % (2 * num_heads):
             raise UserError(f"dit.width {width} is not a multiple of twice dit.num_heads {num_heads}")
         half = width // num_heads // 2
         self.register_buffer("rates", ROTARY_BASE ** -(torch.arange(half) / half), persistent=False)
-        self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
-        self.in_proj = nn.Linear(2 * num_mels, width)
+        self.time_embedding = TimeEmbedding(self.in_width, time_width)
+        self.in_proj = nn.Linear(self.in_width, width)
         self.blocks = nn.ModuleList(
             DiTBlock(width, num_heads, ffn_width, time_width) for _ in range(num_layers)
         )
@@ -111,7 +113,7 @@ class ConditionalDiT(Estimator):
     def forward(
         self,
         x_BMT: Tensor,
-        mu_BMT: Tensor,
+        condition_BCT: Tensor,
         time_B: Tensor,
         valid_BT: Tensor,
         chunks: Chunks | None = None,
@@ -120,7 +122,7 @@ class ConditionalDiT(Estimator):
         """See Estimator."""
         visible = self.visible(valid_BT, chunks, past)
         time_BD = self.time_embedding(time_B)
-        h_BTD = self.in_proj(rearrange(torch.cat([x_BMT, mu_BMT], dim=1), "b m t -> b t m"))
+        h_BTD = self.in_proj(rearrange(torch.cat([x_BMT, condition_BCT], dim=1), "b m t -> b t m"))
         for block in self.blocks:
             h_BTD = block(h_BTD, time_BD, self.rates.float(), visible, past)
         shift, scale = self.final_modulation(F.silu(time_BD))[:, None].chunk(2, dim=-1)

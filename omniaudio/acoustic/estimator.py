@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.errors import UserError
 from omniaudio.past import Past
 
@@ -72,19 +73,30 @@ class Estimator(nn.Module):
     """Velocity of a mel on its way from noise to speech.
 
     Args:
-        num_mels: M of the mel and of its condition.
+        num_mels: M of the mel.
         chunk_frames: attention sees its own chunk of this many frames, and what is before it.
         look_back: frames before its chunk that attention sees; None, as published: all.
+        timbre: makes the condition; None, as published: it is the guess of the mel alone.
     """
 
-    def __init__(self, num_mels: int, chunk_frames: int, look_back: int | None) -> None:
+    def __init__(
+        self, num_mels: int, chunk_frames: int, look_back: int | None, timbre: Timbre | None
+    ) -> None:
         super().__init__()
         self.num_mels, self.chunk_frames, self.look_back = num_mels, chunk_frames, look_back
+        self.timbre = timbre or Timbre(num_mels)
+        if self.timbre.num_mels != num_mels:
+            raise UserError(f"timbre.num_mels is {self.timbre.num_mels}, flow.estimator.num_mels {num_mels}")
+
+    @property
+    def in_width(self) -> int:
+        """Channels of a mel on its way and of its condition."""
+        return self.num_mels + self.timbre.width
 
     def forward(
         self,
         x_BMT: Tensor,
-        mu_BMT: Tensor,
+        condition_BCT: Tensor,
         time_B: Tensor,
         valid_BT: Tensor,
         chunks: Chunks | None = None,
@@ -94,7 +106,7 @@ class Estimator(nn.Module):
 
         Args:
             x_BMT: mel on its way (B, M, T).
-            mu_BMT: condition (B, M, T); zeros mean "no condition".
+            condition_BCT: what ``timbre`` gives; zeros mean "no condition".
             time_B: flow time in [0, 1].
             valid_BT: True at valid frames.
             chunks: of the attention; None: of ``chunk_frames``.

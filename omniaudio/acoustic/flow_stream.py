@@ -45,9 +45,12 @@ class FlowStream:
         generator: of the starting noise.
         look_back: mel frames of the past that prenet and estimator see where they have no limit.
         num_steps, guidance, solver, time_warp: see FlowMatchingDecoder.decode.
+        speaker_S: the speaker's vector, see Timbre; None: unknown.
+        prompt_MT: log-mel of the first frames, as of ``decode``: their hidden states are pushed like all, and nothing
+            comes out for them.
 
     Raises:
-        UserError: the hidden states are not at the rate of the mel.
+        UserError: the hidden states are not at the rate of the mel, a speaker or prompt without a slot.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class FlowStream:
         guidance: float = 0.7,
         solver: str = "euler",
         time_warp: str = "cosine",
+        speaker_S: Tensor | None = None,
+        prompt_MT: Tensor | None = None,
     ) -> None:
         check_choice("flow solver", solver, SOLVERS)
         check_choice("flow warp", time_warp, WARPS)
@@ -74,6 +79,8 @@ class FlowStream:
         self._noise = Noise(flow, generator)
         self._prenet_past = Past(limits[0])
         self._pasts = [Past(limits[1]) for _ in range(num_steps * CALLS[solver])]
+        self._speaker_BS = None if speaker_S is None else speaker_S[None]
+        self._prompt_BMT = None if prompt_MT is None else prompt_MT[None]  # what is left of it
 
     @torch.no_grad()
     def push(self, hidden_TD: Tensor) -> Tensor:
@@ -84,12 +91,23 @@ class FlowStream:
         self._num_frames = end
         mu = self.flow.prenet.guess(hidden_TD[None], self._prenet_past).transpose(1, 2)
         valid_BT = torch.ones(1, end - begin, dtype=torch.bool, device=mu.device)
+        prompt, known_BT = self._next_of_prompt(end - begin)
+        condition = self.flow.estimator.timbre(mu, self._speaker_BS, prompt)
         mel = self.flow.integrate(
-            self._noise.frames(begin, end), mu, valid_BT, self.num_steps, self.guidance, self.solver,
-            self.time_warp, pasts=self._pasts,
+            self._noise.frames(begin, end), condition, valid_BT, self.num_steps, self.guidance, self.solver,
+            self.time_warp, pasts=self._pasts, known_BT=known_BT,
         )  # fmt: skip
         mel_MT: Tensor = mel[0] * self.flow.mel_std + self.flow.mel_mean
-        return mel_MT
+        return mel_MT if known_BT is None else mel_MT[:, int(known_BT.sum()) :]
+
+    def _next_of_prompt(self, num_frames: int) -> tuple[Tensor | None, Tensor | None]:
+        """See FlowMatchingDecoder.known; None when the prompt is over."""
+        if self._prompt_BMT is None:
+            return None, None
+        now, left = self._prompt_BMT[..., :num_frames], self._prompt_BMT[..., num_frames:]
+        self._prompt_BMT = left if left.shape[2] else None
+        lengths = [torch.tensor([length], device=now.device) for length in (now.shape[2], num_frames)]
+        return self.flow.known(now, lengths[0], lengths[1])
 
     @property
     def num_values(self) -> int:

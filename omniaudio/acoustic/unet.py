@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omniaudio.acoustic.attention import attend
 from omniaudio.acoustic.estimator import Chunks, Estimator, TimeEmbedding
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.init import start_silent
 from omniaudio.past import Past
 
@@ -118,7 +119,7 @@ class ConditionalUNet(Estimator):
     """The published estimator (arXiv:2502.17239, section 2.1).
 
     Args:
-        num_mels, chunk_frames, look_back: see Estimator.
+        num_mels, chunk_frames, look_back, timbre: see Estimator.
         width: channels of all stages.
         num_mid_stages: stages between the one that gives and the one that takes the skip connection.
         num_transformers: transformer blocks a stage.
@@ -137,11 +138,12 @@ class ConditionalUNet(Estimator):
         time_width: int,
         chunk_frames: int = 100,
         look_back: int | None = None,
+        timbre: Timbre | None = None,
     ) -> None:
-        super().__init__(num_mels, chunk_frames, look_back)
+        super().__init__(num_mels, chunk_frames, look_back, timbre)
         sizes = (width, time_width, num_transformers, num_heads, head_width)
-        self.time_embedding = TimeEmbedding(2 * num_mels, time_width)
-        self.down = UNetStage(2 * num_mels, *sizes)
+        self.time_embedding = TimeEmbedding(self.in_width, time_width)
+        self.down = UNetStage(self.in_width, *sizes)
         self.down_conv = CausalConv1d(width, width, 3)
         self.mids = nn.ModuleList(UNetStage(width, *sizes) for _ in range(num_mid_stages))
         self.up = UNetStage(2 * width, *sizes)
@@ -153,7 +155,7 @@ class ConditionalUNet(Estimator):
     def forward(
         self,
         x_BMT: Tensor,
-        mu_BMT: Tensor,
+        condition_BCT: Tensor,
         time_B: Tensor,
         valid_BT: Tensor,
         chunks: Chunks | None = None,
@@ -162,7 +164,7 @@ class ConditionalUNet(Estimator):
         """See Estimator."""
         valid_B1T = valid_BT[:, None].to(x_BMT.dtype)
         sight = (valid_B1T, self.visible(valid_BT, chunks, past), self.time_embedding(time_B), past)
-        skip = self.down(torch.cat([x_BMT, mu_BMT], dim=1), *sight)
+        skip = self.down(torch.cat([x_BMT, condition_BCT], dim=1), *sight)
         h_BDT = self.down_conv(skip * valid_B1T, past)
         for mid in self.mids:
             h_BDT = mid(h_BDT, *sight)

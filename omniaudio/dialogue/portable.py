@@ -1,11 +1,12 @@
 """Flow and vocoder for other runtimes: ONNX graphs, and torch.export programs. Lengths are free, batches hold one item.
 
-flow_step.onnx    x, mu (1, M, T), time, guidance (scalars)  ->  velocity (1, M, T), guided
+flow_step.onnx    x (1, M, T), mu (1, C, T), time, guidance (scalars)  ->  velocity (1, M, T), guided
 vocoder.onnx      mel (1, M, T)                              ->  wav (1, T * hop)
 onnx.json         the numbers around them: times of the steps, guidance, mean and scale of the mel
 
 A vocoder with a harmonic source also takes its starting phases (1, H) and noise (1, T, hop, H): a graph draws nothing.
 The loop over the times is the runtime's: x = noise, then x += (times[i + 1] - times[i]) * velocity (Euler).
+C is M, but for a flow with slots for speaker or prompt, whose condition Timbre makes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, warped
+from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, step_times
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import device_of
@@ -41,9 +42,9 @@ class FlowStep(nn.Module):
         self.flow = flow
 
     def forward(self, x: Tensor, mu: Tensor, time: Tensor, guidance: Tensor) -> Tensor:
-        """Point and condition (1, M, T), flow time and guidance (scalars) to the velocity (1, M, T).
+        """Point (1, M, T) and condition (1, C, T), flow time and guidance (scalars) to the velocity (1, M, T).
 
-        ``mu`` is what the prenet gives, ``x`` and the result are standardised mels.
+        ``mu`` is what the prenet gives, by way of Timbre; ``x`` and the result are standardised mels.
         """
         shown = torch.cat([mu, torch.zeros_like(mu)])
         keep_B = torch.tensor([True, False], device=x.device)
@@ -89,10 +90,11 @@ def step_program(flow: FlowMatchingDecoder) -> torch.export.ExportedProgram:
     """FlowStep of a flow."""
     num_frames = torch.export.Dim("num_frames", min=2)
     mel = torch.zeros(1, flow.mel_spec.num_mels, TRACED_FRAMES, device=device_of(flow))
+    mu = torch.zeros(1, flow.estimator.timbre.width, TRACED_FRAMES, device=mel.device)
     scalar = torch.tensor(0.5, device=mel.device)
     return torch.export.export(
         FlowStep(flow).eval(),
-        (mel, mel.clone(), scalar, scalar.clone()),
+        (mel, mu, scalar, scalar.clone()),
         dynamic_shapes={"x": {2: num_frames}, "mu": {2: num_frames}, "time": None, "guidance": None},
     )
 
@@ -160,7 +162,7 @@ def step_facts(model: SpokenLanguageModel) -> Mapping[str, Any]:
             f"config dialogue.flow_solver: {settings.flow_solver!r}; a graph is one step of euler, export it with "
             "dialogue.flow_solver=euler"
         )
-    times = warped(torch.linspace(0, 1, settings.flow_steps + 1), settings.flow_warp)
+    times = step_times(settings.flow_steps, settings.flow_warp)
     return {
         "times": times.tolist(),
         "guidance": settings.flow_guidance,

@@ -17,7 +17,8 @@ from omniaudio.types import CodesWaveBatch
 class FlowTask(Task):
     """Losses ``flow/mse`` (velocity) and ``flow/prior`` (L1 of the prenet's guess), arXiv:2502.17239.
 
-    Modules: ``tokenizer`` (SpeechTokenizer; freeze it) and ``flow`` (FlowMatchingDecoder).
+    Modules: ``tokenizer`` (SpeechTokenizer; freeze it) and ``flow`` (FlowMatchingDecoder). A flow with a slot for the
+    speaker is told ``flow.speaker_of`` the clip's own mel.
     """
 
     tokenizer: SpeechTokenizer
@@ -34,6 +35,16 @@ class FlowTask(Task):
             raise UserError(
                 f"flow.hidden_rate_hz {self.flow.hidden_rate_hz}: the tokenizer's decoder has {rate_hz}"
             )
+        timbre = self.flow.estimator.timbre
+        if timbre.prompt and self.accumulate > 1:  # what is shown, and so does not count, is drawn with the losses
+            raise UserError(f"accumulate={self.accumulate}: a flow with timbre.prompt=true needs accumulate=1")
+        width, told = timbre.speaker_width, 2 * self.flow.mel_spec.num_mels
+        if width not in (0, told):
+            raise UserError(
+                f"timbre.speaker_width {width}: this training tells the mean and deviation of each bin of the mel, "
+                f"{told}; vectors of an encoder of speakers are given to FlowMatchingDecoder.losses by a task of "
+                "your own"
+            )
 
     def losses(self, batch: CodesWaveBatch, split: str) -> dict[str, LossTerm]:
         """All losses of a batch at the flow's sample rate."""
@@ -47,7 +58,11 @@ class FlowTask(Task):
         chunks = None
         if split == "train":  # the same for all of a step
             chunks = self.flow.draw_chunks(Draws(step_seed(self.seed, self.step_number, 0, "chunks")))
-        terms = self.flow.losses(decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B, chunks=chunks)
+        told = self.flow.estimator.timbre.speaker_width > 0
+        terms = self.flow.losses(
+            decoded.hidden_BTD, decoded.hidden_len_B, mel_BMT, mel_len_B, chunks=chunks,
+            speaker_BS=self.flow.speaker_of(mel_BMT, mel_len_B) if told else None,
+        )  # fmt: skip
         return {name: LossTerm(total, count) for name, (total, count) in terms.items()}
 
     def counted(self, batch: CodesWaveBatch, number: int) -> dict[str, float]:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from omniaudio.acoustic.dit import ConditionalDiT, DiTBlock, rotated
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.errors import UserError
 from tests.acoustic.test_flow_matching import new_flow
 
 
-def new_dit(chunk_frames: int = 4, num_mels: int = 3) -> ConditionalDiT:
+def new_dit(chunk_frames: int = 4, num_mels: int = 3, timbre: Timbre | None = None) -> ConditionalDiT:
     torch.manual_seed(0)
-    return ConditionalDiT(num_mels, 16, 2, 2, 24, 12, chunk_frames).eval()
+    return ConditionalDiT(num_mels, 16, 2, 2, 24, 12, chunk_frames, timbre=timbre).eval()
 
 
 def test_future_reaches_to_the_end_of_the_chunk_only() -> None:

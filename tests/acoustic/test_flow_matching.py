@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from omniaudio.acoustic.estimator import Chunks
-from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, warped
+from omniaudio.acoustic.flow_matching import SOLVERS, FlowMatchingDecoder, step_times, warped
 from omniaudio.acoustic.prenet import Prenet
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.draws import Draws
 from omniaudio.errors import UserError
@@ -34,7 +35,7 @@ class Field(nn.Module):
 
     def __init__(self, shown: float, free: float) -> None:
         super().__init__()
-        self.shown, self.free = shown, free
+        self.shown, self.free, self.timbre = shown, free, Timbre(4)
 
     def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
         has_condition = (mu.abs().sum((1, 2), keepdim=True) > 0).float()
@@ -59,6 +60,7 @@ class Decay(nn.Module):
         super().__init__()
         self.times: list[float] = []
         self.items: list[int] = []
+        self.timbre = Timbre(4)
 
     def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
         self.times.append(float(time_B[0]))
@@ -67,7 +69,7 @@ class Decay(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("time_warp", ["cosine", "uniform"])
+@pytest.mark.parametrize("time_warp", ["cosine", "uniform", "logit_normal"])
 def test_solvers_come_nearer_to_the_true_path(time_warp: str) -> None:
     errors, noise = {}, torch.ones(1, 4, 8)
     for solver, calls in (("euler", 4), ("midpoint", 8), ("heun", 8)):
@@ -110,12 +112,21 @@ def test_times_of_training_by_warp() -> None:
     assert warped(uniform, "logit_normal").isfinite().all()
 
 
+def test_steps_go_from_0_to_1_by_warp() -> None:
+    for warp in ("cosine", "uniform", "logit_normal"):
+        times = step_times(4, warp)
+        assert times[0] == 0 and times[-1] == 1 and (times.diff() > 0).all()
+    assert times.tolist() == pytest.approx([0, 0.3375, 0.5, 0.6625, 1], abs=1e-4), (
+        "quartiles of a logistic normal"
+    )
+
+
 def test_choices_are_named() -> None:
     with pytest.raises(UserError, match="flow.train_warp 'sine': can be cosine, uniform, logit_normal"):
         new_flow(train_warp="sine")
     wrong = {
         "solver": "flow solver 'x': can be euler, midpoint, heun",
-        "time_warp": "flow warp 'x': can be cosine, uni",
+        "time_warp": "flow warp 'x': can be cosine, uniform, logit_normal",
     }
     for name, message in wrong.items():
         with pytest.raises(UserError, match=message):
@@ -136,6 +147,102 @@ def test_perfect_velocity_has_no_loss() -> None:
     target, noise = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
     valid_BT, keep_B = torch.ones(2, 5, dtype=torch.bool), torch.tensor([True, False])
     assert flow.velocity_error(target, target, valid_BT, noise, torch.tensor([0.1, 0.9]), keep_B) == 0
+
+
+class Listener(Field):
+    """Says nothing and remembers what it was asked."""
+
+    def __init__(self, **slots: Any) -> None:
+        super().__init__(0, 0)
+        self.timbre = Timbre(4, **slots)
+
+    def forward(self, x: Tensor, mu: Tensor, time_B: Tensor, valid_BT: Tensor, *view: object) -> Tensor:
+        self.asked = (x, mu, time_B)
+        return torch.zeros_like(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("warp", "early", "drop"), [("cosine", 0.46, 0.0), ("uniform", 0.25, 0.3), ("logit_normal", 0.136, 0.6)]
+)
+def test_losses_use_the_warp_and_drop_the_condition(warp: str, early: float, drop: float) -> None:
+    flow = new_flow(listener := Listener(), train_warp=warp, drop_condition=drop)
+    hidden, mel, two_B = torch.randn(4000, 2, 6), torch.randn(4000, 4, 2), torch.full((4000,), 2)
+    terms = flow.losses(hidden, two_B, mel, two_B, torch.Generator().manual_seed(0))
+    x, shown, time_B = listener.asked
+    assert (time_B < 0.25).float().mean() == pytest.approx(early, abs=0.03)
+    dropped_B, mu = ~shown.flatten(1).any(1), flow.prenet(hidden, two_B, two_B)
+    assert dropped_B.float().mean() == pytest.approx(drop, abs=0.03)
+    torch.testing.assert_close(shown, mu * ~dropped_B[:, None, None])
+    total, count = terms["flow/prior"]
+    torch.testing.assert_close(total / count, nn.functional.l1_loss(mu, mel))
+    time = time_B[:, None, None]
+    noise = (x - time * mel) / (1 - time)
+    total, count = terms["flow/mse"]
+    torch.testing.assert_close(total / count, nn.functional.mse_loss(noise, mel), rtol=1e-2, atol=0)
+
+
+@torch.no_grad()
+def test_the_prompt_of_training_is_shown_and_not_counted() -> None:
+    listener = Listener(speaker_width=3, prompt=True, prompt_share=0.6, max_prompt=0.9)
+    flow = new_flow(listener, train_warp="uniform")
+    hidden, mel, ten_B = torch.randn(500, 10, 6), torch.randn(500, 4, 10), torch.full((500,), 10)
+    speaker_BS = torch.randn(500, 3)
+    terms = flow.losses(hidden, ten_B, mel, ten_B, torch.Generator().manual_seed(0), speaker_BS=speaker_BS)
+    x, shown, time_B = listener.asked
+    mu, speaker, prompt = shown.chunk(3, dim=1)
+    known_BT = prompt.any(1)
+    assert known_BT.int().diff(dim=1).max() == 0 and known_BT[:, 0].float().mean() > 0.35
+    assert torch.equal(prompt, mel * known_BT[:, None])
+    dropped_B = ~mu.flatten(1).any(1)
+    assert 50 < dropped_B.sum() < 150 and not shown[dropped_B].any(), "nothing is left of a dropped condition"
+    told, untold = (listener.timbre(mel, vector)[:, 4:8] for vector in (speaker_BS, None))
+    is_told_B = (speaker == told).flatten(1).all(1)
+    assert 150 < is_told_B.sum() < 250
+    assert torch.equal(speaker[~is_told_B & ~dropped_B], untold[~is_told_B & ~dropped_B])
+    time = time_B[:, None, None]
+    error = ((x - mel) / (1 - time)).square() * ~known_BT[:, None]  # of no velocity at all
+    assert int(terms["flow/mse"][1]) == 4 * int((~known_BT).sum()) and int(terms["flow/prior"][1]) == 4 * 5000
+    torch.testing.assert_close(terms["flow/mse"][0], error.sum(), rtol=1e-2, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_prompt_comes_out_as_it_was_given_and_is_cut_off(solver: str) -> None:
+    flow = new_flow(
+        ConditionalUNet(4, 8, 1, 1, 2, 4, 16, timbre=Timbre(4, 3, True)), mel_mean=-5.0, mel_std=2.0
+    ).eval()
+    hidden, prompt, length_B = torch.randn(2, 10, 6), torch.randn(2, 4, 6), torch.tensor([10, 8])
+    given = {"solver": solver, "num_steps": 3, "noise": torch.randn(2, 4, 10)}
+    given |= {"prompt_BMT": prompt, "prompt_len_B": torch.tensor([6, 2])}
+    whole = []
+
+    def spied(*args: Any, **kwargs: Any) -> Tensor:
+        whole.append(FlowMatchingDecoder.integrate(flow, *args, **kwargs) * 2 - 5)
+        return (whole[-1] + 5) / 2
+
+    flow.integrate = spied  # type: ignore[method-assign]
+    mel, mel_len_B = flow.decode(hidden, length_B, **given)
+    assert mel_len_B.tolist() == [4, 6] and mel.shape == (2, 4, 6) and not mel[0, :, 4:].any()
+    torch.testing.assert_close(whole[0][0, :, :6], prompt[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole[0][1, :, :2], prompt[1, :, :2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mel[0, :, :4], whole[0][0, :, 6:])
+    torch.testing.assert_close(mel[1], whole[0][1, :, 2:8])
+    given["prompt_BMT"] = prompt + 1
+    assert (flow.decode(hidden, length_B, **given)[0] - mel)[0, :, :4].abs().min() > 1e-4, "the rest hears it"
+    with pytest.raises(
+        UserError, match="a prompt of 9 frames; the hidden states, which begin with its own, are 8"
+    ):
+        flow.decode(hidden, length_B, prompt_BMT=torch.randn(2, 4, 9))
+
+
+@torch.no_grad()
+def test_guidance_drops_speaker_and_prompt_with_the_condition() -> None:
+    flow = new_flow(listener := Listener(speaker_width=3, prompt=True))
+    told = {"speaker_BS": torch.randn(1, 3), "prompt_BMT": torch.randn(1, 4, 2)}
+    flow.decode(torch.randn(1, 8, 6), torch.tensor([8]), 1, 0.7, **told)
+    shown, free = listener.asked[1]
+    assert not free.any() and all(part.any() for part in shown.chunk(3))
 
 
 def test_losses_count_valid_values_of_the_shorter_of_mel_and_hidden() -> None:

@@ -8,6 +8,7 @@ from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
 from omniaudio.acoustic.flow_stream import FlowStream, Noise
 from omniaudio.acoustic.prenet import Prenet
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
@@ -16,11 +17,11 @@ SPEC = MelSpec(24000, 1920, 480, 1920, 4, 0.0, 8000.0, "ln", False)
 
 
 def new_flow(
-    look_back: int | None = 9, hidden_rate_hz: float = 50.0, kind: str = "unet"
+    look_back: int | None = 9, hidden_rate_hz: float = 50.0, kind: str = "unet", slots: bool = False
 ) -> FlowMatchingDecoder:
     """All weights random: the first weights of residual branches are zero and would hide attention."""
     torch.manual_seed(0)
-    sight = {"chunk_frames": 8, "look_back": look_back}
+    sight = {"chunk_frames": 8, "look_back": look_back, "timbre": Timbre(4, 3, True) if slots else None}
     flow = FlowMatchingDecoder(
         SPEC,
         Prenet(6, 16, 8, 2, 2, 16, num_mels=4, look_back=look_back),
@@ -56,6 +57,23 @@ def test_streamed_is_offline_with_the_same_chunks(
         hidden[None], length_B, 2, generator=seeded(), solver=solver, chunks=Chunks(first, size)
     )
     torch.testing.assert_close(torch.cat(pieces, 1), offline[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("solver", "kind"), [("heun", "unet"), ("euler", "dit")])
+def test_a_speaker_and_a_prompt_are_streamed_as_offline(solver: str, kind: str) -> None:
+    flow, hidden = new_flow(kind=kind, slots=True), torch.randn(40, 6)
+    speaker_S, prompt_MT = torch.randn(3), torch.randn(4, 9)
+    stream = FlowStream(flow, seeded(), num_steps=2, solver=solver, speaker_S=speaker_S, prompt_MT=prompt_MT)
+    pieces = [stream.push(hidden[:3]), *map(stream.push, hidden[3:].split(4))]
+    assert [piece.shape[1] for piece in pieces] == [0, 0, 2, *[4] * 7, 1], "the prompt is not said again"
+    given = {"num_steps": 2, "solver": solver, "chunks": Chunks(3, 4), "speaker_BS": speaker_S[None]}
+    offline, _ = flow.decode(
+        hidden[None], torch.tensor([40]), generator=seeded(), prompt_BMT=prompt_MT[None], **given
+    )
+    torch.testing.assert_close(torch.cat(pieces, 1), offline[0], atol=1e-4, rtol=1e-4)
+    alone, _ = flow.decode(hidden[None], torch.tensor([40]), generator=seeded(), **given)
+    assert (alone[0, :, 9:] - offline[0])[:, :6].abs().max() > 1e-2, "the prompt matters"
 
 
 @torch.no_grad()

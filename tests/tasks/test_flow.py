@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
 from omniaudio.acoustic.prenet import Prenet
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
@@ -45,14 +46,15 @@ class CodesAsHidden(nn.Module):
         )
 
 
-def new_flow(hidden_rate_hz: float) -> FlowMatchingDecoder:
-    prenet = Prenet(6, 8, 8, 1, 2, 8, num_mels=4)
-    return FlowMatchingDecoder(SPEC, prenet, ConditionalUNet(4, 8, 1, 1, 2, 4, 16), hidden_rate_hz)
+def new_flow(hidden_rate_hz: float, slots: dict[str, Any]) -> FlowMatchingDecoder:
+    prenet, timbre = Prenet(6, 8, 8, 1, 2, 8, num_mels=4), Timbre(4, **slots)
+    estimator = ConditionalUNet(4, 8, 1, 1, 2, 4, 16, timbre=timbre)
+    return FlowMatchingDecoder(SPEC, prenet, estimator, hidden_rate_hz, mel_mean=-6.0, mel_std=2.0)
 
 
-def new_task(hidden_rate_hz: float = 50.0) -> FlowTask:
+def new_task(hidden_rate_hz: float = 50.0, **slots: Any) -> FlowTask:
     task = FlowTask(
-        modules={"tokenizer": CodesAsHidden, "flow": partial(new_flow, hidden_rate_hz)},
+        modules={"tokenizer": CodesAsHidden, "flow": partial(new_flow, hidden_rate_hz, slots)},
         loss_weights={"flow/mse": 1.0, "flow/prior": 1.0},
         optimizer=partial(torch.optim.AdamW, lr=0.001),
         scheduler=partial(warmup_cosine, warmup_share=0.1, min_share=0.1),
@@ -103,6 +105,31 @@ def test_trains_towards_lower_loss() -> None:
         optimizer.step()
         priors.append(float(terms["flow/prior"].total))
     assert priors[-1] < 0.7 * priors[0]
+
+
+def test_slots_learn_and_the_speaker_is_told_by_the_mel_of_the_clip(monkeypatch) -> None:
+    told, losses = [], FlowMatchingDecoder.losses
+
+    def spied(*args: Any, speaker_BS: Tensor, **kwargs: Any) -> Any:
+        told.append(speaker_BS)
+        return losses(*args, speaker_BS=speaker_BS, **kwargs)
+
+    monkeypatch.setattr(FlowMatchingDecoder, "losses", spied)
+    slots = {"speaker_width": 8, "prompt": True, "speaker_share": 1.0, "prompt_share": 1.0, "max_prompt": 0.9}
+    task, batch = new_task(**slots), new_batch()
+    torch.manual_seed(1)  # keeps both conditions
+    terms = task.losses(batch, "train")
+    assert int(terms["flow/mse"].count) < int(terms["flow/prior"].count) == (11 + 6) * 4
+    sum(term.total for term in terms.values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in task.flow.parameters())
+    mel_BMT, _ = task.mel(batch.wav_BN, batch.num_samples_B)
+    standard = (mel_BMT[1, :, :6] + 6) / 2
+    expected = torch.cat([standard.mean(1), standard.std(1, correction=0)])
+    torch.testing.assert_close(told[0][1], expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(
+        UserError, match="timbre.speaker_width 192: this training tells the mean and deviation of each"
+    ):
+        new_task(speaker_width=192)
 
 
 def test_rates_must_agree() -> None:
