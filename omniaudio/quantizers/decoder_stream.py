@@ -49,6 +49,12 @@ class DecoderStream:
             codes_SK = codes_SK[take:]
         return torch.cat(pieces)
 
+    @property
+    def num_values(self) -> int:
+        """Numbers that are remembered."""
+        last = 0 if self._last_TD is None else self._last_TD.numel()
+        return self._past.num_values + self._sums_B3.numel() + last
+
     def _states(self, codes_SK: Tensor) -> Tensor:
         tokenizer, deconv = self.tokenizer, self.decoder.dconv1
         codes_BSK = codes_SK[None, :, : self.num_books].to(device_of(tokenizer))

@@ -44,6 +44,19 @@ def test_streamed_is_offline(num_codes: int, size: int, num_books: int | None) -
     )
 
 
+def test_memory_does_not_grow() -> None:
+    """Over many times the codes that the decoder takes at once; and all that the stream holds is counted."""
+    stream, held = DecoderStream(causal()), list[int]()
+    for codes_SK in new_codes(200).split(5):
+        stream.push(codes_SK)
+        held.append(stream.num_values)
+        own = [value for value in vars(stream).values() if isinstance(value, Tensor)]
+        assert held[-1] == sum(value.numel() for value in own) + stream._past.num_values
+    assert held[5:] == 7 * held[:5] and max(held) == held[4] < 2 * 2 * 8 * 100 + 20, (
+        "keys and values of 100 states"
+    )
+
+
 def test_the_past_matters_and_the_future_does_not() -> None:
     tokenizer, codes_SK = causal(), new_codes(20)
     first, last = codes_SK.clone(), codes_SK.clone()
