@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omniaudio.acoustic.timbre import Timbre
 from omniaudio.dialogue import portable
 from omniaudio.dialogue.portable import (
     TRACED_FRAMES,
@@ -122,9 +123,9 @@ def test_programs_are_written_and_read(chunked, tmp_path) -> None:
         torch.testing.assert_close(step(*given), FlowStep(chunked.flow)(*given), atol=1e-4, rtol=1e-4)
 
 
-def test_a_step_with_a_transformer_is_a_program_too() -> None:
-    flow = new_flow(new_dit(20, num_mels=4)).eval()
-    x, mu = torch.randn(2, 1, 4, NUM_FRAMES)
+def test_a_step_with_a_transformer_and_slots_for_the_voice_is_a_program_too() -> None:
+    flow = new_flow(new_dit(20, num_mels=4, timbre=Timbre(4, 3, True))).eval()
+    x, mu = torch.randn(1, 4, NUM_FRAMES), torch.randn(1, 12, NUM_FRAMES)
     given = (x, mu, torch.tensor(0.2), torch.tensor(0.9))
     with torch.no_grad():
         torch.testing.assert_close(step_program(flow).module()(*given), FlowStep(flow)(*given))

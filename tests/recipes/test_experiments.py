@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.flow_stream import FlowStream
 from omniaudio.cli.main import CONF_DIR, compose
 from omniaudio.cli.train import make_task
@@ -333,6 +334,25 @@ def test_a_flow_with_a_transformer_takes_two_steps(tiny_chain, tiny_data, tmp_pa
     flow = load_module(tmp_path / "flow/final/flow")
     assert type(flow.estimator).__name__ == "ConditionalDiT"
     assert flow.estimator.blocks[0].modulation.weight.any(), "it began at zero"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("slots", [[], ["timbre.speaker_width=160", "timbre.prompt=true"]])
+def test_a_transformer_with_limits_streams_what_it_says_offline(slots):
+    words = ["experiment=baichuan_audio/flow", "scale=tiny", "estimator=dit", "flow=streaming", *slots]
+    torch.manual_seed(0)
+    flow = build(compose("train", words)["flow"]).eval()
+    assert type(flow.estimator).__name__ == "ConditionalDiT" and flow.estimator.timbre.width == 80 * (
+        1 + len(slots)
+    )
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    hidden_TD, draws = torch.randn(130, 16), [torch.Generator().manual_seed(0) for _ in range(2)]
+    stream = FlowStream(flow, draws[0], num_steps=2)
+    pieces = [stream.push(hidden_TD[:15]), *map(stream.push, hidden_TD[15:].split(24))]
+    given = {"num_steps": 2, "generator": draws[1], "chunks": Chunks(15, 24)}
+    offline, _ = flow.decode(hidden_TD[None], torch.tensor([130]), **given)
+    torch.testing.assert_close(torch.cat(pieces, 1), offline[0], atol=1e-3, rtol=1e-3)
 
 
 def test_decoder_and_flow_that_stream_are_one_override_each(tiny_chain, tiny_data, tmp_path):
