@@ -31,7 +31,7 @@ class LatencyRow:
         lm_factor: time in which the language model writes the codes, over their length.
         mel_error: mean absolute difference from the whole stretch's log-mel.
         worst: largest difference of a sample from the whole stretch's.
-        seam: largest step from sample to sample at seams, over the largest elsewhere; above 1 clicks.
+        seam: largest step from sample to sample at a seam, over those around it: see ``seam_step``.
     """
 
     chunk_frames: int
@@ -108,7 +108,7 @@ def _row(
     pieces.append(stream.finish())
     spent, streamed_N = clock() - began, np.concatenate(pieces)
     seams = np.unique(np.cumsum([len(piece) for piece in pieces]))
-    at_seams, elsewhere = seam_step(streamed_N, [int(n) for n in seams if 0 < n < len(streamed_N)])
+    inner = [int(n) for n in seams if 0 < n < len(streamed_N)]
     mels = [model.true_mel(wav_N, model.sample_rate_hz)[0] for wav_N in (streamed_N, whole_N)]
     return LatencyRow(
         chunk_frames=settings.chunk_frames,
@@ -117,14 +117,14 @@ def _row(
         lm_factor=frame_sec * model.tokenizer.code_rate_hz,
         mel_error=float((mels[0] - mels[1]).abs().mean()),
         worst=float(np.abs(streamed_N - whole_N).max()),
-        seam=at_seams / max(elsewhere, 1e-9),
+        seam=seam_step(streamed_N, inner, model.sample_rate_hz),
     )
 
 
 def latency_table(rows: Sequence[LatencyRow], frame_sec: float) -> list[list[str]]:
     """Head and lines; ``frame_sec`` is the length of a code frame."""
     head = ["chunk", "first audio", "decoding / real time", "with the language model", "mel from whole",
-            "largest sample from whole", "step at seams / elsewhere"]  # fmt: skip
+            "largest sample from whole", "step at seams / around"]  # fmt: skip
     lines = []
     for row in rows:
         size = f"{row.chunk_frames} ({row.chunk_frames * frame_sec:.2f} s)" if row.chunk_frames else "whole"

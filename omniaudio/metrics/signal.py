@@ -86,15 +86,22 @@ def _alike(
     return true_N[:num_samples], made_N[:num_samples]
 
 
-def seam_step(wav_N: np.ndarray, seams: Iterable[int], reach: int = 2) -> tuple[float, float]:
-    """Largest step from a sample to the next within ``reach`` samples of the seams, and the largest elsewhere.
+def seam_step(wav_N: np.ndarray, seams: Iterable[int], rate_hz: int, reach: int = 2) -> float:
+    """Step from a sample to the next at a seam, over the largest within 10 ms around it: the most of all seams.
+
+    A click is a step that the speech around it does not take: far above 1. In silence, a step of one in 16 bits is 1.
 
     Args:
         wav_N: pieces of speech laid one after the other.
-        seams: first samples of all pieces but the first; a click is a step there that speech does not take.
+        seams: first samples of all pieces but the first.
+        rate_hz: of the samples.
+        reach: samples before and after it that belong to a seam.
     """
-    step_N = np.abs(np.diff(wav_N))
-    near_N = np.zeros(len(step_N), bool)
+    step_N, around, worst = np.abs(np.diff(wav_N)), rate_hz // 100, 0.0
     for seam in seams:
-        near_N[max(0, seam - reach) : seam + reach] = True
-    return float(step_N[near_N].max(initial=0.0)), float(step_N[~near_N].max(initial=0.0))
+        near_N = step_N[max(0, seam - reach) : seam + reach]
+        before_N = step_N[max(0, seam - around) : max(0, seam - reach)]
+        after_N = step_N[seam + reach : seam + around]
+        largest = max(before_N.max(initial=2**-15), after_N.max(initial=2**-15))
+        worst = max(worst, float(near_N.max(initial=0.0) / largest))
+    return worst

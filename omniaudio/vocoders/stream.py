@@ -37,7 +37,8 @@ class VocoderStream:
 
     Args:
         vocoder: in eval mode.
-        look_ahead: mel frames that must follow a frame before it is spoken; None: all that it depends on.
+        look_ahead: mel frames that must follow a frame before it is spoken; None: all that it depends on. 0 is 1 where
+            it depends on any: without something to fade over, seams click.
     """
 
     def __init__(self, vocoder: Vocoder, look_ahead: int | None = None) -> None:
@@ -47,7 +48,7 @@ class VocoderStream:
         if look_ahead is not None and look_ahead < 0:
             raise UserError(f"streaming: look_ahead {look_ahead} mel frames; at least 0")
         enough = after + pitch_reach
-        self.look_ahead = enough if look_ahead is None else min(look_ahead, enough)
+        self.look_ahead = enough if look_ahead is None else min(max(look_ahead, 1), enough)
         self._num_fade = 0 if self.look_ahead == enough else FADE_FRAMES * vocoder.mel_spec.hop
         self._before = max(before, pitch_reach)
         self._pitch_ahead = min(

@@ -21,6 +21,9 @@ from omniaudio.types import Codes
 from omniaudio.vocoders.istft import ISTFTVocoder
 from tests.dialogue.tiny_experiment import BOOKS, flow_config
 
+SMOOTH = 1.5
+"""Most that a step at a seam may be of those around it."""
+
 
 def randomised(*modules: torch.nn.Module) -> None:
     """The first weights of residual branches are zero and would hide what a layer sees."""
@@ -91,8 +94,7 @@ def test_parts_that_know_whole_stretches_give_as_many_samples_and_no_clicks(
     assert len(streamed_N) == len(offline_N)
     seams = np.cumsum([len(piece) for piece in pieces])[:-1]
     assert len(set(seams)) > 5
-    at_seams, _ = seam_step(streamed_N, seams.tolist())
-    assert at_seams <= 1.2 * np.abs(np.diff(offline_N)).max()
+    assert seam_step(streamed_N, seams.tolist(), model.sample_rate_hz) <= SMOOTH
 
 
 @pytest.mark.parametrize("chunk", [5, 50])

@@ -71,10 +71,17 @@ def test_a_mean_leaves_out_what_is_not_there() -> None:
     assert mean_of([None]) == (None, 0)
 
 
-def test_a_step_at_a_seam_is_told_from_those_elsewhere():
-    wav = np.cumsum(np.full(100, 0.01))
-    assert seam_step(wav, [50]) == pytest.approx((0.01, 0.01))
-    wav[50:] += 0.5
-    assert seam_step(wav, [50]) == pytest.approx((0.51, 0.01))
-    assert seam_step(wav, [20]) == pytest.approx((0.01, 0.51))
-    assert seam_step(wav[:1], []) == (0.0, 0.0)
+def test_a_cut_is_heard_in_a_quiet_place_too() -> None:
+    """A quiet tone after a loud one; without its fade, the step of a seam is far above those around it, and far below
+    the loud tone's."""
+    time_N = np.arange(24_000) / 24_000
+    wav_N = np.where(time_N < 0.5, 0.5, 0.002) * np.sin(2 * np.pi * 200 * time_N)
+    assert seam_step(wav_N, [3000, 18_000], 24_000) < 1.2
+    cut_N = np.concatenate([wav_N[:18_000], wav_N[18_030:]])  # a quarter of a period is lost
+    assert np.abs(np.diff(cut_N))[17_990:18_010].max() < 0.2 * np.abs(np.diff(cut_N)).max()
+    assert seam_step(cut_N, [3000, 18_000], 24_000) > 10
+    faded_N, fade_N = cut_N.copy(), np.linspace(0, 1, 960)
+    faded_N[18_000:18_960] = (1 - fade_N) * wav_N[18_000:18_960] + fade_N * cut_N[18_000:18_960]
+    assert seam_step(faded_N, [3000, 18_000], 24_000) < 1.2
+    assert seam_step(wav_N[:1], [], 24_000) == seam_step(np.zeros(99), [50], 24_000) == 0
+    assert seam_step(np.repeat([0.0, 2**-13], 500), [500], 24_000) == 4, "in silence, by the steps of 16 bits"
