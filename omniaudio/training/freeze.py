@@ -83,15 +83,21 @@ def frozen_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def frozen_digests(module: nn.Module) -> dict[str, str]:
-    """Name -> hash of the bytes of every frozen tensor; with pieces elsewhere (ZeRO 3) every rank calls it."""
-    state = sorted(frozen_state(module).items())
-    digests = {name: _tensor_digest(tensor) for name, tensor in state}
-    sharded = [name for name, tensor in state if hasattr(tensor, "ds_tensor")]
-    if sharded:
-        pieces: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(pieces, {name: digests[name] for name in sharded})
-        digests |= {name: _digest("".join(piece[name] for piece in pieces).encode()) for name in sharded}
-    return digests
+    """Name -> hash of the bytes of every frozen tensor; every process calls it, and all get the same.
+
+    The hash is of the whole tensor, also where ZeRO 3 has cut it: another number of processes finds the same one.
+    Where a process has other bytes than the first, it is one of what all have.
+    """
+    digests = {name: _tensor_digest(tensor) for name, tensor in sorted(frozen_state(module).items())}
+    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        return digests
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, digests)
+    everywhere = {name: [theirs[name] for theirs in found] for name in digests}
+    return {
+        name: values[0] if len(set(values)) == 1 else _digest("".join(values).encode())
+        for name, values in everywhere.items()
+    }
 
 
 class FreezeProof:
@@ -144,9 +150,11 @@ def _size(parameter: torch.Tensor) -> int:
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:
-    if hasattr(tensor, "ds_tensor"):  # under ZeRO 3: this rank's piece, which is padded at the end
-        piece, rank = tensor.ds_tensor, torch.distributed.get_rank()
-        tensor = piece.reshape(-1)[: max(0, _size(tensor) - rank * piece.numel())]
+    if hasattr(tensor, "ds_tensor"):  # under ZeRO 3: each process has a piece, the last ones are padded
+        piece = tensor.ds_tensor.detach().to(tensor.device).reshape(-1)
+        pieces = [torch.empty_like(piece) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(pieces, piece)
+        tensor = torch.cat(pieces)[: _size(tensor)]
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return _digest(raw.numpy().tobytes())
 

@@ -78,27 +78,27 @@ def test_a_tied_weight_is_found_under_both_of_its_names():
     assert lr_factors(module, {"head.*": 0.5})[module["embed"].weight] == 0.5
 
 
-def test_pieces_of_other_ranks_count(monkeypatch):
-    """ZeRO 3 leaves each rank a piece; the hash is one of all pieces, so that none can move unseen."""
-    module = nn.Linear(2, 2).requires_grad_(False)
-    module.weight.ds_numel, module.weight.ds_tensor = (
-        7,
-        torch.ones(4),
-    )  # of the second of two ranks: 3 and padding
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    elsewhere = ["a"]
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+def test_what_another_rank_has_counts(monkeypatch):
+    """A tensor that is the same everywhere has the hash of one process, under ZeRO 3 from the pieces of all ranks."""
+    module = nn.Linear(2, 3).requires_grad_(False)
+    alone = frozen_digests(module)
+    theirs = {**alone}
+    second = torch.cat([module.weight.flatten()[4:], torch.zeros(2)])  # 2 of 6 numbers, and padding
+    distributed = torch.distributed
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(
-        torch.distributed,
-        "all_gather_object",
-        lambda pieces, own: pieces.__setitem__(slice(None), [own, {"weight": elsewhere[0]}]),
+        distributed, "all_gather_object", lambda found, own: found.__setitem__(slice(None), [own, theirs])
     )
-    first = frozen_digests(module)
-    module.weight.ds_tensor[3] = 5.0
-    assert frozen_digests(module) == first, "padding does not count"
-    module.weight.ds_tensor[2] = 5.0
-    assert frozen_digests(module) != first
-    module.weight.ds_tensor[2] = 1.0
-    elsewhere[0] = "b"
-    second = frozen_digests(module)
-    assert second["weight"] != first["weight"] and second["bias"] == first["bias"]
+    monkeypatch.setattr(
+        distributed, "all_gather", lambda found, own: found.__setitem__(slice(None), [own, second])
+    )
+    assert frozen_digests(module) == alone
+    module.weight.ds_numel, module.weight.ds_tensor = 6, module.weight.flatten()[:4].clone()
+    assert frozen_digests(module) == alone
+    second[3] = 5.0
+    assert frozen_digests(module) == alone, "padding does not count"
+    second[1] = 5.0
+    assert frozen_digests(module)["weight"] != alone["weight"]
+    theirs["bias"] = "other"
+    assert frozen_digests(module)["bias"] != alone["bias"]
