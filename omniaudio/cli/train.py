@@ -58,7 +58,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     from omniaudio.training.loggers import JsonLinesLogger, make_trackers
     from omniaudio.training.preemption import Preemption
     from omniaudio.training.recovery import Return, StepWatch
-    from omniaudio.training.strategies import check_processes
+    from omniaudio.training.zero_files import check_checkpoint
 
     config = with_accumulate(config, run.log if is_main_process() else None)
     set_threads(config["num_threads"], config["devices"])
@@ -83,6 +83,8 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         val_every_steps=config["val_every_steps"],
     )
     newest = checkpoints.newest(clean=is_main_process())
+    if newest is not None:
+        check_checkpoint(newest, config["strategy"])
     step = int(newest.stem.split("-")[1]) if newest is not None else 0
     metrics = JsonLinesLogger(run.folder / "metrics.jsonl", lambda: task.batches_seen // task.accumulate)
     proof = Proof(FreezeProof(run.folder / "freeze.json"), run, resumed=newest is not None)
@@ -104,8 +106,6 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         metrics.cut_after(step)
         if step:
             run.log(f"going on from step {step} of {config['max_steps']}")
-    if zero and newest is not None:
-        check_processes(newest, config["devices"] * config["num_nodes"])
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
     save(run.folder / "final")
 

@@ -387,8 +387,7 @@ class Task(LightningModule):
         if not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
-        parts = {f"grad_norm/part/{name}": part for name, part in norms_of_parts(self).items()}
-        self.log_stats({"grad_norm": norm, **parts})
+        self.log_stats({"grad_norm": norm, **self._part_norms()})
         values = self._values(float(norm))
         if fault := self.watch.fault(values):
             optimizer.zero_grad(set_to_none=True)
@@ -400,6 +399,9 @@ class Task(LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(loss)
         return {"gradient": norm, "loss": float(loss)}
+
+    def _part_norms(self, sharded: bool = False) -> dict[str, Tensor]:
+        return {f"grad_norm/part/{name}": norm for name, norm in norms_of_parts(self, sharded).items()}
 
     def count_step(self, values: Mapping[str, float], fault: str) -> None:
         """Count a step; say which samples were in one that was skipped."""
@@ -424,6 +426,7 @@ class Task(LightningModule):
         def fault(norm: float) -> str:
             self._values_seen = self._values(norm)
             self._fault_seen = self.watch.fault(self._values_seen)
+            self.log_stats(self._part_norms(sharded=True))
             return self._fault_seen
 
         if self._watched is not optimizer:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from omniaudio.errors import UserError
+from omniaudio.training.strategies import gradient_piece
 from omniaudio.types import is_sharded
 
 MIN_NORM = 1e-12
@@ -94,13 +95,25 @@ class GradientBalance:
         return parameters
 
 
-def norms_of_parts(module: nn.Module) -> dict[str, Tensor]:
-    """Norm of the gradients of each part: the children of the module's children, ``lm.backbone`` and so on."""
+def norms_of_parts(module: nn.Module, sharded: bool = False) -> dict[str, Tensor]:
+    """Norm of the gradients of each part: the children of the module's children, ``lm.backbone`` and so on.
+
+    Args:
+        sharded: under ZeRO, where every rank holds pieces of them: all ranks ask.
+    """
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
-    return {name: nn.utils.get_total_norm(grads) for name, grads in parts.items()}
+        gradient = gradient_piece(parameter) if sharded else parameter.grad
+        if parameter.requires_grad and (sharded or gradient is not None):  # the same parts on all ranks
+            pieces = parts.setdefault(".".join(name.split(".")[:2]), [])
+            pieces.extend([] if gradient is None else [gradient])
+    norms = [nn.utils.get_total_norm(pieces) for pieces in parts.values()]
+    if sharded and norms:
+        device = next(module.parameters()).device
+        squares = torch.stack([norm.to(device) for norm in norms]).float().square()
+        distributed.all_reduce(squares)
+        norms = list(squares.sqrt())
+    return dict(zip(parts, norms, strict=True))
 
 
 def _global_norm(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> float:

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import nn
 
 from omniaudio.errors import UserError
+from omniaudio.training.zero_files import Reshard, load_without_code, num_processes
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -50,43 +51,25 @@ class ZeroStrategy(DeepSpeedStrategy):
         self._init_deepspeed_distributed()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        self.deepspeed_engine.checkpoint_engine.load = load_without_code
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        engine, folder = self.deepspeed_engine, Path(checkpoint_path)
+        engine.checkpoint_engine.load = load_without_code
+        if num_processes(folder) in (0, self.world_size):
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        optimizer = engine.optimizer
+        groups = (
+            optimizer.fp32_partitioned_groups_flat
+            if self.zero_stage_3
+            else optimizer.single_partition_of_fp32_groups
+        )
+        files = Reshard(folder, self.global_rank, self.world_size, [group.numel() for group in groups])
+        engine.checkpoint_engine.load, engine._get_all_ckpt_names = files.load, files.model_files
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            del engine._get_all_ckpt_names  # a later checkpoint is this training's own
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
-
-
-def load_without_code(path: str, map_location: Any = None) -> Any:
-    """A file of a DeepSpeed checkpoint; DeepSpeed's own reader would run whatever a pickle holds.
-
-    Raises:
-        UserError: it holds more than tensors, plain values and the few classes that DeepSpeed writes.
-    """
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:  # torch has no name of its own for what it refuses
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path}: not a checkpoint of this training ({reason})") from error
-
-
-def check_processes(checkpoint: Path, processes: int) -> None:
-    """DeepSpeed's checkpoints hold a piece of the optimizer for every process.
-
-    Raises:
-        UserError: this one was written by another number of processes.
-    """
-    found = len(list(checkpoint.rglob("*zero_pp_rank_*_optim_states.pt")))
-    if found and found != processes:
-        raise UserError(
-            f"{checkpoint}: written by {found} processes under ZeRO, which goes on with as many, not with {processes}; "
-            f"set devices x num_nodes to {found}, or train anew under another tag"
-        )
 
 
 def make_strategy(name: str, offload: bool = False) -> Strategy | str:
@@ -94,7 +77,14 @@ def make_strategy(name: str, offload: bool = False) -> Strategy | str:
 
     Args:
         offload: keep optimizer state (and ZeRO 3 parameters) in host memory.
+
+    Raises:
+        UserError: another name, or ``offload`` outside of ZeRO.
     """
+    if offload and not name.startswith("zero"):
+        raise UserError(
+            f"offload=true: strategy={name} has nothing to move; allowed with zero1, zero2, zero3"
+        )
     if name == "single":
         return "auto"
     if name == "ddp":
@@ -111,6 +101,18 @@ def make_strategy(name: str, offload: bool = False) -> Strategy | str:
         strategy.config["zero_force_ds_cpu_optimizer"] = False
         return strategy
     raise UserError(f"strategy={name!r}: allowed are single, ddp, zero1, zero2, zero3")
+
+
+def gradient_piece(parameter: Any) -> torch.Tensor | None:
+    """What this rank holds of a gradient under ZeRO, between the backward pass and the step; None if it is nothing."""
+    if not parameter.requires_grad:
+        return None
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_local_grad
+
+        return safe_get_local_grad(parameter)
+    held = getattr(parameter, "_hp_mapping", None)
+    return None if held is None else held.get_lp_grad_fragment(parameter._index_in_param_group)
 
 
 def gathered_state(module: nn.Module) -> dict[str, torch.Tensor]:
