@@ -88,15 +88,14 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str)
     ]
     if problems:
         raise UserError(f"{where} does not fit the configured module: {'; '.join(sorted(problems)[:8])}")
-    sharded = [tensor for tensor in ours.values() if hasattr(tensor, "ds_id")]
-    if sharded:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
-            for name, tensor in ours.items():
-                tensor.copy_(state[name])
-    else:
+    if not any(hasattr(tensor, "ds_id") for tensor in ours.values()):
         module.load_state_dict(state)
+        return
+    import deepspeed
+
+    for name, tensor in ours.items():  # one by one: no device need hold the whole module
+        with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0), torch.no_grad():
+            tensor.copy_(state[name])
 
 
 def milestone_name(step: int) -> str:

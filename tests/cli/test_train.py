@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,23 @@ def last_step(metrics: Path) -> int:
         return 0
 
 
+@pytest.fixture(scope="module")
+def one_process(
+    tiny_chain: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Stage -> folder of its training by one process, made once."""
+
+    @functools.cache
+    def folder(stage: str) -> Path:
+        exp_dir = tmp_path_factory.mktemp("single")
+        link_earlier_stages(tiny_chain, exp_dir, stage)
+        command = [*COMMAND, *train_words(stage, tiny_data, exp_dir, *FEW_STEPS)]
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+        return exp_dir / stage
+
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "words"),
@@ -60,7 +79,7 @@ def last_step(metrics: Path) -> int:
     ids=lambda value: value if isinstance(value, str) else "-".join(value).replace("strategy=", ""),
 )
 def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
-    tiny_chain, tiny_data, tmp_path, stage, words
+    tiny_chain, tiny_data, tmp_path, one_process, stage, words
 ):
     spread = "devices=2" in words
     steps, killed_at = (FEW_STEPS, 5) if spread else (STEPS, 11)
@@ -99,7 +118,7 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
         assert any(n.startswith("discriminator.") for n in first) and newest[0].name == newest[1].name
         assert all(first[name].equal(second[name]) for name in first)
     elif spread:
-        check_like_one_process(stage, tiny_chain, tiny_data, folders["unbroken"])
+        check_like_one_process(one_process(stage), folders["unbroken"])
 
 
 def test_a_milestone_is_the_part_as_it_was_after_its_step(tiny_data, tmp_path):
@@ -146,22 +165,47 @@ def test_a_run_goes_on_with_other_ranks_and_workers_as_if_unbroken(tiny_chain, t
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path):
+def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path, one_process):
     """Masks, replaced items, dropped books, restarts, averages, losses: none depends on who had which clip."""
     folder = tmp_path / "spread" / "tokenizer"
     link_earlier_stages(tiny_chain, tmp_path / "spread", "tokenizer")
     spread = ["strategy=ddp", "devices=2", *FEW_STEPS]
     words = train_words("tokenizer", tiny_data, tmp_path / "spread", *spread)
     subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
-    check_like_one_process("tokenizer", tiny_chain, tiny_data, folder)
+    check_like_one_process(one_process("tokenizer"), folder)
     found = [
-        load_file(path / "final/tokenizer/model.safetensors")
-        for path in (folder, tmp_path / "single/tokenizer")
+        load_file(path / "final/tokenizer/model.safetensors") for path in (folder, one_process("tokenizer"))
     ]
     books = [name for name in found[0] if name.endswith((".embed", ".unused_steps"))]
     assert len(books) == 16
     for name in books:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "processes"), [("zero1", (1, 2)), ("zero3", (2, 1))])
+def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
+    tiny_chain, tiny_data, tmp_path, one_process, strategy, processes
+):
+    """From the weights of the stage before; killed on the way, ended by another number of processes."""
+    folder = tmp_path / "moved" / "pretrain_stage2"
+    link_earlier_stages(tiny_chain, tmp_path / "moved", "pretrain_stage2")
+    silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for devices, killed_at in zip(processes, (5, None), strict=True):
+        words = [*FEW_STEPS, f"strategy={strategy}", f"devices={devices}"]
+        command = [*COMMAND, *train_words("pretrain_stage2", tiny_data, tmp_path / "moved", *words)]
+        process = subprocess.Popen(command, **silent, start_new_session=True)
+        while killed_at and last_step(folder / "metrics.jsonl") < killed_at:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.002)
+        if killed_at:
+            os.killpg(process.pid, signal.SIGKILL)
+        assert (process.wait(timeout=300) == 0) is (killed_at is None)
+    single = one_process("pretrain_stage2")
+    check_like_one_process(single, folder)
+    ours, theirs = (load_file(path / "final/lm/model.safetensors") for path in (folder, single))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow
@@ -183,7 +227,9 @@ def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path, str
 
 
 @pytest.mark.slow
-def test_under_torchrun_two_processes_make_the_run_of_one_in_one_folder(tiny_chain, tiny_data, tmp_path):
+def test_under_torchrun_two_processes_make_the_run_of_one_in_one_folder(
+    tiny_chain, tiny_data, tmp_path, one_process
+):
     stage, exp_dir = "pretrain_stage2", tmp_path / "spread"
     link_earlier_stages(tiny_chain, exp_dir, stage)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -195,7 +241,7 @@ def test_under_torchrun_two_processes_make_the_run_of_one_in_one_folder(tiny_cha
         capture_output=True,
         timeout=300,
     )
-    check_like_one_process(stage, tiny_chain, tiny_data, exp_dir / stage)
+    check_like_one_process(one_process(stage), exp_dir / stage)
     assert {path.name for path in exp_dir.iterdir()} == set(STAGES[: STAGES.index(stage) + 1])
     assert (exp_dir / stage / "log.txt").read_text().count(f"{exp_dir / stage / 'final' / 'lm'}") == 1
 
@@ -230,19 +276,16 @@ def test_a_limit_of_a_device_asks_for_more_batches_a_step():
         batches("device_batch=0")
 
 
-def check_like_one_process(stage: str, chain: Path, data: Path, folder: Path) -> None:
+def check_like_one_process(single: Path, folder: Path) -> None:
     """Same global steps; losses agree within what sums in another order may differ."""
-    exp_dir = folder.parent.parent / "single"
-    link_earlier_stages(chain, exp_dir, stage)
-    words = train_words(stage, data, exp_dir, *FEW_STEPS)
-    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
-    losses = {}
-    for name, path in (("single", exp_dir / stage), ("spread", folder)):
+    losses = []
+    for path in (folder, single):
         lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-        losses[name] = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert losses["spread"] == pytest.approx(losses["single"], rel=1e-4)
-    proof = json.loads((folder / "freeze.json").read_text())["frozen"]
-    assert proof and all(before == after for before, after in proof.values())
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    proofs = [json.loads((path / "freeze.json").read_text())["frozen"] for path in (folder, single)]
+    assert proofs[0] and all(before == after for before, after in proofs[0].values())
+    assert proofs[0] == proofs[1]
 
 
 @pytest.mark.parametrize(
