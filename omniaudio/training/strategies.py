@@ -105,14 +105,14 @@ def make_strategy(name: str, offload: bool = False) -> Strategy | str:
 
 def gradient_piece(parameter: Any) -> torch.Tensor | None:
     """What this rank holds of a gradient under ZeRO, between the backward pass and the step; None if it is nothing."""
-    if not parameter.requires_grad:
-        return None
-    if hasattr(parameter, "ds_id"):
+    piece: torch.Tensor | None = None
+    if hasattr(parameter, "ds_id") and parameter.requires_grad:
         from deepspeed.utils import safe_get_local_grad
 
-        return safe_get_local_grad(parameter)
-    held = getattr(parameter, "_hp_mapping", None)
-    return None if held is None else held.get_lp_grad_fragment(parameter._index_in_param_group)
+        piece = safe_get_local_grad(parameter)
+    elif getattr(parameter, "_hp_mapping", None) is not None:
+        piece = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+    return piece
 
 
 def gathered_state(module: nn.Module) -> dict[str, torch.Tensor]:

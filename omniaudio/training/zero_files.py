@@ -120,7 +120,9 @@ class Reshard:
             flat.append(self._piece([s[weights][i] for s in states], sizes, length))
             known = [s[moments]["state"][i] for s in states]
             state[i] = {  # the count of steps is a number, the same for all
-                name: self._piece([k[name] for k in known], sizes, length) if value.dim() else value
+                name: self._piece([k[name] for k in known], sizes, length)
+                if torch.is_tensor(value) and value.dim()
+                else value
                 for name, value in known[0].items()
             }
         whole = {**states[0], weights: flat, moments: {**states[0][moments], "state": state}}

@@ -160,7 +160,7 @@ def whole(folder: Path) -> dict[str, Any]:
 def fewer(folder: Path) -> dict[str, Any]:
     one = {"single": train(folder / "single", 1, "single")}
     return one | {
-        name: train(folder / f"{name}-fewer", 1, name, stop=4, since=step(folder, name, 2)) for name in ZERO
+        name: train(folder / f"{name}-fewer", 1, name, stop=5, since=step(folder, name, 2)) for name in ZERO
     }
 
 
