@@ -184,7 +184,7 @@ def fork(processes: int, work: Callable[[Path], dict[str, Any]], folder: Path) -
         if child:
             children.add(child)
             continue
-        signal.alarm(280)
+        signal.alarm(600)  # nobody waits longer
         os.environ.update(
             MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(processes)
         )
