@@ -36,8 +36,12 @@ class FlowTask(Task):
                 f"flow.hidden_rate_hz {self.flow.hidden_rate_hz}: the tokenizer's decoder has {rate_hz}"
             )
         timbre = self.flow.estimator.timbre
-        if timbre.prompt and self.accumulate > 1:  # what is shown, and so does not count, is drawn with the losses
-            raise UserError(f"accumulate={self.accumulate}: a flow with timbre.prompt=true needs accumulate=1")
+        if (
+            timbre.prompt and self.accumulate > 1
+        ):  # what is shown, and so does not count, is drawn with the losses
+            raise UserError(
+                f"accumulate={self.accumulate}: a flow with timbre.prompt=true needs accumulate=1"
+            )
         width, told = timbre.speaker_width, 2 * self.flow.mel_spec.num_mels
         if width not in (0, told):
             raise UserError(

@@ -52,8 +52,9 @@ def new_flow(hidden_rate_hz: float, slots: dict[str, Any]) -> FlowMatchingDecode
     return FlowMatchingDecoder(SPEC, prenet, estimator, hidden_rate_hz, mel_mean=-6.0, mel_std=2.0)
 
 
-def new_task(hidden_rate_hz: float = 50.0, **slots: Any) -> FlowTask:
+def new_task(hidden_rate_hz: float = 50.0, accumulate: int = 1, **slots: Any) -> FlowTask:
     task = FlowTask(
+        accumulate=accumulate,
         modules={"tokenizer": CodesAsHidden, "flow": partial(new_flow, hidden_rate_hz, slots)},
         loss_weights={"flow/mse": 1.0, "flow/prior": 1.0},
         optimizer=partial(torch.optim.AdamW, lr=0.001),
@@ -130,6 +131,9 @@ def test_slots_learn_and_the_speaker_is_told_by_the_mel_of_the_clip(monkeypatch)
         UserError, match="timbre.speaker_width 192: this training tells the mean and deviation of each"
     ):
         new_task(speaker_width=192)
+    with pytest.raises(UserError, match="accumulate=2: a flow with timbre.prompt=true needs accumulate=1"):
+        new_task(accumulate=2, prompt=True)
+    new_task(accumulate=2, speaker_width=8)
 
 
 def test_rates_must_agree() -> None:
