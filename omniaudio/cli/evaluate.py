@@ -62,8 +62,10 @@ def main(config: dict[str, Any]) -> None:
 
     check_measures(config["measures"])
     for name in ("batch_size", "num_clips", "num_asked"):
-        if config[name] < 1:
-            raise UserError(f"config {name}: {config[name]} must be at least 1")
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise UserError(f"config {name}: {config[name]} must be a whole number, at least 1")
+    if config["corpora"] is not None and not isinstance(config["corpora"], list):
+        raise UserError(f"config corpora: {config['corpora']} must be a list, such as [asterisk], or null")
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
         return
@@ -86,13 +88,13 @@ def main(config: dict[str, Any]) -> None:
         from omniaudio.files import write_whole
 
         set_threads(config["num_threads"])
+        command = command_of("evaluate", config)
         model: Any = omniaudio.load(model_dir, config["device"]) if exported else None
         rows, details = (
             measure(config, model, run.folder)
             if whole
             else ([*loss_rows(config), *text_rows(config, model)], {})
         )
-        command = command_of("evaluate", config)
         rows = [dataclasses.replace(row, command=row.command or command) for row in rows]
         record = {**details, "rows": [dataclasses.asdict(row) for row in rows]}
         write_whole(run.folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False))
@@ -405,14 +407,28 @@ def loss_rows(config: dict[str, Any]) -> list[Row]:
 
     rows = []
     for name in config["loss_stages"]:
-        names = (f"{key}={config[key]}" for key in ("scale", "data", "tag"))
-        command = " ".join([f"omniaudio train experiment={config['system']}/{name}", *names])
-        rows += held_out_rows(read_stage(Path(config["exp_dir"]) / name), command)
+        stage = read_stage(Path(config["exp_dir"]) / name)
+        rows += held_out_rows(stage, trained_by(config, name))
     return rows
 
 
+def trained_by(config: dict[str, Any], name: str) -> str:
+    """The command of a stage's training, with every word of its own config; of one that is older, its names."""
+    import yaml
+
+    words, path = [f"experiment={config['system']}/{name}"], Path(config["exp_dir"]) / name / "config.yaml"
+    if path.is_file():
+        try:
+            return command_of("train", yaml.safe_load(path.read_text("utf-8")), *words)
+        except (UserError, KeyError):
+            pass
+    return " ".join(
+        ["omniaudio train", *words, *(f"{key}={config[key]}" for key in ("scale", "data", "tag"))]
+    )
+
+
 def usual_export(config: dict[str, Any]) -> bool:
-    """Whether the export is that of the stages, not one in 8 bits or of other parts."""
+    """Whether the export stands where the recipe's does; elsewhere it may be one in 8 bits, or of other parts."""
     return Path(config["model_dir"]) == Path(config["exp_dir"]) / "export" / "model"
 
 

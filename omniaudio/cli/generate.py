@@ -216,7 +216,7 @@ def load(config: dict[str, Any]) -> SpokenLanguageModel:
 
 
 def with_sampling(
-    settings: DialogueSettings, sampling: Mapping[str, Mapping[str, float | None]]
+    settings: DialogueSettings, sampling: Mapping[str, Mapping[str, float | None] | None]
 ) -> DialogueSettings:
     """Settings with another sampling of ``text`` and ``audio``; what is None stays.
 
@@ -225,7 +225,7 @@ def with_sampling(
     """
     changed = {}
     for kind, values in sampling.items():
-        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in (values or {}).items() if value is not None}
         try:
             changed[kind] = dataclasses.replace(getattr(settings, kind), **given)
         except UserError as error:

@@ -116,8 +116,8 @@ def only_data(overrides: Sequence[str]) -> bool:
     return bool(names & {"data", "data_dir"}) and "experiment" not in names
 
 
-def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved config of a verb: conf/<verb>.yaml with overrides.
+def compose(verb: str, overrides: Sequence[str], resolve: bool = True) -> dict[str, Any]:
+    """The config of a verb: conf/<verb>.yaml with overrides; ``resolve`` replaces what refers to another key.
 
     Raises:
         UserError: an unknown key or group, a wrong value, a value that is missing.
@@ -138,7 +138,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
             composed = hydra.compose(verb, overrides=[word for word in overrides if word not in names])
         for word in names:
             OmegaConf.update(composed, *word.split("=", 1), force_add=False)
-        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(composed, resolve=resolve, throw_on_missing=resolve)
     except (HydraException, OmegaConfBaseException) as error:
         parts = [str(e).strip() for e in (error, error.__cause__) if e is not None]
         message = " ".join(" ".join(part.split()) for part in dict.fromkeys(parts))

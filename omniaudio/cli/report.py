@@ -21,7 +21,7 @@ def main(config: dict[str, Any]) -> None:
     if not exp_dir.is_dir():
         raise UserError(f"{exp_dir} does not exist; check tag= (or exp_dir=), or run the recipe first")
     more = {name: what for name, what in config["more_stages"].items() if (exp_dir / name / STAMP).is_file()}
-    config = {**config, "stages": {**config["stages"], **more}}
+    config = {**config, "stages": {**config["stages"], **more}, "recipe": list(config["stages"])}
     inputs = [exp_dir / name for name in config["stages"] if (exp_dir / name / STAMP).is_file()]
     with stage(exp_dir / "report", config=config, inputs=inputs, keep_old=False) as run:
         if run.done:

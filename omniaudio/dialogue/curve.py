@@ -94,8 +94,8 @@ def check_curve(curve: Mapping[str, Any]) -> None:
         raise UserError(
             f"config curve.stages: {curve['stages']} is not a list of stages, such as [flow, vocoder]"
         )
-    if curve["num_clips"] < 1:
-        raise UserError(f"config curve.num_clips: {curve['num_clips']} must be at least 1")
+    if not isinstance(curve["num_clips"], int) or curve["num_clips"] < 1:
+        raise UserError(f"config curve.num_clips: {curve['num_clips']} must be a whole number, at least 1")
 
 
 def write_curve(config: Mapping[str, Any], stages: Sequence[Trained], command: str, run: Stage) -> None:

@@ -104,7 +104,8 @@ def write_page(experiment: Experiment) -> Path:
 
 def _header(experiment: Experiment) -> Page:
     config, stamp = experiment.config, experiment.newest()
-    seconds = sum(float(r.stamp.get("seconds", 0)) for r in experiment.stages.values())
+    recipe = config.get("recipe", experiment.stages)
+    seconds = sum(float(experiment.stages[name].stamp.get("seconds", 0)) for name in recipe)
     checks = read_json(Path(config["data_dir"]) / "checks.json")
     hours = sum(sum(split.values()) for split in checks.get("hours", {}).values())
     speech = f", {60 * hours:.0f} min of speech" if hours else ""
@@ -126,7 +127,9 @@ def _header(experiment: Experiment) -> Page:
     page.tiles = [
         html.tile(f"{seconds / 60:.0f} min", "from shards to this page"),
         html.tile(experiment.value("mel MAE"), "mel error with all books (log-mel, mean absolute)"),
-        html.tile(experiment.value("CER, codes → flow"), "CER of a judge on speech from codes"),
+        html.tile(
+            experiment.value("CER, codes → flow matching → vocoder"), "CER of a judge on speech from codes"
+        ),
         html.tile(experiment.value("CER, original"), "CER of the same judge on the recordings"),
         html.tile(experiment.value("CER of its own"), "CER of the model's own recognition"),
         html.tile(experiment.value("change"), "text perplexity after audio training"),

@@ -54,6 +54,7 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         least = {"chunk_frames": 0, "first_frames": 1, "context_frames": 1, "look_ahead_frames": 0}
+        least |= {"segment_frames": 1, "segment_context_frames": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"dialogue.stream.{name} {getattr(self, name)}: at least {low}")

@@ -33,6 +33,22 @@ def test_the_command_gives_the_config_again_in_few_words(words):
     assert sorted(again) == sorted([*NAMES, *words])
 
 
+def test_names_that_need_quotes_and_words_of_a_training():
+    config = compose("evaluate", [*NAMES, "exp_dir='/Röhr, (old)/it\\'s'", "texts='a=b,c.txt'"])
+    assert config["exp_dir"] == "/Röhr, (old)/it's"
+    _, verb, *again = shlex.split(command_of("evaluate", config))
+    assert compose(verb, again) == config
+    words = [
+        "experiment=baichuan_audio/pretrain_stage2",
+        "lm.deep_frame_share=0.5",
+        "mixture.pretrain.weights.text=0",
+    ]
+    command = command_of("train", compose("train", [*words, *NAMES[1:]]), words[0])
+    assert shlex.split(command)[2:] == [words[0], *NAMES[1:], *shlex.split(command)[6:]]
+    assert compose("train", shlex.split(command)[2:]) == compose("train", [*words, *NAMES[1:]])
+    assert "lm.deep_frame_share=0.5" in command and "optim" not in command
+
+
 def test_what_is_taken_away_and_switched_is_said_too():
     config = compose("export", [*NAMES, "int8=true", "dialogue.stream.vocoder_look_ahead=8"])
     assert command_of("export", config).endswith("tag=t int8=true dialogue.stream.vocoder_look_ahead=8")

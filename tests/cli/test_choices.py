@@ -28,8 +28,8 @@ def offered() -> list[tuple[str, str]]:
             for words in re.findall("`([^`]+)`", cell)
             if "[...]" not in words
         ]
-    shares = re.findall(r"`(mixture\.\w+\.corpora=[^`.]+)`", README)
-    assert shares
+    shares = re.findall(r"`('?mixture\.\w+\.corpora=[^`.]+)`", README)
+    assert shares and not re.findall(r"`[^`']*=\{[^`]*`", README), "a shell takes braces apart: quote them"
     return found + [("pretrain_stage1", words) for words in shares]
 
 
