@@ -75,7 +75,7 @@ def test_steps_of_flow_matching_are_numbers(exported, composed):
 
 
 def test_no_clip_at_once_is_refused(composed):
-    with pytest.raises(UserError, match="config batch_size: 0 must be at least 1"):
+    with pytest.raises(UserError, match="config batch_size: 0 must be a whole number, at least 1"):
         evaluate.main(composed("evaluate", *FEW, "batch_size=0"))
 
 

@@ -162,7 +162,7 @@ def test_loss_at_a_step_is_the_mean_of_the_tenth_before():
     [
         ({"stages": []}, r"config curve.stages: \[\] is not a list of stages"),
         ({"stages": "flow"}, "config curve.stages: flow is not a list of stages"),
-        ({"num_clips": 0}, "config curve.num_clips: 0 must be at least 1"),
+        ({"num_clips": 0}, "config curve.num_clips: 0 must be a whole number, at least 1"),
         ({"measures": ["beauty"]}, r"config measures: \['beauty'\]"),
     ],
 )
