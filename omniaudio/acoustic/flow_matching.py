@@ -334,7 +334,9 @@ class FlowMatchingDecoder(nn.Module):
         valid = valid_BT.repeat(branches, 1)
         keep = torch.arange(len(seen), device=seen.device) < len(condition)
         turn = iter(pasts)
-        straight = condition[:, -noise.shape[1] :] - (1 - self.sigma_min) * noise
+        straight = (
+            None if known_BT is None else condition[:, -noise.shape[1] :] - (1 - self.sigma_min) * noise
+        )
 
         def velocity(time: Tensor, x: Tensor) -> Tensor:
             time_B = time.to(x).expand(len(seen))
@@ -342,7 +344,9 @@ class FlowMatchingDecoder(nn.Module):
             if guidance:
                 shown, free = out.chunk(2)
                 out = (1 + guidance) * shown - guidance * free
-            return out if known_BT is None else torch.where(known_BT[:, None], straight, out)
+            if known_BT is None or straight is None:
+                return out
+            return torch.where(known_BT[:, None], straight, out)
 
         path: Tensor = odeint(velocity, noise, times, method=SOLVERS[solver])
         return path[-1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from omniaudio.errors import UserError
 
 NAMES = ("system", "scale", "data", "tag")
 """Words that every command has; the experiment of a training names its system."""
@@ -31,6 +34,24 @@ def command_of(verb: str, config: Mapping[str, Any], *words: str) -> str:
         given = {key: config[key] for key in keys if key in config}
         said += changed(usual, given, raw if own else {})
     return " ".join(["omniaudio", verb, *map(shlex.quote, said)])
+
+
+def trained_by(config: Mapping[str, Any], name: str) -> str:
+    """The command of a stage's training, with every word of its own config.yaml; of an older one, its names.
+
+    Args:
+        config: of another verb of the same run.
+        name: of the stage.
+    """
+    import yaml
+
+    words, path = [f"experiment={config['system']}/{name}"], Path(config["exp_dir"]) / name / "config.yaml"
+    if path.is_file():
+        try:
+            return command_of("train", yaml.safe_load(path.read_text("utf-8")), *words)
+        except (UserError, KeyError):
+            pass
+    return " ".join(["omniaudio train", *words, *(f"{key}={config[key]}" for key in NAMES[1:])])
 
 
 def changed(

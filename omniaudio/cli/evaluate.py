@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omniaudio.cli.again import command_of
+from omniaudio.cli.again import command_of, trained_by
 from omniaudio.cli.export import made_by
 from omniaudio.errors import UserError
 from omniaudio.stage import stage
@@ -51,21 +51,7 @@ TASKS = ("all", "tokenizer", "text", "curve")
 
 def main(config: dict[str, Any]) -> None:
     """Measure everything, unless it is done."""
-    if config["task"] not in TASKS:
-        raise UserError(f"config task: {config['task']!r} is not one of {', '.join(TASKS)}")
-    for name in ("flow_steps", "stream_chunks"):
-        if not isinstance(config[name], list) or not all(
-            isinstance(num, int) and num > 0 for num in config[name]
-        ):
-            raise UserError(f"config {name}: {config[name]} is not a list of whole numbers, each at least 1")
-    from omniaudio.metrics.quality import check_measures
-
-    check_measures(config["measures"])
-    for name in ("batch_size", "num_clips", "num_asked"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise UserError(f"config {name}: {config[name]} must be a whole number, at least 1")
-    if config["corpora"] is not None and not isinstance(config["corpora"], list):
-        raise UserError(f"config corpora: {config['corpora']} must be a list, such as [asterisk], or null")
+    check_words(config)
     if config["task"] == "tokenizer":
         evaluate_tokenizer(config)
         return
@@ -111,6 +97,25 @@ def main(config: dict[str, Any]) -> None:
             )
         print_table(rows)
         run.log(f"{run.folder / RESULTS}: {len(rows)} rows")
+
+
+def check_words(config: dict[str, Any]) -> None:
+    """Numbers and lists that mean something, or a UserError."""
+    if config["task"] not in TASKS:
+        raise UserError(f"config task: {config['task']!r} is not one of {', '.join(TASKS)}")
+    for name in ("flow_steps", "stream_chunks"):
+        if not isinstance(config[name], list) or not all(
+            isinstance(num, int) and num > 0 for num in config[name]
+        ):
+            raise UserError(f"config {name}: {config[name]} is not a list of whole numbers, each at least 1")
+    from omniaudio.metrics.quality import check_measures
+
+    check_measures(config["measures"])
+    for name in ("batch_size", "num_clips", "num_asked"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise UserError(f"config {name}: {config[name]} must be a whole number, at least 1")
+    if config["corpora"] is not None and not isinstance(config["corpora"], list):
+        raise UserError(f"config corpora: {config['corpora']} must be a list, such as [asterisk], or null")
 
 
 def evaluate_tokenizer(config: dict[str, Any]) -> None:
@@ -410,21 +415,6 @@ def loss_rows(config: dict[str, Any]) -> list[Row]:
         stage = read_stage(Path(config["exp_dir"]) / name)
         rows += held_out_rows(stage, trained_by(config, name))
     return rows
-
-
-def trained_by(config: dict[str, Any], name: str) -> str:
-    """The command of a stage's training, with every word of its own config; of one that is older, its names."""
-    import yaml
-
-    words, path = [f"experiment={config['system']}/{name}"], Path(config["exp_dir"]) / name / "config.yaml"
-    if path.is_file():
-        try:
-            return command_of("train", yaml.safe_load(path.read_text("utf-8")), *words)
-        except (UserError, KeyError):
-            pass
-    return " ".join(
-        ["omniaudio train", *words, *(f"{key}={config[key]}" for key in ("scale", "data", "tag"))]
-    )
 
 
 def usual_export(config: dict[str, Any]) -> bool:

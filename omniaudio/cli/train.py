@@ -111,7 +111,9 @@ def fit(config: dict[str, Any], run: Stage) -> None:
 
 
 def with_accumulate(config: dict[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """The config with as many batches a step as keep each within ``device_batch``, and no fewer than it says.
+    """The config with so many batches a step that they hold ``device_batch`` on average, and no fewer than it says.
+
+    A document or clip that is longer by itself is not cut (``omniaudio plan`` counts the largest).
 
     Args:
         tell: hears of it when they are more.
@@ -122,8 +124,8 @@ def with_accumulate(config: dict[str, Any], tell: Callable[[str], None] | None =
     most, plan = config["device_batch"], config["schedule"][config["stage"]]
     if most is None:
         return config
-    if most <= 0:
-        raise UserError(f"device_batch={most}: must be positive, or null for no limit")
+    if isinstance(most, bool) or not isinstance(most, int | float) or most <= 0:
+        raise UserError(f"device_batch={most}: must be a positive number, or null for no limit")
     size = plan["tokens_per_step" if "tokens_per_step" in plan else "batch_sec"]
     parts = math.ceil(size / (most * config["devices"] * config["num_nodes"]))
     if parts <= config["accumulate"]:

@@ -59,10 +59,13 @@ class StepData(LightningDataModule):
         if task.memo is not None:
             source.plan.recall(task.memo)
         self._source = source
-        return self._loader(source, start, self.max_steps * accumulate, accumulate)
+        loader = self._loader(source, start, self.max_steps * accumulate, accumulate)
+        return loader if accumulate == 1 else WholeSteps(loader, accumulate)
 
     def val_dataloader(self) -> Any:
-        return self._loader(self._make_val(), 0, self.val_steps, 1)
+        assert self.trainer is not None
+        accumulate = self.trainer.accumulate_grad_batches  # batches that are too large to learn from are so to look at
+        return self._loader(self._make_val(), 0, self.val_steps * accumulate, accumulate)
 
     def _loader(self, source: StepSource, start: int, stop: int, accumulate: int) -> Any:
         assert self.trainer is not None
@@ -71,10 +74,9 @@ class StepData(LightningDataModule):
         stream = StepStream(
             source, start, stop, self.trainer.global_rank, self.trainer.world_size, accumulate
         )
-        loader = DataLoader(
+        return DataLoader(
             stream, batch_size=None, num_workers=self.num_workers, worker_init_fn=leave_signals_to_the_trainer
         )
-        return loader if accumulate == 1 else WholeSteps(loader, accumulate)
 
 
 class WholeSteps:

@@ -17,6 +17,7 @@ import numpy as np
 
 from omniaudio.data.planning import ChapteredPlan, Lengths, ShuffledWindows, State, largest_first
 from omniaudio.errors import UserError
+from omniaudio.stage import is_main_process
 
 CHAPTER_TOKENS = 1 << 17
 FILLED = (
@@ -65,10 +66,11 @@ class Mixture:
 
         Args:
             occurs: whether a corpus has clips for a kind.
-            all_named: False lets corpora be named that have no clips: held-out splits need not have all.
+            all_named: False leaves out kinds, and lets corpora be named, that have no clips: held-out splits need not
+                have all.
         """
         points = corpus_points(self.corpora, "mixture.corpora")
-        absent = self._absent(occurs, list(points) or [""], told=all_named)
+        absent = self._absent(occurs, list(points) or [""], all_named)
         weights = {kind: weight for kind, weight in self.weights.items() if kind not in absent}
         if not points:
             return weights
@@ -97,11 +99,14 @@ class Mixture:
             )
         return streams
 
-    def _absent(self, occurs: Callable[[str, str], bool], corpora: Sequence[str], told: bool) -> set[str]:
-        """Optional kinds with a weight that none of the corpora (``""``: of all there are) has clips for."""
-        weighty = (kind for kind in self.optional if max(_points(kind, self.weights[kind])[1]))
+    def _absent(
+        self, occurs: Callable[[str, str], bool], corpora: Sequence[str], all_named: bool
+    ) -> set[str]:
+        """Kinds with a weight that may be left out, and that none of the corpora (``""``: of all) has clips for."""
+        kinds = self.optional if all_named else set(self.weights) - {"text"}
+        weighty = (kind for kind in kinds if max(_points(kind, self.weights[kind])[1]))
         absent = {kind for kind in weighty if not any(occurs(kind, corpus) for corpus in corpora)}
-        for kind in sorted(absent) if told else []:
+        for kind in sorted(absent) if all_named and is_main_process() else []:
             print(f"mixture: no clip has what {kind} needs; its share goes to the other kinds", flush=True)
         return absent
 

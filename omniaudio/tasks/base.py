@@ -119,7 +119,9 @@ class Task(LightningModule):
             batch: as it was read, not yet on the device.
             number: of the batch in the training, what ``batches_seen`` is going to be.
         """
-        raise NotImplementedError
+        raise UserError(
+            f"accumulate={self.accumulate}: {type(self).__name__} has no ``counted``; use accumulate=1"
+        )
 
     # -- building and freezing
 
@@ -368,7 +370,7 @@ class Task(LightningModule):
             told = self.memo["told"] if self.memo is not None else {}
             values = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
             for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=step)
+                logger.log_metrics(values, step=step - 1)  # Lightning's clock: the first step is 0
 
     def _log(self, values: dict[str, Tensor], sync: bool, weight: int = 1) -> None:
         # Synced values are means over all ranks' samples already: every batch counts alike on every rank.
@@ -387,7 +389,7 @@ class Task(LightningModule):
         if not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.log_stats({"grad_norm": norm, **self._part_norms()})
+        self.log_stats({"grad_norm": norm, **norms_of_parts(self)})
         values = self._values(float(norm))
         if fault := self.watch.fault(values):
             optimizer.zero_grad(set_to_none=True)
@@ -399,9 +401,6 @@ class Task(LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(loss)
         return {"gradient": norm, "loss": float(loss)}
-
-    def _part_norms(self, sharded: bool = False) -> dict[str, Tensor]:
-        return {f"grad_norm/part/{name}": norm for name, norm in norms_of_parts(self, sharded).items()}
 
     def count_step(self, values: Mapping[str, float], fault: str) -> None:
         """Count a step; say which samples were in one that was skipped."""
@@ -426,15 +425,16 @@ class Task(LightningModule):
         def fault(norm: float) -> str:
             self._values_seen = self._values(norm)
             self._fault_seen = self.watch.fault(self._values_seen)
-            self.log_stats(self._part_norms(sharded=True))
+            if (
+                self.batches_seen // self.accumulate % self.trainer.log_every_n_steps == 0
+            ):  # copies on the device
+                self.log_stats(norms_of_parts(self, sharded=True))
             return self._fault_seen
 
         if self._watched is not optimizer:
-            self._watched = optimizer
+            self._watched, name = optimizer, type(optimizer).__name__
             if not watch_engine(optimizer, fault):
-                self.tell(
-                    f"{type(optimizer).__name__} of DeepSpeed: of the bad steps only the non-finite are skipped"
-                )
+                self.tell(f"{name} of DeepSpeed: of the bad steps only the non-finite are skipped")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

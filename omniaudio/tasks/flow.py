@@ -36,9 +36,8 @@ class FlowTask(Task):
                 f"flow.hidden_rate_hz {self.flow.hidden_rate_hz}: the tokenizer's decoder has {rate_hz}"
             )
         timbre = self.flow.estimator.timbre
-        if (
-            timbre.prompt and self.accumulate > 1
-        ):  # what is shown, and so does not count, is drawn with the losses
+        # What is shown of an item does not count, and is drawn with the losses.
+        if timbre.prompt and self.accumulate > 1:
             raise UserError(
                 f"accumulate={self.accumulate}: a flow with timbre.prompt=true needs accumulate=1"
             )

@@ -96,7 +96,7 @@ class GradientBalance:
 
 
 def norms_of_parts(module: nn.Module, sharded: bool = False) -> dict[str, Tensor]:
-    """Norm of the gradients of each part: the children of the module's children, ``lm.backbone`` and so on.
+    """Norm of the gradients of each part, the children of the module's children: ``grad_norm/part/lm.backbone``, ...
 
     Args:
         sharded: under ZeRO, where every rank holds pieces of them: all ranks ask.
@@ -105,7 +105,7 @@ def norms_of_parts(module: nn.Module, sharded: bool = False) -> dict[str, Tensor
     for name, parameter in module.named_parameters():
         gradient = gradient_piece(parameter) if sharded else parameter.grad
         if parameter.requires_grad and (sharded or gradient is not None):  # the same parts on all ranks
-            pieces = parts.setdefault(".".join(name.split(".")[:2]), [])
+            pieces = parts.setdefault("grad_norm/part/" + ".".join(name.split(".")[:2]), [])
             pieces.extend([] if gradient is None else [gradient])
     norms = [nn.utils.get_total_norm(pieces) for pieces in parts.values()]
     if sharded and norms:

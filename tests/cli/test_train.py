@@ -272,7 +272,7 @@ def test_a_limit_of_a_device_asks_for_more_batches_a_step():
     assert batches("devices=8", "accumulate=40") == 40, "at least"
     assert batches("device_batch=null") == batches("device_batch=null", "devices=8") == 1
     assert batches("scale=tiny", "devices=2") == 1
-    with pytest.raises(UserError, match="device_batch=0: must be positive, or null for no limit"):
+    with pytest.raises(UserError, match="device_batch=0: must be a positive number, or null for no limit"):
         batches("device_batch=0")
 
 

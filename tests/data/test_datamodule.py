@@ -33,9 +33,12 @@ def loaded(batches_seen: int, memo: dict | None = None, **settings: int) -> list
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         lightning_module=SimpleNamespace(batches_seen=batches_seen, memo=memo), **settings
     )
-    assert [batch.place for batch in data.val_dataloader()] == [
-        (step, settings["global_rank"], settings["world_size"]) for step in (0, 1)
-    ]
+    accumulate, world = settings["accumulate_grad_batches"], settings["world_size"]
+    held_out = list(data.val_dataloader())
+    assert [batch.place for batch in held_out] == [
+        (step, i * world + settings["global_rank"], world * accumulate) for step in (0, 1) for i in range(accumulate)
+    ], "in batches as small as those of the training"
+    assert not any(batch.later for batch in held_out)
     return list(data.train_dataloader())
 
 
