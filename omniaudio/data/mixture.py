@@ -70,7 +70,7 @@ class Mixture:
                 have all.
         """
         points = corpus_points(self.corpora, "mixture.corpora")
-        absent = self._absent(occurs, list(points) or [""], all_named)
+        absent = self._absent(occurs, (all_named and list(points)) or [""], all_named)
         weights = {kind: weight for kind, weight in self.weights.items() if kind not in absent}
         if not points:
             return weights
@@ -102,7 +102,7 @@ class Mixture:
     def _absent(
         self, occurs: Callable[[str, str], bool], corpora: Sequence[str], all_named: bool
     ) -> set[str]:
-        """Kinds with a weight that may be left out, and that none of the corpora (``""``: of all) has clips for."""
+        """Kinds with a weight that may be left out and that none of the corpora (``""``: of all there are) has."""
         kinds = self.optional if all_named else set(self.weights) - {"text"}
         weighty = (kind for kind in kinds if max(_points(kind, self.weights[kind])[1]))
         absent = {kind for kind in weighty if not any(occurs(kind, corpus) for corpus in corpora)}

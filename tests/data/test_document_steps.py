@@ -90,6 +90,12 @@ def test_corpora_have_their_shares_in_every_kind_that_they_can_give(folder):
             steps(folder, corpora=corpora)
 
 
+def test_a_held_out_split_needs_no_kind_that_it_has_no_clips_for(folder):
+    mixture = Mixture(weights={"asr": 2, "s2tt": 1, "tts": 0, "text": 1})
+    assert mixture.streams(lambda kind, _: kind == "asr", all_named=False) == {"asr": 2, "tts": 0, "text": 1}
+    assert "s2tt" in mixture.streams(lambda kind, _: kind == "asr"), "of a training it is an error, later"
+
+
 def test_an_optional_kind_that_no_clip_has_is_left_out_and_told(folder, capsys):
     weights = {"asr": 1, "aqa": 1, "s2tt": 1}
     with pytest.raises(UserError, match="s2tt"):
