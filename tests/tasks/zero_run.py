@@ -57,6 +57,9 @@ class EvenTask(PointTask):
         error_BD = (self.net(batch.x_BD) + self.frozen(batch.x_BD) - batch.x_BD) ** 2
         return {"mse": LossTerm(error_BD.sum(), error_BD.numel())}
 
+    def counted(self, batch: Points, number: int) -> dict[str, float]:
+        return {"mse": batch.x_BD.numel()}
+
 
 def linear(optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 - step / (num_training_steps + 1))
