@@ -83,7 +83,8 @@ def make_trainer(
         accelerator="cpu", devices=processes, strategy=make_strategy(strategy, offload), max_epochs=1, logger=False,
         plugins=[] if strategy in ZERO else [SafeCheckpointIO()],
         precision="32-true", enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        num_sanity_val_steps=0, limit_val_batches=0, use_distributed_sampler=False, default_root_dir=folder, **settings,
+        num_sanity_val_steps=0, limit_val_batches=0, use_distributed_sampler=False, default_root_dir=folder,
+        log_every_n_steps=1, **settings,
     )  # fmt: skip
 
 
