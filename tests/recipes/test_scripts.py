@@ -267,10 +267,15 @@ def test_commands_of_the_results_begin_from_what_those_before_them_made(results:
         if not (tag := next((word.removeprefix("tag=") for word in words if word.startswith("tag=")), None)):
             continue
         config = compose(verb, words)
-        named = [*config["inputs"], *config["init"].values()] if verb == "train" else [config["tokenizer"]]
-        named += [config["text_tokenizer"]] if verb == "evaluate" else []
+        if verb == "train":
+            named = [*config["inputs"], *config["init"].values()]
+        elif verb == "export":
+            named = [*config["parts"].values(), config["text_tokenizer"]]
+        else:
+            named = [config["model_dir" if config.get("task") == "all" else "tokenizer"]]
+            named += [config["text_tokenizer"]] if verb == "evaluate" else []
         needed = {"/".join(path.split("/")[:3]) for path in named if path.startswith(f"exp/{tag}/")}
         assert needed <= made, f"{line}: nothing above makes {sorted(needed - made)}"
-        made.add(f"exp/{tag}/{config['stage'] if verb == 'train' else 'codes'}")
+        made.add(f"exp/{tag}/{ {'train': config.get('stage'), 'export': 'export'}.get(verb, 'codes') }")
         checked += 1
     assert checked
