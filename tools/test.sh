@@ -39,11 +39,15 @@ check_shell() { shell_files | xargs shellcheck -x; }
 
 # pytest, and proof that tests ran: all skipped is a failure too.
 run_tests() {
-  local output
+  local output code=0
   output=$(mktemp)
-  python -m pytest -m "$marks" 2>&1 | tee "$output" || { rm -f "$output"; return 1; }
-  grep -aqE '[0-9]+ passed' "$output" || { echo "no test ran"; rm -f "$output"; return 1; }
-  rm -f "$output"
+  # numba (of librosa) crashes on a cache that a killed run has left half-written: it gets one of its own.
+  NUMBA_CACHE_DIR=$(mktemp -d)
+  export NUMBA_CACHE_DIR
+  python -m pytest -m "$marks" 2>&1 | tee "$output" || code=1
+  grep -aqE '[0-9]+ passed' "$output" || { echo "no test ran"; code=1; }
+  rm -rf "$output" "$NUMBA_CACHE_DIR"
+  return "$code"
 }
 
 step "format (ruff format)" ruff format --check --quiet .
