@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from omniaudio.ranks import rank_and_number
 
 MAX_FRAMES = 1 << 20
 """More than an item has."""
@@ -55,9 +57,8 @@ def item_places(num_items: int, device: torch.device) -> Tensor:
 
     With accumulation, a batch is a micro-batch: the same number of them a step gives the same places.
     """
-    spread = distributed.is_available() and distributed.is_initialized()
-    rank, num_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
-    return torch.arange(num_items, device=device) * num_ranks + rank
+    rank, number = rank_and_number()
+    return torch.arange(num_items, device=device) * number + rank
 
 
 def frame_places(num_items: int, num_frames: int, device: torch.device) -> Tensor:

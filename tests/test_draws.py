@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omniaudio import draws
+from omniaudio import ranks
 from omniaudio.draws import Draws, frame_places, item_places, mixed
 from omniaudio.encoders.augment import mask_time
 from omniaudio.quantizers.base import choose_passing, kept_books, passing_frames
@@ -56,7 +56,7 @@ def by_rank(monkeypatch, num: int) -> list[list[Tensor]]:
     """What every rank draws for its items of a batch of 12, whose rows are as long as the rank's longest."""
     found = []
     for rank in range(num):
-        monkeypatch.setattr(draws, "distributed", Ranks(rank, num))
+        monkeypatch.setattr(ranks, "distributed", Ranks(rank, num))
         length_B = torch.arange(3, 15)[rank::num]
         valid_BS = torch.arange(int(length_B.max())) < length_B[:, None]
         step, rows = Draws(7), len(length_B)

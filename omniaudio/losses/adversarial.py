@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
+from omniaudio.ranks import num_ranks, rank_and_number
+
 
 def generator_loss(scores_fake: list[Tensor]) -> Tensor:
     """Least squares: the discriminators should say 1 (arXiv:1611.04076)."""
@@ -42,29 +44,34 @@ def tpr_loss(scores_better: list[Tensor], scores_worse: list[Tensor], tau: float
         scores_worse: the other.
         tau: upper limit of each discriminator's term.
     """
-    num_ranks = (
-        distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    )
+    pairs = zip(scores_better, scores_worse, strict=True)
+    distances = [(better.float() - worse.float()).flatten() for better, worse in pairs]
+    if num_ranks() > 1:
+        distances = _of_all_ranks(distances)
     terms = []
-    for better, worse in zip(scores_better, scores_worse, strict=True):
-        distance = better.float() - worse.float()
-        if num_ranks > 1:
-            distance = _of_all_ranks(distance.flatten(), num_ranks)
+    for distance in distances:
         excess = distance - distance.median()
         below = excess < 0
         relative = (excess.square() * below).sum() / below.sum().clamp(min=1)
         terms.append(tau - torch.relu(tau - relative))
     loss = torch.stack(terms).sum()
-    return loss + (num_ranks - 1) * (loss - loss.detach())
+    return loss + (num_ranks() - 1) * (loss - loss.detach())
 
 
-def _of_all_ranks(own: Tensor, num_ranks: int) -> Tensor:
-    """The vectors of all processes, one behind the other; only this one's has a gradient."""
-    sizes = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(num_ranks)]
-    distributed.all_gather(sizes, torch.full_like(sizes[0], len(own)))
-    most = int(torch.cat(sizes).max())
-    rows = [own.new_empty(most) for _ in range(num_ranks)]
-    distributed.all_gather(rows, F.pad(own.detach(), (0, most - len(own))))
-    vectors = [row[: int(size)] for row, size in zip(rows, sizes, strict=True)]
-    vectors[distributed.get_rank()] = own
-    return torch.cat(vectors)
+def _of_all_ranks(own: list[Tensor]) -> list[Tensor]:
+    """Each vector with those of the other processes around it; only this one's have a gradient.
+
+    Processes may have other lengths, so these are asked for first: two exchanges for all vectors.
+    """
+    rank, number = rank_and_number()
+    lengths = torch.tensor([len(vector) for vector in own], device=own[0].device)
+    table = [torch.empty_like(lengths) for _ in range(number)]
+    distributed.all_gather(table, lengths)
+    sizes: list[list[int]] = torch.stack(table).tolist()
+    most = max(map(sum, sizes))
+    rows = [own[0].new_empty(most) for _ in range(number)]
+    mine = torch.cat(own).detach()
+    distributed.all_gather(rows, F.pad(mine, (0, most - len(mine))))
+    found = [list(row[: sum(size)].split(size)) for row, size in zip(rows, sizes, strict=True)]
+    found[rank] = own
+    return [torch.cat(vectors) for vectors in zip(*found, strict=True)]

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from omniaudio.draws import Draws, mixed
+from omniaudio.ranks import num_ranks
 
 MIN_COUNT = 1e-12
 
@@ -111,7 +112,7 @@ class Codebook(nn.Module):
         least_F = distance_FV.min(-1).values
         finite_F = least_F.isfinite()  # one bad frame must not draw the codes of all others
         near = torch.stack([least_F.where(finite_F, 0.0).sum(), finite_F.sum().to(least_F.dtype)])
-        if _num_ranks() > 1:
+        if num_ranks() > 1:
             distributed.all_reduce(near)
         unit = near[0] / near[1].clamp(min=1) * self.options.gumbel_temperature
         place_FV = place_F[:, None] * self.size + torch.arange(self.size, device=place_F.device)
@@ -175,7 +176,7 @@ class Codebook(nn.Module):
         """
         options = self.options
         count_V, sum_VD = _assigned(code_F, x_FD, self.size)
-        if _num_ranks() > 1:
+        if num_ranks() > 1:
             distributed.all_reduce(count_V)
             distributed.all_reduce(sum_VD)
         self.cluster_size.lerp_(count_V, 1 - options.decay)
@@ -229,12 +230,8 @@ def _assigned(code_F: Tensor, x_FD: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return count_V, sum_VD
 
 
-def _num_ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
 def _from_first_rank(*tensors: Tensor) -> None:
-    if _num_ranks() > 1:
+    if num_ranks() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, src=0)
 
@@ -249,11 +246,11 @@ def agreed_rows(x_FD: Tensor, place_F: Tensor, count: int, seed: int) -> Tensor:
     """
     key_F = mixed(place_F, seed)
     order_C = key_F.argsort()[:count]
-    if _num_ranks() == 1:
+    if num_ranks() == 1:
         return x_FD[order_C]
     last = torch.iinfo(torch.int64).max
     mine_C = torch.cat([key_F[order_C], key_F.new_full((count - len(order_C),), last)])
-    keys = [torch.empty_like(mine_C) for _ in range(_num_ranks())]
+    keys = [torch.empty_like(mine_C) for _ in range(num_ranks())]
     distributed.all_gather(keys, mine_C)
     key_RC = torch.stack(keys)
     limit = key_RC.flatten().sort().values[count - 1]
@@ -261,7 +258,7 @@ def agreed_rows(x_FD: Tensor, place_F: Tensor, count: int, seed: int) -> Tensor:
     most = int(chosen_RC.sum(1).max())
     mine_CD = x_FD[order_C[chosen_RC[distributed.get_rank(), : len(order_C)]]]
     mine_CD = functional.pad(mine_CD, (0, 0, 0, most - len(mine_CD)))
-    rows = [torch.empty_like(mine_CD) for _ in range(_num_ranks())]
+    rows = [torch.empty_like(mine_CD) for _ in range(num_ranks())]
     distributed.all_gather(rows, mine_CD)
     rows_CD = torch.cat([row[: int(chosen_C.sum())] for row, chosen_C in zip(rows, chosen_RC, strict=True)])
     return rows_CD[key_RC[chosen_RC].argsort()]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from omniaudio.errors import UserError
+from omniaudio.ranks import num_ranks
 from omniaudio.training.strategies import gradient_piece
 from omniaudio.types import is_sharded
 
@@ -119,11 +120,10 @@ def norms_of_parts(module: nn.Module, sharded: bool = False) -> dict[str, Tensor
 def _global_norm(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> float:
     """Norm of the mean of all ranks' gradients."""
     square = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
-    spread = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     for gradient, parameter in zip(gradients, parameters, strict=True):
         whole = torch.zeros_like(parameter) if gradient is None else gradient.float()
-        if spread:
+        if num_ranks() > 1:
             distributed.all_reduce(whole)
-            whole = whole / distributed.get_world_size()
+            whole = whole / num_ranks()
         square += whole.square().sum(dtype=torch.float64)
     return float(square.sqrt())

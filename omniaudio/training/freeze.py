@@ -14,6 +14,7 @@ from torch import nn
 
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
+from omniaudio.ranks import num_ranks
 
 
 def apply_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
@@ -89,9 +90,9 @@ def frozen_digests(module: nn.Module) -> dict[str, str]:
     Where a process has other bytes than the first, it is one of what all have.
     """
     digests = {name: _tensor_digest(tensor) for name, tensor in sorted(frozen_state(module).items())}
-    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+    if num_ranks() == 1:
         return digests
-    found: list[Any] = [None] * torch.distributed.get_world_size()
+    found: list[Any] = [None] * num_ranks()
     torch.distributed.all_gather_object(found, digests)
     everywhere = {name: [theirs[name] for theirs in found] for name in digests}
     return {

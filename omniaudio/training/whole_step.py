@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, distributed
 
+from omniaudio.ranks import num_ranks
+
 
 class WholeStep:
     """Makes the losses of a step (sum over its batches and ranks) / (count over its batches and ranks).
@@ -38,7 +40,7 @@ class WholeStep:
         names = list(counts[0])
         total = torch.tensor([[part[name] for name in names] for part in counts], dtype=torch.float64).sum(0)
         total = total.to(device)
-        if _num_ranks() > 1:
+        if num_ranks() > 1:
             distributed.all_reduce(total)
         self._planned = dict(zip(names, total.tolist(), strict=True))
 
@@ -75,13 +77,9 @@ class WholeStep:
 def over_ranks(sums: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
     """Totals and counts of all ranks, which may know different ones; all of them ask."""
     parts = [{name: (float(total), float(count)) for name, (total, count) in sums.items()}]
-    if _num_ranks() > 1:
-        parts = parts * _num_ranks()
+    if num_ranks() > 1:
+        parts = parts * num_ranks()
         distributed.all_gather_object(parts, parts[0])
     names = sorted({name for part in parts for name in part})
     known = {name: [part[name] for part in parts if name in part] for name in names}
     return {name: (sum(t for t, _ in found), sum(n for _, n in found)) for name, found in known.items()}
-
-
-def _num_ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
