@@ -51,7 +51,6 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     """Build everything, train from the newest checkpoint, prove the freezing, leave the parts in ``final/``."""
     import torch
 
-    from omniaudio.data.datamodule import StepData
     from omniaudio.training.callbacks import ProgressBar, Proof, Rehearsal
     from omniaudio.training.checkpoint import Checkpoints, Milestones
     from omniaudio.training.freeze import FreezeProof
@@ -68,15 +67,6 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     task = make_task(config)
     task.tell = run.log
     task.watch = build(config["recovery"], "recovery") or StepWatch()
-    data = StepData(
-        factory(config["train_steps"], "train_steps"),
-        factory(config["val_steps"], "val_steps"),
-        max_steps=config["max_steps"],
-        val_steps=config["num_val_steps"],
-        num_workers=config["num_workers"],
-        layout=layout,
-        begin=lambda source: write_preflight(source, config, run.folder),
-    )
     checkpoints = Checkpoints(
         run.folder / "checkpoints",
         config["checkpoint_every_steps"],
@@ -106,6 +96,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         metrics.cut_after(step)
         if step:
             run.log(f"going on from step {step} of {config['max_steps']}")
+    data = make_data(config, run, layout)
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
     save(run.folder / "final")
 
@@ -133,6 +124,21 @@ def with_accumulate(config: dict[str, Any], tell: Callable[[str], None] | None =
     if tell is not None:
         tell(f"accumulate={parts}: {size:,} a step are at most {most:,} on a device at once (device_batch)")
     return {**config, "accumulate": parts}
+
+
+def make_data(config: dict[str, Any], run: Stage, layout: Fingerprint) -> Any:
+    """What is trained on and what is held out; their codes and parts must have this layout."""
+    from omniaudio.data.datamodule import StepData
+
+    return StepData(
+        factory(config["train_steps"], "train_steps"),
+        factory(config["val_steps"], "val_steps"),
+        max_steps=config["max_steps"],
+        val_steps=config["num_val_steps"],
+        num_workers=config["num_workers"],
+        layout=layout,
+        begin=lambda source: write_preflight(source, config, run.folder),
+    )
 
 
 def write_preflight(source: Any, config: dict[str, Any], folder: Path) -> None:

@@ -425,9 +425,7 @@ class Task(LightningModule):
         def fault(norm: float) -> str:
             self._values_seen = self._values(norm)
             self._fault_seen = self.watch.fault(self._values_seen)
-            if (
-                self.batches_seen // self.accumulate % self.trainer.log_every_n_steps == 0
-            ):  # copies on the device
+            if self.step_number % self.trainer.log_every_n_steps == 0:  # all ranks ask, and get copies
                 self.log_stats(norms_of_parts(self, sharded=True))
             return self._fault_seen
 

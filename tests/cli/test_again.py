@@ -11,7 +11,7 @@ HEARD = ["asr_judge=[some/judge,/another/one]", "vocoder=exp/v", "judge_dtype=bf
 EXPORT = [
     "flow_steps=[1,2]",
     "measures=[mel error,MCD]",
-    "model_dir=/tmp/int8 model",
+    "model_dir=exp/int8 model",
     "choices.num_questions=7",
 ]
 

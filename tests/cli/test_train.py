@@ -47,6 +47,22 @@ def last_step(metrics: Path) -> int:
         return 0
 
 
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    silent = subprocess.DEVNULL
+    return subprocess.Popen(command, env=environment(), stdout=silent, stderr=silent, start_new_session=True)
+
+
+def run_until(command: list[str], folder: Path, killed_at: int | None) -> None:
+    """A training to its end, or killed with all its ranks as soon as it has logged a step."""
+    process = start(command)
+    while killed_at and last_step(folder / "metrics.jsonl") < killed_at:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.002)
+    if killed_at:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert (process.wait(timeout=300) == 0) is (killed_at is None)
+
+
 @pytest.fixture(scope="module")
 def one_process(
     tiny_chain: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
@@ -89,15 +105,10 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
         link_earlier_stages(tiny_chain, tmp_path / name, stage)
         given = [*steps, "milestones=[3,8,12]", *words]
         commands[name] = [*COMMAND, *train_words(stage, tiny_data, tmp_path / name, *given)]
-    silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = {name: subprocess.Popen(c, **silent, start_new_session=True) for name, c in commands.items()}
-    while last_step(folders["killed"] / "metrics.jsonl") < killed_at:
-        assert processes["killed"].poll() is None, "ended before it could be killed"
-        time.sleep(0.002)
-    os.killpg(processes["killed"].pid, signal.SIGKILL)  # all ranks
-    processes["killed"].wait()
+    unbroken = start(commands["unbroken"])
+    run_until(commands["killed"], folders["killed"], killed_at)
     assert not (folders["killed"] / "stamp.json").exists()
-    assert processes["unbroken"].wait(timeout=300) == 0
+    assert unbroken.wait(timeout=300) == 0
     again = subprocess.run(
         commands["killed"], env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
@@ -145,16 +156,9 @@ def test_a_run_goes_on_with_other_ranks_and_workers_as_if_unbroken(tiny_chain, t
     folder = tmp_path / "moved" / stage
     for name in ("moved", "single"):
         link_earlier_stages(tiny_chain, tmp_path / name, stage)
-    silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for way, killed_at in zip(ways, (8, 16, None), strict=True):
         command = [*COMMAND, *train_words(stage, tiny_data, tmp_path / "moved", *steps, *way)]
-        process = subprocess.Popen(command, **silent, start_new_session=True)
-        while killed_at and last_step(folder / "metrics.jsonl") < killed_at:
-            assert process.poll() is None, "ended before it could be killed"
-            time.sleep(0.002)
-        if killed_at:
-            os.killpg(process.pid, signal.SIGKILL)
-        assert (process.wait(timeout=300) == 0) is (killed_at is None)
+        run_until(command, folder, killed_at)
     words = train_words(stage, tiny_data, tmp_path / "single", *steps)
     subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
     losses = []
@@ -190,17 +194,10 @@ def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
     """From the weights of the stage before; killed on the way, ended by another number of processes."""
     folder = tmp_path / "moved" / "pretrain_stage2"
     link_earlier_stages(tiny_chain, tmp_path / "moved", "pretrain_stage2")
-    silent = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for devices, killed_at in zip(processes, (5, None), strict=True):
         words = [*FEW_STEPS, f"strategy={strategy}", f"devices={devices}"]
         command = [*COMMAND, *train_words("pretrain_stage2", tiny_data, tmp_path / "moved", *words)]
-        process = subprocess.Popen(command, **silent, start_new_session=True)
-        while killed_at and last_step(folder / "metrics.jsonl") < killed_at:
-            assert process.poll() is None, "ended before it could be killed"
-            time.sleep(0.002)
-        if killed_at:
-            os.killpg(process.pid, signal.SIGKILL)
-        assert (process.wait(timeout=300) == 0) is (killed_at is None)
+        run_until(command, folder, killed_at)
     single = one_process("pretrain_stage2")
     check_like_one_process(single, folder)
     ours, theirs = (load_file(path / "final/lm/model.safetensors") for path in (folder, single))
