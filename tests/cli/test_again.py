@@ -1,8 +1,9 @@
 import shlex
 
 import pytest
+import yaml
 
-from omniaudio.cli.again import command_of
+from omniaudio.cli.again import command_of, trained_by
 from omniaudio.cli.main import compose
 
 NAMES = ["system=baichuan_audio", "scale=tiny", "data=mine", "tag=t"]
@@ -47,6 +48,19 @@ def test_names_that_need_quotes_and_words_of_a_training():
     assert shlex.split(command)[2:] == [words[0], *NAMES[1:], *shlex.split(command)[6:]]
     assert compose("train", shlex.split(command)[2:]) == compose("train", [*words, *NAMES[1:]])
     assert "lm.deep_frame_share=0.5" in command and "optim" not in command
+
+
+def test_the_command_of_a_stage_is_that_of_its_own_config(tmp_path):
+    words = ["experiment=baichuan_audio/pretrain_stage2", *NAMES[1:], f"exp_dir={tmp_path}", "max_steps=7"]
+    folder = tmp_path / "pretrain_stage2"
+    folder.mkdir()
+    config = compose("evaluate", [*NAMES, f"exp_dir={tmp_path}"])
+    assert trained_by(config, folder.name) == " ".join(["omniaudio train", *words[:4]]), (
+        "of an older one: its names"
+    )
+    (folder / "config.yaml").write_text(yaml.safe_dump(compose("train", words)))
+    again = shlex.split(trained_by(config, folder.name))[2:]
+    assert "max_steps=7" in again and compose("train", again) == compose("train", words)
 
 
 def test_what_is_taken_away_and_switched_is_said_too():

@@ -113,9 +113,12 @@ def test_stages_beyond_the_recipe_are_shown_where_they_ran(folder, composed, tmp
     exp_dir = tmp_path / "exp"
     for name in ("vocoder", "vocoder_finetune"):
         shutil.copytree(folder.parent / "vocoder", exp_dir / name)
+        stamp = json.loads((exp_dir / name / "stamp.json").read_text())
+        (exp_dir / name / "stamp.json").write_text(json.dumps({**stamp, "seconds": 120.0}))
     report.main(composed("report", f"exp_dir={exp_dir}"))
     page = (exp_dir / "report/index.html").read_text("utf-8")
     assert (
         "vocoder on the mels of tokenizer and flow" in page and "images/curves_vocoder_finetune.png" in page
     )
     assert "Not finished yet" in page and "dpo" not in page
+    assert "<b>all stages</b>2.0 minutes" in page, "of the recipe's stages"

@@ -251,7 +251,10 @@ def test_losses_are_for_tensorboard_too_unless_another_word_is_said(tiny_data, t
     folder = tmp_path / "text_lm"
     told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in told if "train/loss" in line]
-    events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("train/loss")
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    events = board.Scalars("train/loss")
+    steps = [[event.step for event in board.Scalars(name)] for name in ("train/loss", "train/grad_norm")]
+    assert steps[0] == steps[1], "one clock for losses and for what the task logs itself"
     assert [event.value for event in events] == pytest.approx(losses, abs=1e-6) and len(losses) == 2
     assert sum(path.stat().st_size for path in (folder / "tensorboard").iterdir()) < 10_000
     run_stage("text_lm", tiny_data, tmp_path / "other", "device_batch=100")

@@ -1,6 +1,7 @@
 import json
 from typing import Any
 
+from omniaudio.dialogue.report import _header as header
 from omniaudio.dialogue.report import read_experiment, write_page
 
 CONFIG: dict[str, Any] = {
@@ -31,6 +32,20 @@ def test_printed_value_is_that_of_the_last_row_and_never_made_up(trained, tmp_pa
     }
     assert experiment.value("mel MAE") == "1.000"
     assert experiment.value("CER, flow") is None and experiment.value("speed") is None
+
+
+def test_the_rate_that_is_seen_first_is_that_of_the_models_own_steps(trained, tmp_path):
+    experiment = read_experiment(config(trained), tmp_path)
+    rate = "CER, codes → flow matching"
+    names = {
+        f"{rate} → vocoder": "20.4%",
+        f"{rate}, 1 step → vocoder": "21.9%",
+        f"{rate}, streamed by 4 frames": "9%",
+    }
+    rows = [{"name": name, "value": 0.5, "text": text} for name, text in names.items()]
+    experiment.results = {"rows": rows}
+    tiles = "".join(header(experiment).tiles)
+    assert "20.4%" in tiles and "21.9%" not in tiles and "9%" not in tiles.replace("21.9%", "")
 
 
 def test_broken_records_do_not_break_the_page(trained, tmp_path):
