@@ -9,32 +9,59 @@ import pytest
 import torch
 from torch import nn
 
-from omniaudio.lm.audio_head import AudioHead
-from omniaudio.lm.decoding import lay_out_for_decoding
+from omniaudio.lm.audio_head import AudioHead, KeyValue
+from omniaudio.lm.decoding import PanelDepthLinear, PanelLinear, lay_out_for_decoding
 
 
-def test_only_the_place_of_the_weights_changes() -> None:
+@pytest.fixture(autouse=True)
+def even_tiny_weights_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omniaudio.lm.decoding.SMALL", 0)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_all_books_have_the_same_logits(num_frames: int) -> None:
     torch.manual_seed(0)
-    head = AudioHead(32, [9, 9, 9], num_layers=2, head_dim=16).eval()
+    head = AudioHead(48, [9, 70, 31], num_layers=2, head_dim=16).eval()  # no size is a multiple of a panel's
     laid = copy.deepcopy(head)
     lay_out_for_decoding(laid)
-    hidden_FD, prefix_FKD = torch.randn(2, 32), torch.randn(2, 2, 32)
-    for mine, other in zip(
-        laid.logits(hidden_FD, prefix_FKD), head.logits(hidden_FD, prefix_FKD), strict=True
-    ):
+    kinds = {type(module) for module in laid.modules()}
+    assert {PanelLinear, PanelDepthLinear} <= kinds and nn.Linear not in kinds
+    hidden_FD, prefix_FKD = torch.randn(num_frames, 48), torch.randn(num_frames, 2, 48)
+    wanted = head.logits(hidden_FD, prefix_FKD)
+    past: list[KeyValue] = []
+    for book, x_FD in enumerate([hidden_FD, *prefix_FKD.unbind(1)]):
+        torch.testing.assert_close(laid.step(x_FD, past), wanted[book])
+    for mine, other in zip(laid.logits(hidden_FD, prefix_FKD), wanted, strict=True):  # all depths at once
         torch.testing.assert_close(mine, other)
-    for name, weight in laid.named_parameters():
-        assert torch.equal(weight, head.get_parameter(name))
-        assert weight.stride(0) == 1 or weight.dim() == 1, f"{name} is still held row by row"
+
+
+def test_the_weights_can_be_had_as_they_were() -> None:
+    head = AudioHead(32, [9, 40], num_layers=1, head_dim=16)
+    laid = copy.deepcopy(head)
+    lay_out_for_decoding(laid)
+    for name, weight in head.named_parameters():
+        part, _, kind = name.rpartition(".")
+        assert torch.equal(getattr(laid.get_submodule(part), kind), weight), name
+
+
+def test_shared_and_small_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omniaudio.lm.decoding.SMALL", 4 * 64 * 64)
+    tied = nn.Linear(64, 200, bias=False)
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(200, 64), "tied": tied, "large": nn.Linear(64, 64), "small": nn.Linear(63, 64)}
+    )
+    model["table"].weight = tied.weight
+    lay_out_for_decoding(model)
+    assert [type(part) for part in model.values()] == [nn.Embedding, nn.Linear, PanelLinear, nn.Linear]
+    assert model["table"].weight is model["tied"].weight
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="large pages are Linux's")
 def test_large_weights_lie_in_large_pages() -> None:
-    large, small = nn.Linear(512, 1536), nn.Linear(8, 8)
-    wanted = large.weight.detach().clone()
-    lay_out_for_decoding(nn.ModuleList([large, small]))
-    assert torch.equal(large.weight, wanted)
-    assert "hg" in flags_at(large.weight.data_ptr()) and "hg" not in flags_at(small.weight.data_ptr())
+    model = nn.ModuleList([nn.Linear(512, 1536), nn.Linear(8, 8)])
+    lay_out_for_decoding(model)
+    large, small = (part.panels.data_ptr() for part in model)
+    assert "hg" in flags_at(large) and "hg" not in flags_at(small)
 
 
 def flags_at(address: int) -> list[str]:
