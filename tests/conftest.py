@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and "NUMBA_CACHE_DIR" in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] += f"/{worker}"  # what two processes write at once crashes them
 
 STAGES = ("text_lm", "tokenizer", "codes", "pretrain_stage1", "pretrain_stage2", "sft", "flow", "vocoder")
 RATE_HZ = 16000

@@ -16,6 +16,8 @@ case "${1:-}" in
   *) echo "tools/test.sh: unknown option $1; it takes --fast or nothing" >&2; exit 2 ;;
 esac
 
+workers=$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
+(( workers > 8 )) && workers=8  # each holds a torch of its own
 failed=()
 step() {
   local name=$1 start=$SECONDS code=0
@@ -43,8 +45,8 @@ run_tests() {
   output=$(mktemp)
   # numba (of librosa) crashes on a cache that a killed run has left half-written: it gets one of its own.
   NUMBA_CACHE_DIR=$(mktemp -d)
-  export NUMBA_CACHE_DIR
-  python -m pytest -m "$marks" 2>&1 | tee "$output" || code=1
+  export NUMBA_CACHE_DIR OMP_NUM_THREADS=1  # a process a core, a thread a process
+  python -m pytest -m "$marks" -n "$workers" --dist worksteal 2>&1 | tee "$output" || code=1
   grep -aqE '[0-9]+ passed' "$output" || { echo "no test ran"; code=1; }
   rm -rf "$output" "$NUMBA_CACHE_DIR"
   return "$code"
