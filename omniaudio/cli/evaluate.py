@@ -5,10 +5,9 @@ Reads ${exp_dir}/export/model and the shards of a split; writes ${exp_dir}/evalu
     results.json   every number with the command that gives it     samples/   sound and mels for the report
 
 Measured: mel error by number of books, use of the books; copy synthesis and decoded speech against the recording
-(STOI, PESQ, mel error, MCD, F0, voicing, speaker, DNSMOS: omniaudio.metrics.quality); error rates of an independent
-recogniser on all of these (asr_judge=); held-out losses of the LLM, its own recognition, text perplexity and questions
-of text before and after audio training, real-time factors. Without a judge, or the package of a measure, its rows say
-so.
+(measures=, of omniaudio.metrics.quality); error rates of an independent recogniser on all of these (asr_judge=);
+held-out losses of the LLM, its own recognition, text perplexity and questions of text before and after audio training,
+real-time factors. Without a judge, or the package of a measure, its rows say so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table

@@ -33,6 +33,7 @@ class Measure:
         hear: what it takes from a signal, a name of ``Heard.ways``; once a signal, for all measures that share it.
         compare: what was heard of the recording and of the speech -> number; None: cannot be told.
         package: that it needs beyond those of OmniAudio.
+        install: command that brings the package.
         alone: it judges the speech without the recording, so the recording has a number too.
     """
 
@@ -41,6 +42,7 @@ class Measure:
     hear: str
     compare: Callable[[Any, Any], float | None]
     package: str | None = None
+    install: str = EXTRA
     alone: bool = False
 
 
@@ -87,6 +89,15 @@ MEASURES = (
         hear="opinion",
         compare=lambda _, made: made,
         package="speechmos",
+        alone=True,
+    ),
+    Measure(
+        name="DistillMOS",
+        reading="predicted opinion, 1 to 5",
+        hear="distilled opinion",
+        compare=lambda _, made: made,
+        package="distillmos",
+        install=voice.DISTILLMOS,
         alone=True,
     ),
 )
@@ -150,7 +161,7 @@ def quality_rows(
         for kind, (mean, count) in means[m.name].items()
     ]
     rows += [
-        Row(section=SECTION, name=m.name, value=None, text="not installed", note=f"{m.package}: {EXTRA}")
+        Row(section=SECTION, name=m.name, value=None, text="not installed", note=f"{m.package}: {m.install}")
         for m in absent
     ]
     return rows, {name: {kind: mean for kind, (mean, _) in of.items()} for name, of in means.items()}
@@ -167,6 +178,7 @@ class Heard:
             "pitch": pitch.f0,
             "voice": voices,
             "opinion": voice.opinion,
+            "distilled opinion": voice.distilled_opinion,
         }
         self.known: dict[str, Any] = {}
 

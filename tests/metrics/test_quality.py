@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import resample
@@ -42,7 +44,8 @@ def sounds() -> list[np.ndarray]:
 
 
 def test_equal_sound_is_perfect_and_noise_is_worse(sounds, monkeypatch) -> None:
-    monkeypatch.setattr(voice, "opinion", lambda wav_N: 3.0)  # the real one takes seconds: test_voice.py
+    for name in ("opinion", "distilled_opinion"):  # the real ones take seconds: test_voice.py
+        monkeypatch.setattr(voice, name, lambda wav_N: 3.0)
     noise = np.random.default_rng(0)
     noisy = [wav + 0.01 * noise.standard_normal(len(wav)).astype(np.float32) for wav in sounds]
     made = {"same": sounds, "noisy": [resample(wav, RATE, 24_000) for wav in noisy]}
@@ -51,7 +54,7 @@ def test_equal_sound_is_perfect_and_noise_is_worse(sounds, monkeypatch) -> None:
     installed = [m.name for m in MEASURES if not m.package or find_spec(m.package)]
     assert [name for name, of in means.items() if of] == installed
     for name in installed:
-        if name == "DNSMOS":
+        if name in ("DNSMOS", "DistillMOS"):
             assert list(means[name]) == ["original recording", "same", "noisy"]
         else:
             assert list(means[name]) == ["same", "noisy"]
@@ -69,7 +72,10 @@ def test_a_measure_without_its_package_is_left_out_and_told(sounds, monkeypatch)
     assert list(means) == ["STOI", "ESTOI", "mel error", "MCD"]
     absent = [(row.name, row.value, row.text) for row in rows if ", " not in row.name]
     assert absent[0] == ("PESQ", None, "not installed") and len(absent) == len(MEASURES) - len(means)
-    assert "pesq: pip install 'omniaudio[metrics]'" in {row.note for row in rows}
+    assert {
+        "pesq: pip install 'omniaudio[metrics]'",
+        "distillmos: pip install --no-deps distillmos xls-r-sqa",
+    } < {row.note for row in rows}
 
 
 def test_silence_has_no_number(sounds) -> None:
@@ -79,6 +85,11 @@ def test_silence_has_no_number(sounds) -> None:
     assert next(row for row in rows if row.name == "ESTOI, same").text == "not measurable"
     short = silence[:50]
     assert quality_rows([(short, RATE)], {"same": [short]}, RATE, ["MCD"], plain)[1]["MCD"] == {"same": None}
+
+
+def test_the_config_has_all_measures() -> None:
+    config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "evaluate.yaml").read_text("utf-8"))
+    assert tuple(config["measures"]) == quality.NAMES
 
 
 def test_measures_are_chosen_by_name(sounds) -> None:

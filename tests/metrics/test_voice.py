@@ -6,10 +6,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from omniaudio.corpus.build.synthesis import EspeakNg, Voice
 from omniaudio.errors import UserError
-from omniaudio.metrics.voice import Voices, opinion, similarity
+from omniaudio.metrics.voice import (
+    Voices,
+    distilled_opinion,
+    distillmos,
+    load_distillmos,
+    opinion,
+    similarity,
+)
 
 SILENCE = np.zeros(16_000, np.float32)
 
@@ -46,8 +54,36 @@ def test_opinion_is_speechmos_and_falls_with_noise() -> None:
     assert opinion(SILENCE) is None and opinion(SILENCE[:0]) is None
 
 
-@pytest.mark.parametrize("package, ask", [("resemblyzer", Voices()), ("speechmos", opinion)])
-def test_a_missing_package_is_one_line(package, ask, monkeypatch) -> None:
+def test_distilled_opinion_is_the_packages_and_falls_with_noise(capsys) -> None:
+    """Of a clip that is one window, and of one that is several and not a whole number of hops."""
+    pytest.importorskip("xls_r_sqa")  # distillmos itself cannot be imported without torchaudio, but by us
+    theirs = distillmos().ConvTransformerSQAModel().eval()
+    capsys.readouterr()
+    short_N = spoken("en-us", "Please hold the line while we connect your call.")
+    long_N = np.tile(short_N, 5)[: 9 * 16_000 + 1234]
+    for wav_N in (short_N, long_N):
+        with torch.inference_mode():
+            score = theirs(torch.from_numpy(wav_N)[None]).item()
+        assert distilled_opinion(wav_N) == pytest.approx(score, abs=1e-4)
+    assert distilled_opinion(short_N) == distilled_opinion(short_N)
+    noise_N = 0.1 * np.random.default_rng(0).standard_normal(len(short_N)).astype(np.float32)
+    for worse_N in (short_N + noise_N, noise_N):
+        assert distilled_opinion(short_N) > distilled_opinion(worse_N) + 0.25
+    assert distilled_opinion(SILENCE) is None and distilled_opinion(SILENCE[:0]) is None
+    assert load_distillmos() is load_distillmos() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "package, ask, command",
+    [
+        ("resemblyzer", Voices(), r"pip install 'omniaudio\[metrics\]'"),
+        ("speechmos", opinion, r"pip install 'omniaudio\[metrics\]'"),
+        ("distillmos", lambda _: distillmos(), "pip install --no-deps distillmos xls-r-sqa"),
+    ],
+)
+def test_a_missing_package_is_one_line(package, ask, command, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=r"not installed: pip install 'omniaudio\[metrics\]'"):
+    torchaudio = sys.modules.get("torchaudio")
+    with pytest.raises(UserError, match=f"not installed: {command}"):
         ask(SILENCE)
+    assert sys.modules.get("torchaudio") is torchaudio
