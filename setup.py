@@ -61,6 +61,7 @@ setup(
         # Only beside a CUDA build of torch: its extension does not load beside the CPU build.
         "torchaudio": ["torchaudio>=2.9,<2.15"],
         # Rows of omniaudio evaluate: PESQ (compiled when it is installed), F0, speaker similarity, DNSMOS.
+        # Not distillmos: it would bring torchaudio (above), without which it works; see tools/setup_env.sh.
         "metrics": [
             "pesq>=0.0.4",
             "librosa>=0.10",

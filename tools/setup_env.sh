@@ -126,6 +126,8 @@ main() {
   local list
   list=$(IFS=,; echo "${extras[*]-}")
   pip_install -c "$venv/constraints.txt" -e "$root${list:+[$list]}"
+  # They name torchaudio, which our use of them leaves alone: one that does not load beside torch's CPU build breaks others.
+  [[ ",$list," != *,metrics,* ]] || pip_install -c "$venv/constraints.txt" --no-deps distillmos xls-r-sqa
   echo "$hash ${extras[*]-}" > "$stamp"
   say "ready after $((SECONDS - begin)) s: $venv"
   echo "$venv/bin/python"
