@@ -61,10 +61,14 @@ def test_distilled_opinion_is_the_packages_and_falls_with_noise(capsys) -> None:
     capsys.readouterr()
     short_N = spoken("en-us", "Please hold the line while we connect your call.")
     long_N = np.tile(short_N, 5)[: 9 * 16_000 + 1234]
+    shapes = []
+    hook = load_distillmos().cnn.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     for wav_N in (short_N, long_N):
         with torch.inference_mode():
             score = theirs(torch.from_numpy(wav_N)[None]).item()
         assert distilled_opinion(wav_N) == pytest.approx(score, abs=1e-4)
+    hook.remove()
+    assert shapes == [(1, distillmos().SEQ_LEN)] * 4  # one window in memory, however long the clip
     assert distilled_opinion(short_N) == distilled_opinion(short_N)
     noise_N = 0.1 * np.random.default_rng(0).standard_normal(len(short_N)).astype(np.float32)
     for worse_N in (short_N + noise_N, noise_N):
