@@ -8,7 +8,7 @@ Reads final/ of the tokenizer, LLM, flow and vocoder stages and the text tokeniz
 
     omniaudio export system=NAME scale=mini
     omniaudio export system=NAME scale=mini parts.lm=exp/TAG/pretrain_stage2/final/lm    # without SFT
-    omniaudio export system=NAME scale=mini onnx=true                      # and flow_step.onnx, vocoder.onnx
+    omniaudio export system=NAME scale=mini onnx=true        # and flow_prenet.onnx, flow_step.onnx, vocoder.onnx
     omniaudio export system=NAME scale=mini int8=true model_dir=exp/TAG/int8             # a smaller one beside it
 """
 

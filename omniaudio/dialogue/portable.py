@@ -1,12 +1,19 @@
-"""Flow and vocoder for other runtimes: ONNX graphs, and torch.export programs. Lengths are free, batches hold one item.
+"""Prenet, flow and vocoder for other runtimes: ONNX graphs, and torch.export programs.
 
-flow_step.onnx    x (1, M, T), mu (1, C, T), time, guidance (scalars)  ->  velocity (1, M, T), guided
-vocoder.onnx      mel (1, M, T)                              ->  wav (1, T * hop)
-onnx.json         the numbers around them: times of the steps, guidance, mean and scale of the mel
+flow_prenet.onnx  hidden (1, T, D): states of the tokenizer's decoder   ->  mu (1, C, T): the condition
+flow_step.onnx    x (1, M, T): a point of the path; mu (1, C, T);
+                  time in [0, 1], guidance: scalars                     ->  velocity (1, M, T), guided
+vocoder.onnx      mel (1, M, T): log-mel                                ->  wav (1, T * hop), in [-1, 1]
+onnx.json         the numbers around them: times of the steps, guidance; mean, scale and kind of the mel; rates in Hz
 
-A vocoder with a harmonic source also takes its starting phases (1, H) and noise (1, T, hop, H): a graph draws nothing.
-The loop over the times is the runtime's: x = noise, then x += (times[i + 1] - times[i]) * velocity (Euler).
-C is M, but for a flow with slots for speaker or prompt, whose condition Timbre makes.
+Inputs and outputs have these names and are float32; T, frames of the mel, is at least 2 and otherwise free. ``x`` and
+``velocity`` are of the standardised mel. The loop over the times is the runtime's: x = normal noise, then
+x += (times[i + 1] - times[i]) * velocity (Euler), then mel = x * mel_std + mel_mean. tests/cli/test_export.py has it in
+numpy.
+
+States have the mel's rate in all systems here; slower ones are repeated first. C is M, but for a flow with slots for
+speaker or prompt, whose condition Timbre makes: flow_prenet's is that of an unknown voice. A vocoder with a harmonic
+source also takes its starting ``phase`` (1, H) and ``noise`` (1, T, hop, H): a graph draws nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder, step_times
+from omniaudio.dialogue.speech_stream import chunks_of
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.types import device_of
@@ -32,24 +41,39 @@ if TYPE_CHECKING:
 
 NEEDED = ("onnx", "onnxscript")
 TRACED_FRAMES = 23  # of the example that is followed; any length works afterwards
+OUTPUTS = {"flow_prenet": "mu", "flow_step": "velocity", "vocoder": "wav"}
+"""Graphs -> name of what each gives."""
 
 
-class FlowStep(nn.Module):
-    """One evaluation of the guided velocity."""
+class FlowPrenet(nn.Module):
+    """The condition of a whole stretch."""
 
     def __init__(self, flow: FlowMatchingDecoder) -> None:
         super().__init__()
         self.flow = flow
 
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states at the mel's rate (1, T, D) to the condition (1, C, T) of an unknown voice."""
+        condition: Tensor = self.flow.estimator.timbre(self.flow.prenet.guess(hidden).transpose(1, 2))
+        return condition
+
+
+class FlowStep(nn.Module):
+    """One evaluation of the guided velocity; ``chunks`` are those that the model decodes with."""
+
+    def __init__(self, flow: FlowMatchingDecoder, chunks: Chunks | None = None) -> None:
+        super().__init__()
+        self.flow, self.chunks = flow, chunks
+
     def forward(self, x: Tensor, mu: Tensor, time: Tensor, guidance: Tensor) -> Tensor:
         """Point (1, M, T) and condition (1, C, T), flow time and guidance (scalars) to the velocity (1, M, T).
 
-        ``mu`` is what the prenet gives, by way of Timbre; ``x`` and the result are standardised mels.
+        ``mu`` is what FlowPrenet gives; ``x`` and the result are standardised mels.
         """
         shown = torch.cat([mu, torch.zeros_like(mu)])
         keep_B = torch.tensor([True, False], device=x.device)
         valid_BT = torch.ones(2, x.shape[2], dtype=torch.bool, device=x.device)
-        out = self.flow.velocity(x.repeat(2, 1, 1), shown, keep_B, time.expand(2), valid_BT)
+        out = self.flow.velocity(x.repeat(2, 1, 1), shown, keep_B, time.expand(2), valid_BT, self.chunks)
         return (1 + guidance) * out[:1] - guidance * out[1:]
 
 
@@ -82,18 +106,29 @@ class PlainVocoder(nn.Module):
 
 
 def programs(model: SpokenLanguageModel) -> dict[str, torch.export.ExportedProgram]:
-    """``flow_step`` and ``vocoder`` as programs of torch.export, the number of frames left open."""
-    return {"flow_step": step_program(model.flow), "vocoder": vocoder_program(model.vocoder)}
+    """``flow_prenet``, ``flow_step`` and ``vocoder`` as programs of torch.export, the number of frames left open."""
+    return {
+        "flow_prenet": prenet_program(model.flow),
+        "flow_step": step_program(model.flow, chunks_of(model, "flow")),
+        "vocoder": vocoder_program(model.vocoder),
+    }
 
 
-def step_program(flow: FlowMatchingDecoder) -> torch.export.ExportedProgram:
+def prenet_program(flow: FlowMatchingDecoder) -> torch.export.ExportedProgram:
+    """FlowPrenet of a flow."""
+    hidden = torch.zeros(1, TRACED_FRAMES, flow.prenet.hidden_width, device=device_of(flow))
+    shapes = {"hidden": {1: torch.export.Dim("num_frames", min=2)}}
+    return torch.export.export(FlowPrenet(flow).eval(), (hidden,), dynamic_shapes=shapes)
+
+
+def step_program(flow: FlowMatchingDecoder, chunks: Chunks | None = None) -> torch.export.ExportedProgram:
     """FlowStep of a flow."""
     num_frames = torch.export.Dim("num_frames", min=2)
     mel = torch.zeros(1, flow.mel_spec.num_mels, TRACED_FRAMES, device=device_of(flow))
     mu = torch.zeros(1, flow.estimator.timbre.width, TRACED_FRAMES, device=mel.device)
     scalar = torch.tensor(0.5, device=mel.device)
     return torch.export.export(
-        FlowStep(flow).eval(),
+        FlowStep(flow, chunks).eval(),
         (mel, mu, scalar, scalar.clone()),
         dynamic_shapes={"x": {2: num_frames}, "mu": {2: num_frames}, "time": None, "guidance": None},
     )
@@ -120,7 +155,7 @@ def drawn_source(vocoder: HiFT, num_frames: int) -> tuple[Tensor, Tensor]:
 
 
 def write_programs(folder: Path, model: SpokenLanguageModel) -> list[str]:
-    """Write ``flow_step.pt2`` and ``vocoder.pt2`` (read them with ``torch.export.load``); returns their names."""
+    """Write the programs as ``flow_prenet.pt2`` and so on (``torch.export.load`` reads them); returns their names."""
     names = []
     for name, program in programs(model).items():
         torch.export.save(program, folder / f"{name}.pt2")
@@ -129,12 +164,14 @@ def write_programs(folder: Path, model: SpokenLanguageModel) -> list[str]:
 
 
 def write_onnx(folder: Path, model: SpokenLanguageModel) -> list[str]:
-    """Write ``flow_step.onnx``, ``vocoder.onnx`` and ``onnx.json``; returns their names.
+    """Write ``flow_prenet.onnx``, ``flow_step.onnx``, ``vocoder.onnx`` and ``onnx.json``; returns their names.
 
     Raises:
         UserError: a package is missing.
     """
+    rates = {"hidden_rate_hz": model.flow.hidden_rate_hz, "mel_rate_hz": model.mel_spec.mel_rate_hz}
     facts: dict[str, dict[str, Any]] = {
+        "flow_prenet": {**rates},
         "flow_step": {**step_facts(model)},
         "vocoder": {"sample_rate_hz": model.sample_rate_hz, "mel": model.mel_spec.facts()},
     }
@@ -145,10 +182,10 @@ def write_onnx(folder: Path, model: SpokenLanguageModel) -> list[str]:
 
 
 def save_onnx(program: torch.export.ExportedProgram, path: Path) -> list[str]:
-    """Write a program as an ONNX graph; returns the names of its inputs."""
+    """Write a program as an ONNX graph, a file named as in OUTPUTS; returns the names of its inputs."""
     check_onnx()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of other libraries' operations
-    graph = torch.onnx.export(program, dynamo=True, verbose=False)
+    graph = torch.onnx.export(program, output_names=[OUTPUTS[path.stem]], dynamo=True, verbose=False)
     assert graph is not None
     graph.save(path)
     return [str(value.name) for value in graph.model.graph.inputs]

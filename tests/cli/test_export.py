@@ -1,13 +1,18 @@
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import omniaudio
 from omniaudio.cli import export
 from omniaudio.errors import UserError
+from omniaudio.types import Codes
 
 
 def test_export_is_one_folder_that_loads(exported):
@@ -67,7 +72,7 @@ def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
             "exp_dir": str(tmp_path),
         }
     )
-    assert {"vocoder.pt2", "flow_step.pt2"} <= {
+    assert {"vocoder.pt2", "flow_step.pt2", "flow_prenet.pt2"} <= {
         path.name for path in (tmp_path / "export" / "model").iterdir()
     }
     assert omniaudio.load(tmp_path / "export" / "model").settings.max_frames == 6
@@ -78,3 +83,52 @@ def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
     assert (tmp_path / "export" / "model" / "vocoder.pt2").is_file(), "one export sets no other aside"
     assert "int8: true" in (tmp_path / "int8" / "config.yaml").read_text()
     assert omniaudio.load(tmp_path / "int8").sample_rate_hz == 24_000
+
+
+def stirred(part: Path, folder: Path, scale: float) -> Path:
+    """A copy of a part with random numbers in its weights, but the biases: the first ones would say nothing."""
+    shutil.copytree(part, folder)
+    weights = load_file(part / "model.safetensors")
+    rng = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if not name.endswith("bias"):
+            weight += scale * torch.randn(weight.shape, generator=rng)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_onnx_files_speak_as_the_model_does(composed, tmp_path):
+    """How they are used: states of the tokenizer's decoder to samples, with numpy alone between the graphs."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="the extra [onnx] is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    from tests.cli.conftest import SMALL
+
+    folder = tmp_path / "export" / "model"
+    trained, scales = composed("export")["parts"], {"flow": 0.1, "vocoder": 1.0}
+    parts = {name: stirred(Path(trained[name]), tmp_path / name, scale) for name, scale in scales.items()}
+    words = [*SMALL, "onnx=true", f"model_dir={folder}", *(f"parts.{name}={parts[name]}" for name in parts)]
+    export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
+    model = omniaudio.load(folder)
+    codes = Codes(codes_BSK=torch.randint(8, (1, 12, 3)), num_frames_B=torch.tensor([12]))
+    hidden = model.tokenizer.decode(codes).hidden_BTD.detach().numpy()
+    noise = model.flow.draw_noise(hidden.shape[1], torch.Generator().manual_seed(0), model.device).numpy()
+
+    facts = json.loads((folder / "onnx.json").read_text())
+    prenet, step, vocoder = (runtime.InferenceSession(folder / f"{name}.onnx") for name in facts)
+    loop = facts["flow_step"]
+    times, guidance = np.array(loop["times"], np.float32), np.array(loop["guidance"], np.float32)
+    (mu,) = prenet.run(["mu"], {"hidden": hidden})
+    x = noise
+    for now, then in pairwise(times):
+        (velocity,) = step.run(["velocity"], {"x": x, "mu": mu, "time": np.array(now), "guidance": guidance})
+        x = x + (then - now) * velocity
+    (wav,) = vocoder.run(["wav"], {"mel": x * loop["mel_std"] + loop["mel_mean"]})
+
+    want_N = model.decode(codes, path="flow")
+    assert want_N.std() > 0.01 and np.abs(x - noise).max() > 0.1
+    np.testing.assert_allclose(wav[0], want_N, atol=1e-3)
+    assert [facts[name]["inputs"] for name in facts] == [["hidden"], ["x", "mu", "time", "guidance"], ["mel"]]
+    assert facts["vocoder"]["sample_rate_hz"] == model.sample_rate_hz
+    assert facts["flow_prenet"] == {"hidden_rate_hz": 50, "mel_rate_hz": 50, "inputs": ["hidden"]}

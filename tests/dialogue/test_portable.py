@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omniaudio.acoustic.estimator import Chunks
 from omniaudio.acoustic.timbre import Timbre
 from omniaudio.dialogue import portable
 from omniaudio.dialogue.portable import (
@@ -19,16 +20,17 @@ from omniaudio.dialogue.portable import (
     PlainVocoder,
     check_onnx,
     drawn_source,
+    prenet_program,
     save_onnx,
     step_program,
     vocoder_program,
-    write_onnx,
     write_programs,
 )
 from omniaudio.errors import UserError
 from omniaudio.vocoders.hift import HiFT
 from tests.acoustic.test_dit import new_dit
 from tests.acoustic.test_flow_matching import new_flow
+from tests.acoustic.test_flow_stream import new_flow as random_flow
 from tests.vocoders.vocoder_fixtures import ALL
 
 NUM_FRAMES = 57
@@ -36,14 +38,22 @@ NUM_FRAMES = 57
 assert NUM_FRAMES != TRACED_FRAMES
 
 
+@torch.no_grad()
+def stirred(module: nn.Module) -> nn.Module:
+    """Random numbers in all weights: the first ones of residual branches are zero and would hide them."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
 def loud(kind: str) -> nn.Module:
     """A vocoder whose output is not silence."""
     torch.manual_seed(0)
     vocoder: Any = ALL[kind]().eval()
     vocoder.fold_weight_norm()
+    stirred(vocoder)
     with torch.no_grad():
-        for parameter in vocoder.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
         if isinstance(vocoder, HiFT):
             vocoder.f0_predictor.classifier.bias.fill_(150.0)  # voiced: without a tone no phase is heard
     return vocoder
@@ -72,7 +82,9 @@ def session(path: Any) -> Any:
 
 @pytest.fixture
 def chunked(model, monkeypatch):
-    monkeypatch.setattr(model.flow.estimator, "chunk_frames", 20)
+    flow: Any = stirred(copy.deepcopy(model.flow))
+    flow.estimator.chunk_frames = 20
+    monkeypatch.setitem(model._modules, "flow", flow)
     return model
 
 
@@ -89,7 +101,8 @@ def test_a_source_that_is_told_its_draws_says_what_the_vocoder_says() -> None:
         assert torch.equal(again, GivenSource(vocoder)(**inputs)), "it draws again"
 
 
-def test_a_loop_over_steps_is_the_flows_decoding(chunked) -> None:
+@pytest.mark.parametrize("chunks", [None, Chunks(3, 8)], ids=["its own chunks", "those of a stream"])
+def test_a_loop_over_steps_is_the_flows_decoding(chunked, chunks) -> None:
     flow = chunked.flow
     noise, mu = torch.randn(2, 1, flow.mel_spec.num_mels, NUM_FRAMES)
     valid_BT = torch.ones(1, NUM_FRAMES, dtype=torch.bool)
@@ -97,8 +110,9 @@ def test_a_loop_over_steps_is_the_flows_decoding(chunked) -> None:
     times, x = torch.tensor(facts["times"]), noise
     with torch.no_grad():
         for now, then in pairwise(times):
-            x = x + (then - now) * FlowStep(flow)(x, mu, now, torch.tensor(facts["guidance"]))
-        want = flow.integrate(noise, mu, valid_BT, len(times) - 1, facts["guidance"])
+            x = x + (then - now) * FlowStep(flow, chunks)(x, mu, now, torch.tensor(facts["guidance"]))
+        want = flow.integrate(noise, mu, valid_BT, len(times) - 1, facts["guidance"], chunks=chunks)
+    assert (want - noise).std() > 0.1
     torch.testing.assert_close(x, want, atol=1e-5, rtol=1e-5)
 
 
@@ -114,13 +128,17 @@ def test_the_program_of_a_vocoder_is_the_vocoder(kind) -> None:
         )
 
 
-def test_programs_are_written_and_read(chunked, tmp_path) -> None:
-    assert write_programs(tmp_path, chunked) == ["flow_step.pt2", "vocoder.pt2"]
+def test_programs_are_written_and_read(chunked, tmp_path, monkeypatch) -> None:
+    """The step is cut as the model decodes: parts that were made to be streamed have the chunks of their stream."""
+    chunks = Chunks(3, 8)
+    monkeypatch.setattr(portable, "chunks_of", lambda model, path: chunks)
+    assert write_programs(tmp_path, chunked) == ["flow_prenet.pt2", "flow_step.pt2", "vocoder.pt2"]
     step = torch.export.load(tmp_path / "flow_step.pt2").module()
     x, mu = torch.randn(2, 1, chunked.mel_spec.num_mels, NUM_FRAMES)
     given = (x, mu, torch.tensor(0.2), torch.tensor(0.9))
     with torch.no_grad():
-        torch.testing.assert_close(step(*given), FlowStep(chunked.flow)(*given), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(step(*given), FlowStep(chunked.flow, chunks)(*given), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(step(*given), FlowStep(chunked.flow)(*given), atol=1e-3)
 
 
 def test_a_step_with_a_transformer_and_slots_for_the_voice_is_a_program_too() -> None:
@@ -160,13 +178,18 @@ def test_the_onnx_graph_of_a_step_is_the_step(chunked, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_has_graphs_and_the_numbers_around_them(model, tmp_path) -> None:
+@pytest.mark.parametrize("look_back", [None, 9], ids=["published", "limited, with slots"])
+def test_the_onnx_graph_of_the_prenet_is_what_the_flow_reads(look_back, tmp_path) -> None:
     runtime()
-    assert write_onnx(tmp_path, model) == ["flow_step.onnx", "vocoder.onnx", "onnx.json"]
-    facts = json.loads((tmp_path / "onnx.json").read_text())
-    assert facts["flow_step"]["inputs"] == ["x", "mu", "time", "guidance"]
-    assert facts["vocoder"]["inputs"] == ["mel"] and facts["vocoder"]["sample_rate_hz"] == 24_000
-    assert facts["flow_step"]["times"][-1] == 1 and facts["flow_step"]["mel_mean"] == model.flow.mel_mean
+    flow = random_flow(look_back, slots=look_back is not None)
+    assert save_onnx(prenet_program(flow), tmp_path / "flow_prenet.onnx") == ["hidden"]
+    prenet = session(tmp_path / "flow_prenet.onnx")
+    for num_frames in (5, NUM_FRAMES):
+        hidden, length_B = torch.randn(1, num_frames, 6), torch.tensor([num_frames])
+        with torch.no_grad():
+            want = flow.estimator.timbre(flow.prenet(hidden, length_B, length_B))
+        (found,) = prenet.run(["mu"], {"hidden": hidden.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), want, atol=1e-4, rtol=1e-4)
 
 
 def test_missing_packages_are_one_line(monkeypatch) -> None:
