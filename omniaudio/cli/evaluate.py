@@ -10,6 +10,7 @@ held-out losses of the LLM, its own recognition, text perplexity and questions o
 real-time factors. Without a judge, or the package of a measure, its rows say so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
+    omniaudio evaluate system=NAME scale=mini flow_steps=[1,2,4] flow_solvers=[euler,midpoint]   # of the same export
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
     omniaudio evaluate system=NAME scale=mini task=text choices.path=arc.jsonl      # held-out losses and what is left
                                                                                      # of the text LLM; needs no export
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
     from omniaudio.dialogue.model import SpokenLanguageModel
     from omniaudio.metrics.records import Row
 
-VARIANT_NAMES = {
-    "original": "original recording",
-    "copy": "copy synthesis (mel → vocoder)",
-    "coarse": "codes → coarse mel → vocoder",
-    "refined": "codes → refined mel → vocoder",
-    "flow": "codes → flow matching → vocoder",
-}
 RESULTS = "results.json"
 TASKS = ("all", "tokenizer", "text", "curve")
 
@@ -95,7 +89,8 @@ def main(config: dict[str, Any]) -> None:
                 numbers={row.name: row.text for row in rows},
             )
         print_table(rows)
-        run.log(f"{run.folder / RESULTS}: {len(rows)} rows")
+        of = f" of {model_dir}" if exported else ""
+        run.log(f"{run.folder / RESULTS}: {len(rows)} rows{of}")
 
 
 def check_words(config: dict[str, Any]) -> None:
@@ -107,6 +102,8 @@ def check_words(config: dict[str, Any]) -> None:
             isinstance(num, int) and num > 0 for num in config[name]
         ):
             raise UserError(f"config {name}: {config[name]} is not a list of whole numbers, each at least 1")
+    if config["flow_solvers"] != []:
+        check_solvers(config["flow_solvers"], config["flow_steps"])
     from omniaudio.metrics.quality import check_measures
 
     check_measures(config["measures"])
@@ -115,6 +112,16 @@ def check_words(config: dict[str, Any]) -> None:
             raise UserError(f"config {name}: {config[name]} must be a whole number, at least 1")
     if config["corpora"] is not None and not isinstance(config["corpora"], list):
         raise UserError(f"config corpora: {config['corpora']} must be a list, such as [asterisk], or null")
+
+
+def check_solvers(solvers: Any, flow_steps: list[int]) -> None:
+    """Solvers that there are, and steps for them to take, or a UserError."""
+    from omniaudio.acoustic.flow_matching import SOLVERS
+
+    if not isinstance(solvers, list) or not set(map(str, solvers)) <= SOLVERS.keys():
+        raise UserError(f"config flow_solvers: {solvers} is not a list of {', '.join(SOLVERS)}")
+    if not flow_steps:
+        raise UserError(f"config flow_solvers: {solvers} without steps; say how many: flow_steps=[1,2,4]")
 
 
 def evaluate_tokenizer(config: dict[str, Any]) -> None:
@@ -247,6 +254,7 @@ def measure(
         sample["heard"] = {variant: texts[i] for variant, texts in heard.items()}
         sample["own_recognition"] = own[i]
     details = {
+        "model_dir": config["model_dir"],
         "num_clips": len(clips),
         "clip_seconds": round(sum(clip.seconds for clip in clips), 1),
         "languages": sorted({clip.language for clip in clips}),
@@ -281,7 +289,7 @@ def make_speech(
     from omniaudio.progress import track
 
     num = len(clips) if config["asr_judge"] else config["num_samples"]
-    extra = config["flow_steps"], config["stream_chunks"]
+    extra = config["flow_steps"], config["stream_chunks"], config["flow_solvers"]
     wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in variants(*extra)}
     samples = []
     for i, clip in enumerate(track(clips[:num], "speech")):
@@ -326,6 +334,7 @@ def signal_rows(
     clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int, measures: list[str]
 ) -> tuple[list[Row], dict[str, Any]]:
     """What is left of the recordings, by measures that know no words; and the same by measure and variant."""
+    from omniaudio.dialogue.evaluation import variant_name
     from omniaudio.metrics.quality import quality_rows
 
     made = {variant_name(variant): wav for variant, wav in wavs.items() if variant != "original"}
@@ -337,7 +346,7 @@ def judge_rows(
     judge: Any, clips: list[Clip], wavs: dict[str, list[np.ndarray]], rate_hz: int
 ) -> tuple[list[Row], dict[str, list[str]]]:
     """Error rates of the judge, and what it heard."""
-    from omniaudio.dialogue.evaluation import judge_variants
+    from omniaudio.dialogue.evaluation import judge_variants, variant_name
     from omniaudio.metrics.asr_judge import NO_JUDGE
     from omniaudio.metrics.cer import word_error_rate
     from omniaudio.metrics.records import Row
@@ -362,17 +371,6 @@ def judge_rows(
         name, note = f"WER, {variant_name(variant)}", f"{judge.name} on {len(clips)} clips"
         rows.append(Row(section=section, name=name, value=rate, text=f"{rate:.1%}", note=note))
     return rows, heard
-
-
-def variant_name(variant: str) -> str:
-    """In words."""
-    if variant.startswith("flow_"):
-        num = int(variant.removeprefix("flow_"))
-        return f"codes → flow matching, {num} step{'s' if num > 1 else ''} → vocoder"
-    if variant.startswith("streamed_"):
-        num = int(variant.removeprefix("streamed_"))
-        return f"codes → flow matching, streamed by {num} frames → vocoder"
-    return VARIANT_NAMES[variant]
 
 
 def judged(clips: list[Clip], texts: list[str], note: str) -> tuple[float, str]:

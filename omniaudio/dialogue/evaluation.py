@@ -30,8 +30,14 @@ from omniaudio.metrics.mel import mel_mae
 from omniaudio.metrics.speed import Stopwatch
 from omniaudio.types import Codes
 
-VARIANTS = ("original", "copy", "coarse", "refined", "flow")
-"""The recording; mel -> vocoder; codes -> the tokenizer's two mels -> vocoder; codes -> flow -> vocoder."""
+VARIANTS = {
+    "original": "original recording",
+    "copy": "copy synthesis (mel → vocoder)",
+    "coarse": "codes → coarse mel → vocoder",
+    "refined": "codes → refined mel → vocoder",
+    "flow": "codes → flow matching → vocoder",
+}
+"""What is made of every clip, in words."""
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
@@ -155,9 +161,30 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
 # -- speech
 
 
-def variants(flow_steps: Sequence[int] = (), chunks: Sequence[int] = ()) -> list[str]:
-    """Names of what is made of a clip; ``flow_4`` has 4 steps, ``streamed_12`` chunks of 12 code frames."""
-    return [*VARIANTS, *(f"flow_{num}" for num in flow_steps), *(f"streamed_{num}" for num in chunks)]
+def variants(
+    flow_steps: Sequence[int] = (), chunks: Sequence[int] = (), solvers: Sequence[str] = ()
+) -> list[str]:
+    """Names of what is made of a clip; ``streamed_12`` has chunks of 12 code frames, and see ``flow_variants``."""
+    return [*VARIANTS, *flow_variants(flow_steps, solvers), *(f"streamed_{num}" for num in chunks)]
+
+
+def flow_variants(steps: Sequence[int], solvers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Name -> how flow matching is solved: ``flow_4`` in 4 steps by the model's own solver, ``flow_4_heun`` by that."""
+    if not solvers:
+        return {f"flow_{num}": {"flow_steps": num} for num in steps}
+    pairs = [(num, solver) for solver in solvers for num in steps]
+    return {f"flow_{num}_{solver}": {"flow_steps": num, "flow_solver": solver} for num, solver in pairs}
+
+
+def variant_name(variant: str) -> str:
+    """In words."""
+    kind, *how = variant.split("_")
+    if kind == "streamed":
+        return f"codes → flow matching, streamed by {how[0]} frames → vocoder"
+    if not how:
+        return VARIANTS[variant]
+    steps = f"{how[0]} step{'s' if how[0] != '1' else ''}"
+    return f"codes → flow matching, {' of '.join([steps, *how[1:]])} → vocoder"
 
 
 def synthesize(
@@ -166,10 +193,12 @@ def synthesize(
     codes: Codes,
     flow_steps: Sequence[int] = (),
     chunks: Sequence[int] = (),
+    solvers: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """All variants of a clip; "flow" has the model's own number of steps, others may be asked for besides.
 
     Args:
+        flow_steps, solvers: each number by each solver, or by the model's own where none is named.
         chunks: sizes in code frames; decoder, flow and vocoder get the codes chunk by chunk, as they would be written.
 
     Returns:
@@ -185,8 +214,8 @@ def synthesize(
         mel_BMT, mel_len_B = model.mel(codes, path=path)  # type: ignore[arg-type]
         mels[path] = mel_BMT[0, :, : int(mel_len_B[0])].float().cpu().numpy()
         wavs[path] = model.vocode(mel_BMT, mel_len_B)[0]
-    for num in flow_steps:
-        wavs[f"flow_{num}"] = model.vocode(*model.mel(codes, path="flow", flow_steps=num))[0]
+    for name, options in flow_variants(flow_steps, solvers).items():
+        wavs[name] = model.vocode(*model.mel(codes, path="flow", **options))[0]
     for num in chunks:
         settings = dataclasses.replace(model.settings.stream, chunk_frames=num)
         stream = SpeechStream(model, settings, path="flow")

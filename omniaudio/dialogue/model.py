@@ -97,12 +97,12 @@ class DialogueSettings:
         check_choice("dialogue.flow_solver", self.flow_solver, SOLVERS)
         check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
 
-    def flow_options(self) -> dict[str, Any]:
-        """How flow matching is solved."""
+    def flow_options(self, steps: int | None = None, solver: str | None = None) -> dict[str, Any]:
+        """How flow matching is solved, unless something else is asked for."""
         return {
-            "num_steps": self.flow_steps,
+            "num_steps": self.flow_steps if steps is None else steps,
             "guidance": self.flow_guidance,
-            "solver": self.flow_solver,
+            "solver": solver or self.flow_solver,
             "time_warp": self.flow_warp,
         }
 
@@ -175,6 +175,7 @@ class SpokenLanguageModel(nn.Module):
         path: DecodePath | None = None,
         seed: int = 0,
         flow_steps: int | None = None,
+        flow_solver: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Codes to the mel that the vocoder reads.
 
@@ -184,7 +185,7 @@ class SpokenLanguageModel(nn.Module):
             path: "flow" matches the hidden states of the decoder; "refined" and "coarse" are the tokenizer's
                 own mels, brought to the vocoder's by ``remel``; None is that of ``settings``.
             seed: of the flow's starting noise.
-            flow_steps: of flow matching; None are those of ``settings``.
+            flow_steps, flow_solver: of flow matching; None are those of ``settings``.
 
         Returns:
             mel_BMT, mel_len_B.
@@ -194,13 +195,12 @@ class SpokenLanguageModel(nn.Module):
         if path != "flow":
             own_BMT = decoded.refined_BMT if path == "refined" else decoded.coarse_BMT
             return remel(own_BMT, decoded.mel_len_B, self.tokenizer.decoder_mel_spec, self.mel_spec)
-        options = self.settings.flow_options()
         return self.flow.decode(
             decoded.hidden_BTD,
             decoded.hidden_len_B,
             generator=torch.Generator().manual_seed(seed),
             chunks=chunks_of(self, path),
-            **(options if flow_steps is None else {**options, "num_steps": flow_steps}),
+            **self.settings.flow_options(flow_steps, flow_solver),
         )
 
     @torch.inference_mode()

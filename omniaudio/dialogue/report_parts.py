@@ -75,9 +75,10 @@ def number_section(page: Page, results: Mapping[str, Any], folder: Path) -> None
             for r in rows
         ]
         tables.append(html.card(f"<h3>{html.escape(section)}</h3>", one, html.table(columns, cells)))
+    scored = f" of {results['model_dir']}" if "model_dir" in results else ""  # older results do not say
     lead = (
-        f"Measured on {results['num_clips']} clips ({results['clip_seconds']:.0f} s) of the {results['split']} split, "
-        "with the command above each table or beside each number. "
+        f"Measured{scored} on {results['num_clips']} clips ({results['clip_seconds']:.0f} s) "
+        f"of the {results['split']} split, with the command above each table or beside each number. "
         + ("" if results["asr_judge"] else "No judge was given, so intelligibility has no numbers. ")
         + "A judge of the Whisper family is not independent of a tokenizer whose encoder began as a Whisper checkpoint."
     )

@@ -8,10 +8,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import omniaudio
-from omniaudio.cli import evaluate
+from omniaudio.cli import evaluate, export
 from omniaudio.dialogue import asked
+from omniaudio.dialogue.report_parts import number_section
 from omniaudio.errors import UserError
+from omniaudio.metrics.page import Page
 from omniaudio.metrics.quality import MEASURES, SECTION
+from tests.cli.conftest import SMALL
 
 FEW = [
     "num_clips=4",
@@ -72,6 +75,10 @@ def test_the_signal_is_measured_without_a_judge_too(results):
 def test_steps_of_flow_matching_are_numbers(exported, composed):
     with pytest.raises(UserError, match=r"config flow_steps: \[0\] is not a list of whole numbers"):
         evaluate.main(composed("evaluate", *FEW[:3], "flow_steps=[0]"))
+    with pytest.raises(UserError, match=r"flow_solvers: \['rk4'\] is not a list of euler, midpoint, heun"):
+        evaluate.main(composed("evaluate", *FEW, "flow_solvers=[rk4]"))
+    with pytest.raises(UserError, match=r"flow_solvers: \['heun'\] without steps; say how many"):
+        evaluate.main(composed("evaluate", *FEW[:3], "flow_solvers=[heun]"))
 
 
 def test_no_clip_at_once_is_refused(composed):
@@ -163,6 +170,31 @@ def test_the_text_of_another_export_is_scored_as_it_was_loaded(exported, compose
     rows = json.loads((tmp_path / "evaluate_text/results.json").read_text())["rows"]
     scored = row({"rows": rows}, "text perplexity of the export")["value"]
     assert scored == pytest.approx(omniaudio.load(other).lm.backbone.vocab_size), "all pieces are as likely"
+
+
+def test_an_export_in_8_bits_is_scored_and_named(composed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("omniaudio.dialogue.int8.MIN_SIZE", 1)
+    folder = tmp_path / "int8"
+    export.main({**composed("export", *SMALL, "int8=true", f"model_dir={folder}"), "exp_dir": str(tmp_path)})
+    few = [
+        "num_clips=1",
+        "num_speed_clips=1",
+        "measures=[mel error]",
+        "flow_steps=[1]",
+        "flow_solvers=[heun]",
+    ]
+    config = composed("evaluate", *few, f"model_dir={folder}", f"exp_dir={tmp_path}", "loss_stages=[]")
+    usual = composed("evaluate")
+    evaluate.main({**config, **{name: usual[name] for name in ("text_before", "text_after", "texts")}})
+    assert f"rows of {folder}" in capsys.readouterr().out
+    found = json.loads((tmp_path / "evaluate/results.json").read_text())
+    own = [shlex.split(row["command"]) for row in found["rows"] if "omniaudio train" not in row["command"]]
+    assert own and all(f"model_dir={folder}" in words for words in own), "each row says which export it is of"
+    assert row(found, "mel error, codes → flow matching, 1 step of heun → vocoder")["value"] > 0
+    assert row(found, "text perplexity of the export")["value"] > 1
+    page = Page(title="t", lead="", facts=[])
+    number_section(page, found, tmp_path)
+    assert f"Measured of {folder} on 1 clips" in page.sections[0][2]
 
 
 def test_sound_by_steps_is_measured_once_and_again_with_a_new_milestone(exported, composed, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -103,6 +104,24 @@ def test_speech_by_steps_and_in_chunks(model, clips):
     expected = [spoken.push(codes.codes_BSK[0, :3]), spoken.push(codes.codes_BSK[0, 3:]), spoken.finish()]
     np.testing.assert_allclose(wavs["streamed_2"], np.concatenate(expected), atol=1e-5)
     assert not np.array_equal(wavs["streamed_2"], wavs["streamed_1000"])
+
+
+@torch.no_grad()
+def test_speech_by_other_solvers_of_the_same_model(model, clips, monkeypatch):
+    flow = copy.deepcopy(model.flow)
+    for parameter in flow.parameters():  # the first velocity is zero everywhere
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    monkeypatch.setitem(model._modules, "flow", flow)
+    codes = model.encode(clips[0].wav_N, 16000)
+    wavs, _ = evaluation.synthesize(model, clips[0], codes, [1], solvers=["euler", "midpoint"])
+    assert list(wavs) == evaluation.variants([1], solvers=["euler", "midpoint"])
+    kind = "codes → flow matching, 1 step of"
+    names = [f"{kind} euler → vocoder", f"{kind} midpoint → vocoder"]
+    assert [evaluation.variant_name(variant) for variant in list(wavs)[-2:]] == names
+    settings = dataclasses.replace(model.settings, flow_steps=1, flow_solver="midpoint")
+    monkeypatch.setattr(model, "settings", settings)
+    np.testing.assert_array_equal(wavs["flow_1_midpoint"], model.decode(codes, path="flow"))
+    assert not np.array_equal(wavs["flow_1_midpoint"], wavs["flow_1_euler"])
 
 
 class EchoJudge:

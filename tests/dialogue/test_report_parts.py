@@ -52,6 +52,7 @@ def test_numbers_carry_their_own_command_when_they_differ(tmp_path):
     }  # fmt: skip
     number_section(made, results, tmp_path)
     html = made.sections[0][2]
+    assert "Measured on 1 clips" in html, "results of before do not say of which export they are"
     assert "omniaudio a" in html and "omniaudio b" in html and "No judge was given" in html
     assert (tmp_path / "images/books.png").is_file() and (tmp_path / "images/mae.png").is_file()
 
