@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import omniaudio
 from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.dialogue.speech_stream import SpeechStream, StreamSettings
-from omniaudio.frontend.audio import resample
+from omniaudio.frontend.audio import resample, write_wav
 from omniaudio.frontend.mel import LogMel
 from omniaudio.losses.mel import SCALES, mel_distance
 from omniaudio.types import WaveBatch
@@ -18,24 +21,8 @@ from tests.tasks.test_vocoder import WITH_F0, new_task
 from tests.vocoders.vocoder_fixtures import ALL
 
 RATE_HZ, SECONDS = 16_000, 1.2
-TIME_N = np.arange(int(RATE_HZ * SECONDS)) / RATE_HZ
-
-
-def music() -> np.ndarray:
-    """Three chords of six partials, each struck and dying away."""
-    beat_N = TIME_N % 0.4
-    roots_N = np.choose((TIME_N // 0.4).astype(int) % 3, [220.0, 261.6, 196.0])
-    notes = [np.sin(2 * np.pi * roots_N * ratio * TIME_N) / ratio for ratio in (1, 1.25, 1.5, 2, 2.5, 3)]
-    return 0.2 * np.exp(-6 * beat_N) * np.sum(notes, axis=0)
-
-
-SOUNDS = {
-    "silence": np.zeros_like(TIME_N),
-    "clipping": np.sign(np.sin(2 * np.pi * 180 * TIME_N)),
-    "tone": 0.5 * np.sin(2 * np.pi * 100 * TIME_N),
-    "noise": np.random.default_rng(0).normal(0, 0.3, len(TIME_N)).clip(-1, 1),
-    "music": music(),
-}
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "odd_sounds.py"))
+SOUNDS: dict[str, np.ndarray] = TOOL["sounds"](RATE_HZ, SECONDS)
 
 
 def checked(wav_N: np.ndarray) -> int:
@@ -46,7 +33,7 @@ def checked(wav_N: np.ndarray) -> int:
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_sounds_that_are_no_speech_go_through_every_part(model: SpokenLanguageModel, name: str) -> None:
-    wav_N = SOUNDS[name].astype(np.float32)
+    wav_N = SOUNDS[name]
     codes = model.encode(wav_N, RATE_HZ)
     assert codes.codes_BSK.shape == (1, 15, 3)
     for book, size in enumerate(model.tokenizer.codebook_sizes):
@@ -62,7 +49,7 @@ def test_sounds_that_are_no_speech_go_through_every_part(model: SpokenLanguageMo
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_every_vocoder_says_what_it_can_of_their_mels(model: SpokenLanguageModel, name: str) -> None:
-    mel_BMT, _ = model.true_mel(SOUNDS[name].astype(np.float32), RATE_HZ)
+    mel_BMT, _ = model.true_mel(SOUNDS[name], RATE_HZ)
     for make in ALL.values():
         torch.manual_seed(0)
         vocoder = make().eval()
@@ -73,7 +60,7 @@ def test_every_vocoder_says_what_it_can_of_their_mels(model: SpokenLanguageModel
 @pytest.mark.parametrize("name", SOUNDS)
 def test_they_can_be_learned_from(model: SpokenLanguageModel, name: str) -> None:
     """One batch of nothing else: losses and gradients of tokenizer and flow stay finite."""
-    wav_BN, length_B = torch.from_numpy(SOUNDS[name]).float()[None], torch.tensor([len(TIME_N)])
+    wav_BN, length_B = torch.from_numpy(SOUNDS[name])[None], torch.tensor([len(SOUNDS[name])])
     tokenizer, flow = (copy.deepcopy(part).train() for part in (model.tokenizer, model.flow))
     _, decoded = tokenizer.reconstruct(*tokenizer.log_mel(wav_BN, length_B), bypass_share=0.5)
     target_BMT, target_len_B = tokenizer.decoder_mel(wav_BN, length_B)
@@ -92,7 +79,7 @@ def test_they_can_be_learned_from(model: SpokenLanguageModel, name: str) -> None
 @pytest.mark.parametrize("name", SOUNDS)
 def test_vocoders_and_discriminators_can_be_learned_from_them(name: str, kind: str) -> None:
     """The two passes of a step on nothing else, as a vocoder is born: no loss and no gradient explodes."""
-    wav_BN, num_samples_B = resampled(torch.from_numpy(SOUNDS[name]).float()[None])
+    wav_BN, num_samples_B = resampled(torch.from_numpy(SOUNDS[name])[None])
     batch = WaveBatch(
         keys=[name], wav_BN=wav_BN, num_samples_B=num_samples_B, sample_rate_hz=24_000, kinds=["asr"], texts=[""],
         languages=["en"],
@@ -111,3 +98,40 @@ def test_vocoders_and_discriminators_can_be_learned_from_them(name: str, kind: s
 def resampled(wav_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wav_N = torch.from_numpy(resample(wav_BN[0].numpy(), RATE_HZ, 24_000))
     return wav_N[None], torch.tensor([len(wav_N)])
+
+
+def test_the_tool_tells_how_loud_they_come_back(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wav(tmp_path / "clip.wav", np.full(RATE_HZ, 0.25, np.float32), RATE_HZ)
+    assert TOOL["main"]([str(exported), "--speech", str(tmp_path / "clip.wav")]) == 0
+    head, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    )
+    assert head == ["rms / peak", "in", "copy synthesis", "refined mel", "flow", "finite, within [-1, 1]"]
+    assert [row[0] for row in rows] == [*SOUNDS, "clip"] and {row[-1] for row in rows} == {"yes"}
+    told = {row[0]: [float(number) for number in row[1].split(" / ")] for row in rows}
+    assert told["silence"] == [0, 0] and told["tone of 100 Hz"] == [0.3536, 0.5] and told["clipping"][1] == 1
+    assert told["clip"][0] == pytest.approx(0.25, abs=0.01)
+    assert all(float(cell.split(" / ")[0]) > 0 for row in rows for cell in row[2:5]), (
+        "nothing comes back as nothing"
+    )
+
+
+@pytest.mark.parametrize("sample", [float("nan"), float("inf"), -1.01])
+def test_the_tool_fails_where_one_comes_back_broken(
+    model: SpokenLanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sample: float,
+) -> None:
+    def broken(wav_N: np.ndarray, rate_hz: int) -> np.ndarray:
+        return np.array([0.0, sample if wav_N.any() else 1.0], np.float32)
+
+    monkeypatch.setattr(omniaudio, "load", lambda folder: model)
+    monkeypatch.setattr(model, "copy_synthesis", broken)
+    monkeypatch.setattr(model, "decode", lambda codes, path: np.zeros(2, np.float32))
+    assert TOOL["main"](["folder"]) == 1
+    assert [line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines()[2:]] == ["yes"] + [
+        "no"
+    ] * 4
