@@ -1,8 +1,10 @@
-"""Harmonic source: frequencies, voicing, randomness."""
+"""Harmonic source: by its definition, frequencies, voicing, randomness."""
 
+import pytest
 import torch
 
 from omniaudio.vocoders.source import F0Predictor, HarmonicSource
+from tests.vocoders.vocoder_fixtures import SOURCE, excitation_by_definition
 
 
 def new_source(num_harmonics: int = 1, noise_std: float = 0.0) -> HarmonicSource:
@@ -10,6 +12,26 @@ def new_source(num_harmonics: int = 1, noise_std: float = 0.0) -> HarmonicSource
     torch.nn.init.constant_(source.mix.weight, 1.0)
     torch.nn.init.zeros_(source.mix.bias)
     return source
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_excitation_is_that_of_the_definition(training: bool) -> None:
+    """Voices that move and fall silent, a frame at the threshold, odd rates, weights of both signs."""
+    source = HarmonicSource(22_050, 150, **SOURCE).train(training)  # type: ignore[arg-type]
+    source.mix.weight.copy_(torch.tensor([[2.0, -1.5, 1.0]]))
+    f0_BT = torch.tensor(
+        [[90.0, 130.5, 0.0, 10.0, 10.5, 410.0, 395.0], [0.0, 0.0, 220.0, 221.0, 180.0, 0.0, 333.0]]
+    )
+    torch.manual_seed(5)
+    found_BN = source(f0_BT)
+    torch.manual_seed(5)
+    phase_BH, noise_BNH = (draw.expand(2, *draw.shape[1:]) for draw in source.draw(torch.empty(2, 7 * 150)))
+    assert not phase_BH[:, 0].any() and phase_BH[:, 1:].abs().min() > 1e-2, (
+        "the harmonics' own, not the fundamental's"
+    )
+    wanted_BN = excitation_by_definition(source, f0_BT, phase_BH, noise_BNH, 22_050, 150)
+    torch.testing.assert_close(found_BN.double(), torch.from_numpy(wanted_BN), atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
