@@ -253,6 +253,22 @@ def test_losses_count_valid_values_of_the_shorter_of_mel_and_hidden() -> None:
     assert [int(count) for _, count in terms.values()] == [(7 + 2) * 4] * 2
 
 
+@torch.no_grad()
+def test_prior_loss_by_hand() -> None:
+    """Clips of other lengths than their hidden states, standardised, value by value; padding is not counted."""
+    flow = new_flow(mel_mean=-5.0, mel_std=2.0)
+    hidden, mel = torch.randn(2, 7, 6), torch.randn(2, 4, 9) - 5
+    hidden_len_B, mel_len_B = torch.tensor([7, 5]), torch.tensor([9, 3])
+    total, count = flow.losses(hidden, hidden_len_B, mel, mel_len_B)["flow/prior"]
+    mu, differences = flow.prenet(hidden, hidden_len_B, hidden_len_B), []
+    for item, num_frames in enumerate((7, 3)):
+        for frame, bin_ in itertools.product(range(num_frames), range(4)):
+            standardised = (float(mel[item, bin_, frame]) + 5) / 2
+            differences.append(abs(float(mu[item, bin_, frame]) - standardised))
+    assert int(count) == len(differences) == 40
+    assert float(total) == pytest.approx(sum(differences), rel=1e-5)
+
+
 def test_padding_does_not_change_the_losses() -> None:
     flow, hidden, mel = new_flow(), torch.randn(1, 5, 6), torch.randn(1, 4, 5)
     five = torch.tensor([5])

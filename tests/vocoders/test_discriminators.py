@@ -1,7 +1,10 @@
 """Discriminators: shapes of the recorded reference, width, gradients, level."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
 
 from omniaudio.vocoders.discriminators import PeriodDiscriminator, ResolutionDiscriminator, WaveDiscriminator
 from tests.vocoders.vocoder_fixtures import SPEC
@@ -33,6 +36,41 @@ def test_period_folds_the_waveform() -> None:
     other[0, 150] = 1.0  # column 0 of the fold
     moved = (part(wav)[0] - part(other)[0]).abs().amax(dim=(0, 1, 2)) > 1e-7
     assert moved.tolist() == [True, False, False]
+
+
+def judged_by_hand(part: PeriodDiscriminator, wav_N: Tensor) -> list[Tensor]:
+    """Feature maps (D, rows, period) after HiFi-GAN (arXiv:2010.05646): sample n stands in row n // period, column
+    n % period, what lacks of the last row mirrored at the last sample; no kernel is wider than a column."""
+    num_samples, period = len(wav_N), part.period
+    rows = -(-num_samples // period)
+    x = torch.zeros(1, rows, period)
+    for n in range(rows * period):
+        x[0, n // period, n % period] = wav_N[n if n < num_samples else 2 * (num_samples - 1) - n]
+    maps = []
+    for conv, stride in zip(part.convs, (3, 3, 3, 3, 1), strict=True):
+        x = F.conv2d(x, conv.weight, conv.bias, stride=(stride, 1), padding=(2, 0))
+        x = torch.where(x > 0, x, 0.1 * x)
+        maps.append(x)
+    return [*maps, F.conv2d(x, part.conv_post.weight, part.conv_post.bias, padding=(1, 0))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("period", "rows"), [(2, [251, 84, 28, 10]), (3, [167, 56, 19, 7]), (11, [46, 16, 6, 2])]
+)
+def test_period_discriminator_is_that_of_the_readable_loop(period: int, rows: list[int]) -> None:
+    part, wav_BN = PeriodDiscriminator(period, 0.125), torch.randn(2, 501)  # no period divides 501 but 3
+    for conv in (*part.convs, part.conv_post):
+        conv.bias.normal_()
+    score, features = part(wav_BN)
+    assert [tuple(x.shape[1:]) for x in features] == [
+        (width, n, period)
+        for width, n in zip((4, 16, 64, 128, 128, 1), [*rows[1:], *[-(-rows[3] // 3)] * 3], strict=True)
+    ]
+    assert torch.equal(score, features[-1])
+    for item in range(2):
+        for found, wanted in zip(features, judged_by_hand(part, wav_BN[item]), strict=True):
+            torch.testing.assert_close(found[item], wanted, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
