@@ -19,6 +19,9 @@ from omniaudio.files import write_whole
 class JsonLinesLogger(Logger):
     """``metrics.jsonl``: one line a logged step, ``{"step": 40, "train/loss": 1.2}``.
 
+    Names are sorted: Lightning has them in the order in which this process first met them, which a resumed run did not
+    meet in the same steps.
+
     Args:
         path: the file.
         current_step: the step that the next line belongs to.
@@ -42,7 +45,7 @@ class JsonLinesLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {name: round(value, 6) for name, value in metrics.items() if name != "epoch"}
+        values = {name: round(metrics[name], 6) for name in sorted(metrics) if name != "epoch"}
         if values:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:

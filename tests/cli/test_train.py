@@ -90,7 +90,7 @@ def one_process(
         ("dpo", ["backbone.lora={rank: 2}", 'task.trainable=["lm.backbone.layers.*.lora_*"]']),
         ("pretrain_stage2", ["strategy=ddp", "devices=2"]),
         ("pretrain_stage2", ["strategy=zero2", "devices=2"]),
-        ("vocoder", ["strategy=ddp", "devices=2", "schedule.vocoder.adversarial_from=0"]),
+        ("vocoder", ["strategy=ddp", "devices=2", "schedule.vocoder.adversarial_from=0.25"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value).replace("strategy=", ""),
 )

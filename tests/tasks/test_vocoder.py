@@ -142,8 +142,8 @@ def unmoved(task: VocoderTask, fresh: VocoderTask) -> list[str]:
     return [name for name, value in task.named_parameters() if torch.equal(value, before[name])]
 
 
-def moved(task: VocoderTask) -> dict[str, bool]:
-    fresh = new_task()
+def moved(task: VocoderTask, make: Callable[[], VocoderTask] = new_task) -> dict[str, bool]:
+    fresh = make()
     fresh.configure_model()
     before = fresh.state_dict()
     changed = [name for name, value in task.state_dict().items() if not torch.equal(value, before[name])]
@@ -179,9 +179,22 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_and_go_on_as_if_unbroken(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "compared"),
+    [
+        ("istft", ("train/grad_norm", "val/mel/l1", *(f"train/{loss}" for loss in WEIGHTS))),
+        ("late hift", ("train/f0/l1", "val/f0/l1")),  # the harmonic source draws on every rank by itself
+    ],
+    ids=["istft", "late hift"],
+)
+def test_two_processes_learn_as_one_and_go_on_as_if_unbroken(
+    tmp_path: Path, kind: str, compared: tuple[str, ...]
+) -> None:
     """Every rank has the same vocoder and discriminators, to the bit; the losses are those of one process."""
-    words = [sys.executable, "-m", "tests.tasks.vocoder_run", str(tmp_path)]
+    from tests.tasks.vocoder_run import KINDS
+
+    make, source = KINDS[kind]
+    words = [sys.executable, "-m", "tests.tasks.vocoder_run", str(tmp_path), kind]
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -190,16 +203,18 @@ def test_two_processes_learn_as_one_and_go_on_as_if_unbroken(tmp_path: Path) -> 
         for name in ("unbroken", "broken")
         for rank in range(2)
     ]
-    task = new_task()
-    lines = [json.loads(line) for line in run(tmp_path / "one", task, stop=4, kind=SharedWaves)]
+    task = make()
+    lines = [json.loads(line) for line in run(tmp_path / "one", task, stop=4, kind=source)]
     for state in others:
         assert [name for name in first if not torch.equal(first[name], state[name])] == []
     task.load_state_dict(first)
-    assert moved(task) == {"vocoder": True, "discriminator": True}
+    assert moved(task, make) == {"vocoder": True, "discriminator": True}
     both = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("unbroken", "broken")]
     assert both[0] == both[1]
     spread = [json.loads(line) for line in both[0].splitlines()]
-    for name in ("step", "train/grad_norm", "val/mel/l1", *(f"train/{loss}" for loss in WEIGHTS)):
+    judged = [line["step"] for line in spread if "train/adv/disc" in line]
+    assert judged == list(range(1 + round(task.adversarial_from * 4), 5))
+    for name in ("step", *compared):
         values = [[line[name] for line in found if name in line] for found in (spread, lines)]
         assert len(values[0]) >= 2 and values[0] == pytest.approx(values[1], rel=0.01, abs=1e-5), name
 

@@ -21,6 +21,13 @@ def test_lines_after_a_step_are_cut_for_a_resumed_run(tmp_path):
     assert logger.path.read_text() == '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.5}\n'
 
 
+def test_a_line_does_not_tell_what_was_logged_first(tmp_path):
+    logger = JsonLinesLogger(tmp_path / "metrics.jsonl", lambda: 7)
+    for names in (("train/loss", "train/adv/gen", "epoch"), ("train/adv/gen", "epoch", "train/loss")):
+        logger.log_metrics(dict.fromkeys(names, 0.5))
+    assert logger.path.read_text() == '{"step": 7, "train/adv/gen": 0.5, "train/loss": 0.5}\n' * 2
+
+
 def test_trackers_by_name(tmp_path, monkeypatch):
     assert make_trackers("none", tmp_path, "run") == []
     assert len(make_trackers("tensorboard", tmp_path, "run")) == 1
