@@ -5,7 +5,7 @@ Reads conf/experiment/<system>/<stage>.yaml, made smaller by scale=, and writes 
     config.yaml      the resolved config            metrics.jsonl   losses by step
     checkpoints/     the newest two; the same       freeze.json     hashes of what was frozen, before and after
                      command goes on from there     final/<name>/   weights, config and fingerprint of each part
-    milestones/      the same parts after the steps of milestones=, for omniaudio evaluate task=curve
+    milestones/      the same, without final_only=, after the steps of milestones=, for omniaudio evaluate task=curve
     tensorboard/     the same losses for TensorBoard (tracker=none, wandb, wandb_offline: instead)
     left_out.jsonl   samples that a return to a checkpoint passed over, by step
     stamp.json       hash of config and inputs, time, versions    data.html     what it was going to read
@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ MAKES_THE_RESULT = (
     "gradient_clip", "seed", "deterministic",
 )  # fmt: skip
 """Keys whose change means another training.  Processes, batches of a step, logging and other stages do not, nor what
-``recovery`` says of steps that went wrong: a run that has ended so may go on with other limits."""
+``recovery`` says of steps that went wrong: a run that has ended so may go on with other limits; nor ``final_only``."""
 
 
 def main(config: dict[str, Any]) -> None:
@@ -44,7 +44,24 @@ def main(config: dict[str, Any]) -> None:
     decisive = {key: config[key] for key in MAKES_THE_RESULT}
     with stage(folder, config=config, inputs=config["inputs"], decisive=decisive) as run:
         if not run.done:
+            check_init(config["init"])
             fit(config, run)
+
+
+def check_init(init: Mapping[str, str | None]) -> None:
+    """What the training begins from must be there, before anything is read or started.
+
+    Raises:
+        UserError: names the folder that is not, and the word that does without.
+    """
+    from omniaudio.training.artifacts import WEIGHTS
+
+    for name, folder in init.items():
+        if folder is not None and not (Path(folder) / WEIGHTS).is_file():
+            raise UserError(
+                f"config init.{name}: {folder} is missing; run the stage that writes it first, "
+                f"or begin anew: 'init={{{name}: null}}'"
+            )
 
 
 def fit(config: dict[str, Any], run: Stage) -> None:
@@ -84,7 +101,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
         Preemption(checkpoints),
         proof,
         Return(checkpoints, run.folder / "left_out.jsonl"),
-        Milestones(run.folder / "milestones", config["milestones"], save),
+        Milestones(run.folder / "milestones", config["milestones"], partial(save, config["parts"])),
         checkpoints,
         ProgressBar(config["stage"], config["max_steps"]),
         *([] if zero else [Rehearsal()]),
@@ -98,7 +115,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
             run.log(f"going on from step {step} of {config['max_steps']}")
     data = make_data(config, run, layout)
     trainer.fit(task, data, ckpt_path=newest, weights_only=None if zero else True)
-    save(run.folder / "final")
+    save({**config["parts"], **config["final_only"]}, run.folder / "final")
 
 
 def with_accumulate(config: dict[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -222,13 +239,15 @@ def make_task(config: dict[str, Any]) -> Any:
     )
 
 
-def save_parts(config: dict[str, Any], task: Any, run: Stage, layout: Fingerprint, folder: Path) -> None:
-    """Write every part that ``config.parts`` names to ``folder/<name>/`` (all ranks: ZeRO gathers the weights)."""
+def save_parts(
+    config: dict[str, Any], task: Any, run: Stage, layout: Fingerprint, parts: Mapping[str, str], folder: Path
+) -> None:
+    """Write every part, name -> submodule, to ``folder/<name>/`` (all ranks: ZeRO gathers the weights)."""
     from omniaudio.fingerprint import merge_fingerprints
     from omniaudio.training.artifacts import save_module
     from omniaudio.training.strategies import gathered_state
 
-    for name, path in config["parts"].items():
+    for name, path in parts.items():
         module = task.get_submodule(path)
         state = gathered_state(module)
         if not task.trainer.is_global_zero:

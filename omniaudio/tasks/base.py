@@ -48,7 +48,7 @@ class Task(LightningModule):
 
     Args:
         modules: name -> function that builds the module; each becomes ``self.<name>``.
-        init: dotted path of a submodule -> folder of weights that it starts from.
+        init: dotted path of a submodule -> folder of weights that it starts from; None: it begins anew.
         trainable: glob patterns over parameter names; everything else is frozen (no gradient, eval mode,
             no optimizer state). A pattern that matches nothing is an error.
         loss_weights: weight of every loss that ``losses`` returns, by the same names.
@@ -70,7 +70,7 @@ class Task(LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., Any],
         trainable: Sequence[str],
-        init: Mapping[str, str | Path] | None = None,
+        init: Mapping[str, str | Path | None] | None = None,
         lr_factors: Mapping[str, float] | None = None,
         weight_decay: float = 0.01,
         max_steps: int = 1,
@@ -133,7 +133,8 @@ class Task(LightningModule):
             torch.manual_seed(step_seed(self.seed, -1, 0, name))
             self.add_module(name, make())
         for path, folder in self._init.items():
-            load_weights(self.get_submodule(path), Path(folder))
+            if folder is not None:
+                load_weights(self.get_submodule(path), Path(folder))
         apply_trainable(self, self.trainable)
         self.train()
 

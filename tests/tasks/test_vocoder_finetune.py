@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +144,47 @@ def test_parts_must_fit() -> None:
         finetune(lambda: new_flow(hidden_rate_hz=25.0)).configure_model()
 
 
-def test_the_stage_begins_with_the_trained_vocoder_and_leaves_one(tiny_chain, tiny_data, tmp_path) -> None:
+def test_the_stage_begins_with_vocoder_and_discriminators_and_leaves_them(
+    tiny_chain, tiny_data, tmp_path
+) -> None:
     for name in ("tokenizer", "codes", "flow", "vocoder"):
         (tmp_path / name).symlink_to(tiny_chain / name)
-    run_stage("vocoder_finetune", tiny_data, tmp_path, "optim.lr=0")
+    run_stage("vocoder_finetune", tiny_data, tmp_path, "optim.lr=0", "seed=1")  # born of another seed
     folder = tmp_path / "vocoder_finetune"
     record = json.loads((folder / "freeze.json").read_text())
     assert {name.split(".")[0] for name in record["frozen"]} == {"tokenizer", "flow"}
     assert all(before == after for before, after in record["frozen"].values())
-    before, after = (
-        load_file(stage / "final/vocoder/model.safetensors") for stage in (tmp_path / "vocoder", folder)
-    )
-    assert all(torch.equal(value, after[name]) for name, value in before.items()), "rate 0: the same"
+    for part in ("vocoder", "discriminator"):
+        before, after = (
+            load_file(stage / "final" / part / "model.safetensors")
+            for stage in (tmp_path / "vocoder", folder)
+        )
+        assert all(torch.equal(value, after[name]) for name, value in before.items()), "rate 0: the same"
     facts = json.loads((folder / "final/vocoder/fingerprint.json").read_text())
     assert facts == {**facts, **json.loads((tmp_path / "flow/final/flow/fingerprint.json").read_text())}
+
+
+def test_a_vocoder_without_discriminators_is_told_and_they_may_begin_anew(
+    tiny_chain, tiny_data, tmp_path, capsys
+) -> None:
+    """What an older version finished: given again without its stamp, its command adds them."""
+    for name in ("tokenizer", "codes", "flow"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    often = ["checkpoint_every_steps=1", "val_every_steps=5"]
+    run_stage("vocoder", tiny_data, tmp_path, *often)
+    judge = tmp_path / "vocoder/final/discriminator"
+    kept = load_file(judge / "model.safetensors")
+    shutil.rmtree(judge)
+    expected = f"init.discriminator: {judge} is missing; .* begin anew: 'init={{discriminator: null}}'"
+    with pytest.raises(UserError, match=expected):
+        run_stage("vocoder_finetune", tiny_data, tmp_path)
+    run_stage("vocoder_finetune", tiny_data, tmp_path, "init={discriminator: null}")
+    assert (tmp_path / "vocoder_finetune/final/discriminator/model.safetensors").is_file()
+    (tmp_path / "vocoder/stamp.json").unlink()
+    run_stage("vocoder", tiny_data, tmp_path, *often)
+    assert "going on from step 2 of 2" in capsys.readouterr().out
+    found = load_file(judge / "model.safetensors")
+    assert all(torch.equal(value, found[name]) for name, value in kept.items())
 
 
 def test_a_flow_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
