@@ -36,6 +36,7 @@ from tests.vocoders.vocoder_fixtures import ALL, SOURCE, SPEC
 ROOT = Path(__file__).parents[2]
 WIDE = MelSpec(24000, 512, 128, 512, 10, 0.0, 12000.0, "ln", False)
 WEIGHTS = dict.fromkeys(("mel/l1", "adv/gen", "fm/disc", "tpr/gen", "adv/disc", "tpr/disc"), 1.0)
+ALL_LOSSES = ("train/grad_norm", "val/mel/l1", *(f"train/{name}" for name in WEIGHTS))
 WITH_F0 = {**WEIGHTS, "f0/l1": 1.0}
 
 
@@ -182,10 +183,11 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "compared"),
     [
-        ("istft", ("train/grad_norm", "val/mel/l1", *(f"train/{loss}" for loss in WEIGHTS))),
+        ("istft", ALL_LOSSES),
+        ("finetune", ALL_LOSSES),
         ("late hift", ("train/f0/l1", "val/f0/l1")),  # the harmonic source draws on every rank by itself
     ],
-    ids=["istft", "late hift"],
+    ids=["istft", "finetune", "late hift"],
 )
 def test_two_processes_learn_as_one_and_go_on_as_if_unbroken(
     tmp_path: Path, kind: str, compared: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -26,7 +27,7 @@ from omniaudio.types import Codes, CodesWaveBatch
 from tests.conftest import run_stage, train_words
 from tests.dialogue.tiny_experiment import BOOKS, write_experiment
 from tests.tasks.test_flow import CodesAsHidden
-from tests.tasks.test_vocoder import SPEC, WaveSource, new_task, run
+from tests.tasks.test_vocoder import SPEC, SharedWaves, WaveSource, new_task, run
 
 
 def new_flow(spec: MelSpec = SPEC, hidden_rate_hz: float = 50.0) -> FlowMatchingDecoder:
@@ -45,6 +46,16 @@ class CodesWaveSource(WaveSource):
         codes = Codes(codes_BSK=codes_BSK, num_frames_B=torch.tensor([3, 2]))
         keys = [f"wave-{step}-0", f"wave-{step}-1"]
         return CodesWaveBatch(**{**vars(waves), "keys": keys}, codes=codes)
+
+
+class SharedCodes(SharedWaves, CodesWaveSource):
+    """The processes share one batch out."""
+
+    def batch(self, step: int, part: int, num_parts: int) -> CodesWaveBatch:
+        batch, own = super().batch(step, part, num_parts), slice(part, None, num_parts)
+        assert isinstance(batch, CodesWaveBatch)
+        codes = Codes(codes_BSK=batch.codes.codes_BSK[own], num_frames_B=batch.codes.num_frames_B[own])
+        return dataclasses.replace(batch, codes=codes)
 
 
 def finetune(flow: Any = new_flow, **settings: Any) -> VocoderFinetuneTask:

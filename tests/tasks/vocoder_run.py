@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tests.tasks.test_vocoder import WITH_F0, SharedWaves, new_hift, new_task, run
+from tests.tasks.test_vocoder_finetune import SharedCodes, finetune
 
 KINDS = {
     "istft": (new_task, SharedWaves),
@@ -19,6 +20,7 @@ KINDS = {
         partial(new_task, new_hift, loss_weights=WITH_F0, adversarial_from=0.5),
         SharedWaves,
     ),
+    "finetune": (partial(finetune, crop_frames=None), SharedCodes),
 }
 """Name -> what makes the task, and what both processes read."""
 
