@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import omniaudio.init
 from tests.tasks.test_vocoder import WITH_F0, SharedWaves, new_hift, new_task, run
 from tests.tasks.test_vocoder_finetune import SharedCodes, finetune
 
@@ -27,6 +28,7 @@ KINDS = {
 
 def main(folder: Path, kind: str) -> None:
     torch.set_num_threads(1)
+    omniaudio.init.BRANCH_GAIN = 1.0  # as in the process of the tests (conftest.py)
     make, source = KINDS[kind]
     for name, stops in (("unbroken", [4]), ("broken", [3, 4])):
         for stop in stops:
