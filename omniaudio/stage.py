@@ -27,6 +27,7 @@ import yaml
 from omniaudio.errors import UserError
 from omniaudio.files import user_os_errors, write_whole
 from omniaudio.fingerprint import digest
+from omniaudio.secrets import redacted
 from omniaudio.training.artifacts import plain
 
 STAMP, RUNNING = "stamp.json", "running.json"
@@ -34,7 +35,6 @@ NOT_IN_KEY = {
     "exp_dir", "data_dir", "tag", "tracker", "num_workers", "num_threads", "checkpoint_every_steps", "health",
     "attention", "recompute",
 }  # fmt: skip
-SECRET_WORDS = ("token", "password", "secret", "api_key")
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "hydra-core", "webdataset", "numpy")
 
 
@@ -204,20 +204,6 @@ def without_places(value: Any, config: Mapping[str, Any]) -> Any:
         if isinstance(value, str) and config.get(name) and value.startswith(f"{config[name]}/"):
             return f"${{{name}}}/{value[len(str(config[name])) + 1 :]}"
     return value
-
-
-def redacted(config: Any) -> Any:
-    """The config with secrets blanked out: values of keys that say so, and all headers of requests."""
-    if isinstance(config, Mapping):
-        return {
-            k: dict.fromkeys(v, "***")
-            if k == "headers" and isinstance(v, Mapping)
-            else "***"
-            if v and isinstance(v, str) and any(w == k or k.endswith("_" + w) for w in SECRET_WORDS)
-            else redacted(v)
-            for k, v in config.items()
-        }
-    return [redacted(v) for v in config] if isinstance(config, list) else config
 
 
 def environment() -> dict[str, Any]:

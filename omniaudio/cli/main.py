@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--print" in overrides:
             import yaml
 
-            from omniaudio.stage import redacted
+            from omniaudio.secrets import redacted
 
             print(yaml.safe_dump(redacted(config), sort_keys=False, allow_unicode=True))
             return

@@ -14,6 +14,7 @@ from typing import Any
 
 from omniaudio.errors import REQUEUE, UserError
 from omniaudio.files import user_os_errors, write_whole
+from omniaudio.secrets import holds_secret
 
 
 class Slurm:
@@ -46,7 +47,17 @@ class Slurm:
         self.cpus_per_device, self.gpus, self.more = cpus_per_device, gpus, list(more)
 
     def script(self, words: Sequence[str], config: Mapping[str, Any], folder: Path) -> str:
-        """The job: as many processes on each node as the config has devices, all with the words of the user."""
+        """The job: as many processes on each node as the config has devices, all with the words of the user.
+
+        Raises:
+            UserError: a word holds a secret, which would stand in the script.
+        """
+        if secret := next(filter(holds_secret, [*words, *self.more]), None):
+            name = secret.partition("=")[0]
+            raise UserError(
+                f"{name}=***: a secret, and job.sh would keep it; put it into the environment, which the job gets, "
+                "and name it there: '${oc.env:NAME}'"
+            )
         options = {
             "--job-name": f"{config['tag']}/{config['stage']}",
             "--nodes": config["num_nodes"],

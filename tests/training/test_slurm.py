@@ -80,6 +80,16 @@ def test_the_script_asks_for_one_process_a_device():
         Slurm(more=["rm -r"])
 
 
+@pytest.mark.parametrize("word", ["+hub_token=S3CRET", "+engine={headers: {X-Key: S3CRET}}"])
+def test_no_secret_stands_in_the_script(cluster, word):
+    with pytest.raises(UserError, match=r"=\*\*\*: a secret.* environment") as error:
+        Slurm().submit(["a=b", word], {**CONFIG, "exp_dir": cluster})
+    assert "S3CRET" not in str(error.value) and not list(cluster.rglob("job.sh"))
+    with pytest.raises(UserError, match="--export=.*a secret"):
+        Slurm(more=["--export=ALL,HF_TOKEN=S3CRET"]).script(["a=b"], CONFIG, cluster)
+    assert "oc.env:HF_TOKEN" in Slurm().script(["+hub_token=${oc.env:HF_TOKEN}"], CONFIG, cluster)
+
+
 @pytest.mark.parametrize("code", [0, 75, 1])
 def test_a_stopped_job_goes_into_the_queue_again(cluster, code):
     (cluster / "bin" / "omniaudio").write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
