@@ -134,6 +134,11 @@ def test_weights_of_books_and_learning_rates_are_one_override_away(stage):
         assert (task.book_weights, task.lr_factors) == (book_weights, factors)
 
 
+def test_preferences_too_have_learning_rates_by_pattern():
+    words = ["experiment=baichuan_audio/dpo", "scale=tiny", "task.lr_factors={lm.audio_head.*: 0.1}"]
+    assert make_task(compose("train", words)).lr_factors == {"lm.audio_head.*": 0.1}
+
+
 def test_the_chain_holds_every_experiment():
     others = {"ablation_single_stage", "dpo", "vocoder_finetune"}
     assert {e.split("/")[1] for e in EXPERIMENTS} == set(STAGES) - {"codes"} | others
