@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 
 from omniaudio.errors import UserError
 from omniaudio.ranks import num_ranks
+from omniaudio.training.freeze import part_of
 from omniaudio.training.strategies import gradient_piece
 from omniaudio.types import is_sharded
 
@@ -97,7 +98,7 @@ class GradientBalance:
 
 
 def norms_of_parts(module: nn.Module, sharded: bool = False) -> dict[str, Tensor]:
-    """Norm of the gradients of each part, the children of the module's children: ``grad_norm/part/lm.backbone``, ...
+    """Norm of the gradients of each part (see ``part_of``): ``grad_norm/part/lm.backbone``, ...
 
     Args:
         sharded: under ZeRO, where every rank holds pieces of them: all ranks ask.
@@ -106,7 +107,7 @@ def norms_of_parts(module: nn.Module, sharded: bool = False) -> dict[str, Tensor
     for name, parameter in module.named_parameters():
         gradient = gradient_piece(parameter) if sharded else parameter.grad
         if parameter.requires_grad and (sharded or gradient is not None):  # the same parts on all ranks
-            pieces = parts.setdefault("grad_norm/part/" + ".".join(name.split(".")[:2]), [])
+            pieces = parts.setdefault(f"grad_norm/part/{part_of(name)}", [])
             pieces.extend([] if gradient is None else [gradient])
     norms = [nn.utils.get_total_norm(pieces) for pieces in parts.values()]
     if sharded and norms:

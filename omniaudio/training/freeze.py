@@ -16,6 +16,9 @@ from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.ranks import num_ranks
 
+TEXT_TABLES = (("backbone", "embed_tokens"), ("backbone", "lm_head"))
+"""Of an audio LLM: they learn, or not, apart from the rest of it (arXiv:2502.17239, section 4.1)."""
+
 
 def apply_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
     """Give gradients to the parameters that a pattern matches, and take them from all others.
@@ -54,11 +57,22 @@ def lr_factors(module: nn.Module, factors: Mapping[str, float]) -> dict[nn.Param
     return found
 
 
+def part_of(name: str) -> str:
+    """The part of a model that a parameter belongs to, as users name it: a child of a module's child.
+
+    Of an audio LLM: ``lm.backbone.embed_tokens``, ``lm.backbone.lm_head``, ``lm.backbone`` (the rest of it),
+    ``lm.audio_embed`` and ``lm.audio_head``.
+    """
+    words = name.split(".")
+    is_table = tuple(words[1:3]) in TEXT_TABLES
+    return ".".join(words[: 3 if is_table else 2])
+
+
 def _matching(parameters: Mapping[str, nn.Parameter], pattern: str, option: str) -> list[str]:
     names = fnmatch.filter(parameters, pattern)
     if not names:
-        groups = sorted({".".join(name.split(".")[:2]) for name in parameters})
-        raise UserError(f"{option}: pattern {pattern!r} matches no parameter; there are {', '.join(groups)}")
+        parts = ", ".join(sorted(set(map(part_of, parameters))))
+        raise UserError(f"{option}: pattern {pattern!r} matches no parameter; there are {parts}")
     return names
 
 

@@ -134,6 +134,29 @@ def test_weights_of_books_and_learning_rates_are_one_override_away(stage):
         assert (task.book_weights, task.lr_factors) == (book_weights, factors)
 
 
+def test_parts_of_the_llm_learn_at_rates_of_their_own_and_have_norms_of_their_own(
+    tiny_chain: Path, tiny_data: Path, tmp_path: Path
+):
+    for name in ("text_lm", "tokenizer", "codes", "pretrain_stage1"):
+        (tmp_path / name).symlink_to(tiny_chain / name)
+    words = ["task.lr_factors={lm.backbone.*: 0.1}", 'task.trainable=["*"]', "max_steps=1"]
+    run_stage("pretrain_stage2", tiny_data, tmp_path, *words)
+    before, after = (
+        load_file(folder / "final/lm/model.safetensors")
+        for folder in (tiny_chain / "pretrain_stage1", tmp_path / "pretrain_stage2")
+    )
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    fast = {rate for name, rate in moved.items() if not name.startswith("backbone.")}
+    slow = {rate for name, rate in moved.items() if name.startswith("backbone.")}
+    assert max(slow) == pytest.approx(0.1 * max(fast), rel=0.05)  # Adam's first step is the rate itself
+    lines = map(json.loads, (tmp_path / "pretrain_stage2/metrics.jsonl").read_text().splitlines())
+    logged = {name: value for line in lines for name, value in line.items() if "grad_norm" in name}
+    whole = logged.pop("train/grad_norm")
+    parts = ("backbone", "backbone.embed_tokens", "backbone.lm_head", "audio_embed", "audio_head")
+    assert logged.keys() == {f"train/grad_norm/part/lm.{part}" for part in parts}
+    assert sum(norm**2 for norm in logged.values()) == pytest.approx(whole**2, rel=1e-3)
+
+
 def test_preferences_too_have_learning_rates_by_pattern():
     words = ["experiment=baichuan_audio/dpo", "scale=tiny", "task.lr_factors={lm.audio_head.*: 0.1}"]
     assert make_task(compose("train", words)).lr_factors == {"lm.audio_head.*": 0.1}

@@ -12,6 +12,7 @@ from omniaudio.training.freeze import (
     apply_trainable,
     frozen_digests,
     lr_factors,
+    part_of,
     set_training_mode,
 )
 
@@ -36,6 +37,18 @@ def test_a_pattern_without_a_match_is_an_error():
     for pattern in ("c.*", "!c.*"):
         with pytest.raises(UserError, match="matches no parameter; there are a.0, a.1, b.bias, b.weight"):
             apply_trainable(make(), ["*", pattern])
+
+
+def test_text_tables_are_parts_of_their_own():
+    names = ("embed_tokens.weight", "lm_head.weight", "layers.0.mlp.up_proj.weight", "norm.weight")
+    parts = ["embed_tokens", "lm_head", "layers", "norm"]
+    assert [part_of(f"backbone.{name}") for name in names] == [f"backbone.{part}" for part in parts]
+    assert [part_of(f"lm.backbone.{name}") for name in names] == [
+        "lm.backbone.embed_tokens", "lm.backbone.lm_head", "lm.backbone", "lm.backbone",
+    ]  # fmt: skip
+    assert [part_of(name) for name in ("a", "b.weight", "lm.audio_embed.0.weight", "lm.backbone")] == [
+        "a", "b.weight", "lm.audio_embed", "lm.backbone",
+    ]  # fmt: skip
 
 
 def test_frozen_modules_stay_in_eval_mode_and_their_buffers_count():
