@@ -411,6 +411,7 @@ def make_batch(config: dict[str, Any], units: int) -> Batch:
     """``units`` clips or documents of the planned length, of noise."""
     import torch
 
+    from omniaudio.data.document_steps import num_framing
     from omniaudio.data.pairs import CHOSEN, REJECTED
     from omniaudio.sequence.spans import DocumentLayouts, pack
     from omniaudio.types import WaveBatch
@@ -430,11 +431,11 @@ def make_batch(config: dict[str, Any], units: int) -> Batch:
         )
     space = build(config["train_steps"]["token_space"], "train_steps.token_space")
     each = 2 if config["task"]["_target_"].endswith(PAIRS) else 1
-    layouts, length = DocumentLayouts(space), config["unit_tokens"] // each
+    layouts, length, framing = DocumentLayouts(space), config["unit_tokens"] // each, num_framing(space)
     if config["task"]["_target_"].endswith(".TextLMTask"):
-        return pack([layouts.text("noise", [1] * (length - 1))] * units)
+        return pack([layouts.text("noise", [1] * (length - framing))] * units)
     num_text = length // 4  # a spoken document: the share of text in read speech at 12.5 frames a second
-    codes_SK = torch.zeros(length - num_text - 3, space.num_books, dtype=torch.int64)
+    codes_SK = torch.zeros(length - num_text - framing - 2, space.num_books, dtype=torch.int64)
     batch = pack([layouts.tts("noise", [1] * num_text, codes_SK)] * units * each)
     if each == 2:
         batch.kinds = [CHOSEN, REJECTED] * units

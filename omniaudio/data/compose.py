@@ -260,9 +260,12 @@ class DocumentComposer:
         length = begin = 0
         for messages, num_clips in exchanges(clips, speech):
             more = self._length(messages)
-            if pieces and (self.longest is None or length + more - 1 <= self.longest):
+            more_here = (
+                more - 1 - len(self.space.beginning)
+            )  # it began with (bos and) bos_sys, which stand once
+            if pieces and (self.longest is None or length + more_here <= self.longest):
                 pieces[-1][1].extend(messages)
-                length += more - 1  # it began with bos_sys, which stands once
+                length += more_here
             else:
                 begun = with_voice(messages, voice) if voice else list(messages)
                 pieces.append((chat[begin], begun))

@@ -51,8 +51,8 @@ class DocumentSteps:
     ) -> None:
         self.reader = ShardReader(codes_dir, split)
         self.check_layout(token_space.fingerprint())
-        longest = min(max_positions or tokens_per_step, tokens_per_step) - 1  # and eos
-        texts = MappedTexts(texts_path, longest) if texts_path is not None else ()
+        longest = min(max_positions or tokens_per_step, tokens_per_step)
+        texts = MappedTexts(texts_path, longest - num_framing(token_space)) if texts_path is not None else ()
         tokenizer = checked_tokenizer(text_tokenizer, token_space)
         self.token_space, self.decode = token_space, tokenizer.decode
         self.composer = DocumentComposer(
@@ -63,7 +63,7 @@ class DocumentSteps:
             max_clips=mixture.max_clips,
             max_joined_frames=mixture.max_joined_frames,
             loss_on_intlv_audio=mixture.loss_on_intlv_audio,
-            longest=longest + 1,
+            longest=longest,
             voices=mixture.voices,
         )
         if split == "train":
@@ -125,13 +125,14 @@ class TextSteps:
     ) -> None:
         tokenizer = checked_tokenizer(text_tokenizer, token_space)
         self.token_space, self.decode = token_space, tokenizer.decode
-        longest = min(max_positions, tokens_per_step) - 1  # and eos
+        framing = num_framing(token_space)
+        longest = min(max_positions, tokens_per_step) - framing
         self.layouts = DocumentLayouts(token_space)
         self.pieces = MappedIds(texts_path, tokenizer, longest)
         if not self.pieces:
             raise UserError(f"{texts_path}: no texts")
         self.plan = MixturePlan(
-            OneByOne(_Positions(self.pieces)),
+            OneByOne(_Positions(self.pieces, framing)),
             {"text": 1.0},
             tokens_per_step,
             seed,
@@ -157,16 +158,21 @@ class TextSteps:
 
 
 class _Positions:
-    """Lengths (omniaudio.data.planning) of the documents that are a piece of ids, and eos."""
+    """Lengths (omniaudio.data.planning) of the documents that are a piece of ids, and what stands around it."""
 
-    def __init__(self, pieces: MappedIds) -> None:
-        self.pieces = pieces
+    def __init__(self, pieces: MappedIds, framing: int) -> None:
+        self.pieces, self.framing = pieces, framing
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     def __getitem__(self, item: int) -> int:
-        return len(self.pieces[item]) + 1
+        return len(self.pieces[item]) + self.framing
+
+
+def num_framing(space: TokenSpace) -> int:
+    """Positions of a text document beside its text: eos, and bos if there is one."""
+    return len(space.beginning) + 1
 
 
 def rehearsal(
@@ -178,15 +184,13 @@ def rehearsal(
         documents_each: documents that a planned one consists of, here of one length.
     """
     layouts, rest = DocumentLayouts(space), largest_part(plan.tokens_per_step, plan.longest, num_parts)
-    documents: list[Document] = []
+    framing, documents = num_framing(space), list[Document]()
     while rest > 0:
-        # a frame of audio with its marks is no shorter than 4
-        length = max(4, min(rest, plan.longest) // documents_each)
-        content: Any = (
-            np.zeros((length - 3, space.num_books), np.int64) if kind == "audio" else [0] * (length - 1)
-        )
+        # a frame of audio with its marks is no shorter than 3
+        room = max(3, min(rest, plan.longest) // documents_each - framing)
+        content: Any = np.zeros((room - 2, space.num_books), np.int64) if kind == "audio" else [0] * room
         documents += [getattr(layouts, kind)("rehearsal", content)] * documents_each
-        rest -= length * documents_each
+        rest -= (room + framing) * documents_each
     return pack(documents)
 
 

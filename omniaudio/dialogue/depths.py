@@ -86,7 +86,8 @@ class Reader:
         return self.text_tokenizer.decode(ids)
 
     def _prompt(self, language: str) -> list[int]:
-        return self.text_tokenizer.encode(written_prompt("asr", language)) if self.prompts else []
+        asked = self.text_tokenizer.encode(written_prompt("asr", language)) if self.prompts else []
+        return [*self.space.beginning, *asked]
 
 
 @dataclass(kw_only=True)

@@ -34,7 +34,7 @@ from omniaudio.lm.generate import (
 from omniaudio.lm.sampling import SamplingSettings
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.chat import ChatLayout, Message, in_writing, unread
-from omniaudio.sequence.spans import Document, DocumentBuilder
+from omniaudio.sequence.spans import Document, DocumentLayouts
 from omniaudio.types import Codes, device_of
 
 PARTS = ("tokenizer", "lm", "flow", "vocoder")
@@ -431,8 +431,7 @@ class SpokenLanguageModel(nn.Module):
 
     def text_prompt(self, text: str) -> Document:
         """A text as in the <text, audio> pairs of pretraining: speech follows it."""
-        ids = self.text_tokenizer.encode(text)
-        return DocumentBuilder(self.lm.token_space).text(ids, loss=False).build("prompt", "speak")
+        return DocumentLayouts(self.lm.token_space).to_read("speak", self.text_tokenizer.encode(text))
 
     def _asked(
         self, messages: Sequence[Message], speak: bool, history: str, voice: str | None

@@ -66,12 +66,14 @@ def text_losses(
     track: Track,
     max_positions: int,
 ) -> Iterator[Tensor]:
-    """Loss of every piece of every text but the first, and of its end: (pieces,) on the CPU, in order.
+    """Loss of every piece of every text and of its end, by text: (pieces + 1,) on the CPU, in order.
+
+    Where no ``bos`` begins the texts, the first piece of each has none: (pieces,).
 
     Args:
         backbone: the text model.
         space: its ids.
-        ids: pieces of every text, at least one and less than ``max_positions``.
+        ids: pieces of every text, at least one and at most ``room_for_text``.
         max_positions: packed into one forward pass.
     """
     layouts = DocumentLayouts(space)
@@ -90,6 +92,11 @@ def text_losses(
             yield loss[:-1]  # behind the end there is nothing
 
 
+def room_for_text(space: TokenSpace, max_positions: int) -> int:
+    """Pieces of a text that fit beside its end and its beginning."""
+    return max_positions - 1 - len(space.beginning)
+
+
 def text_perplexity(
     backbone: CausalBackbone,
     space: TokenSpace,
@@ -97,12 +104,12 @@ def text_perplexity(
     track: Track,
     max_positions: int = 2048,
 ) -> float:
-    """Perplexity of texts by piece; documents are read each for itself, every piece but the first is scored.
+    """Perplexity of texts by piece; documents are read each for itself; what is scored says ``text_losses``.
 
     Args:
         backbone, space, ids, max_positions: see ``text_losses``; longer texts are cut, empty ones left out.
     """
-    cut = [text[: max_positions - 1] for text in ids if len(text) > 0]
+    cut = [text[: room_for_text(space, max_positions)] for text in ids if len(text) > 0]
     total, count = 0.0, 0
     for loss in text_losses(backbone, space, cut, track, max_positions):
         total, count = total + float(loss.sum(dtype=torch.float64)), count + len(loss)
@@ -125,17 +132,18 @@ def answer_questions(
         encode: text to pieces.
         max_positions: see ``text_losses``; of a longer context the end is read.
     """
-    texts, scored = [], []
+    texts, scored, room = [], [], room_for_text(space, max_positions)
+    unscored = 0 if space.beginning else 1  # without bos, the first piece of a text has no likelihood
     for question in questions:
         before = len(encode(question.context))
         for choice in question.choices:
             ids = encode(question.context + question.join + choice)
-            num_scored = len(ids) - max(before, 1)  # the first piece of a text has no likelihood
-            if not 0 < num_scored < max_positions - 1:
+            num_scored = len(ids) - max(before, unscored)
+            if not 0 < num_scored <= room - unscored:
                 raise UserError(
-                    f"the choice {choice[:60]!r} has {num_scored} pieces to score; must be 1 to {max_positions - 2}"
+                    f"the choice {choice[:60]!r} has {num_scored} pieces to score; must be 1 to {room - unscored}"
                 )
-            texts.append(ids[-(max_positions - 1) :])
+            texts.append(ids[-room:])
             scored.append(num_scored)
     losses = text_losses(backbone, space, texts, track, max_positions)
     # The last of a text's losses is that of its end, which belongs to no choice.

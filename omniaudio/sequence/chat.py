@@ -1,5 +1,7 @@
 """Chat turns <-> documents: ``<bos_sys>system<c_q>user<audiotext_start><c_a>reply<eos>``.
 
+Where the space has a ``bos``, it comes first of all.
+
 ``audiotext_start`` before ``c_a`` asks for a spoken reply, its absence for text (arXiv:2502.17239). A
 spoken reply is text and audio in turn; the user's audio is heard audio. Only replies bear loss.
 """
@@ -101,7 +103,8 @@ class ChatLayout:
         return builder.build(kind, key)
 
     def _turns(self, messages: Sequence[Message], loss: bool = True) -> DocumentBuilder:
-        builder, space = self._builder(self.space), self.space
+        space = self.space
+        builder = self._builder(space).text(space.beginning, loss=False)
         if messages[0]["role"] != "system":
             builder.text([space.bos_sys], loss=False)
         for i, message in enumerate(messages):

@@ -166,7 +166,8 @@ class LengthBuilder:
 class DocumentLayouts:
     """Documents of every kind of pretraining data.
 
-    ``eos`` ends each document and belongs to its last segment: it bears loss when that segment does.
+    ``eos`` ends each document and belongs to its last segment: it bears loss when that segment does. ``bos`` begins
+    each where the space has it, and bears none.
 
     Args:
         space: token ids.
@@ -185,11 +186,15 @@ class DocumentLayouts:
         self.loss_on_intlv_audio = loss_on_intlv_audio
         self._builder = builder
 
+    def _begin(self, given: Sequence[int] = ()) -> Any:
+        """A document with the ids that begin it, which bear no loss."""
+        return self._builder(self.space).text([*self.space.beginning, *given], loss=False)
+
     def answer(
         self, kind: str, key: str, prompt: Sequence[int], audio: Frames, answer: Sequence[int]
     ) -> Document:
         """<prompt, audio, answer>: asr (transcript), aqa (response), s2tt (translation)."""
-        builder = self._builder(self.space).text(prompt, loss=False).heard(audio)
+        builder = self._begin(prompt).heard(audio)
         return builder.text([*answer, self.space.eos], loss=True).build(kind, key)
 
     def asr(self, key: str, prompt: Sequence[int], audio: Frames, transcript: Sequence[int]) -> Document:
@@ -197,17 +202,22 @@ class DocumentLayouts:
 
     def tts(self, key: str, text: Sequence[int], audio: Frames) -> Document:
         """<text, audio>: loss on audio; audiogen_start and eos belong to the audio."""
-        builder = self._builder(self.space).text(text, loss=False).spoken(audio, loss=True)
+        builder = self._begin(text).spoken(audio, loss=True)
         return builder.text([self.space.eos], loss=True).build("tts", key)
+
+    def to_read(self, key: str, text: Sequence[int]) -> Document:
+        """<text> as ``tts`` begins: what the model is to read aloud."""
+        prompt: Document = self._begin(text).build("prompt", key)
+        return prompt
 
     def audio(self, key: str, audio: Frames) -> Document:
         """<audio>: loss on audio."""
-        builder = self._builder(self.space).spoken(audio, loss=True)
+        builder = self._begin().spoken(audio, loss=True)
         return builder.text([self.space.eos], loss=True).build("audio", key)
 
     def text(self, key: str, ids: Sequence[int]) -> Document:
-        """Text only: every id but the first is learned."""
-        return self._builder(self.space).text([*ids, self.space.eos], loss=True).build("text", key)
+        """Text only: every id is learned but the first of the document."""
+        return self._begin().text([*ids, self.space.eos], loss=True).build("text", key)
 
     def intlv(
         self,
@@ -224,7 +234,7 @@ class DocumentLayouts:
             segments: (text ids, codes) in spoken order.
             audio_first: whether the odd segments are audio.
         """
-        builder, loss = self._builder(self.space).text(prompt, loss=False), False
+        builder, loss = self._begin(prompt), False
         for i, (ids, audio) in enumerate(segments):
             is_audio = (i % 2 == 0) == audio_first
             loss = self.loss_on_intlv_audio or not is_audio
@@ -240,7 +250,7 @@ class DocumentLayouts:
         self, key: str, prompt: Sequence[int], segments: Sequence[tuple[Sequence[int], Frames]]
     ) -> Document:
         """<text_1, audio_1, text_2, audio_2, ...>: loss on all but the first text."""
-        builder = self._builder(self.space).text(prompt, loss=False)
+        builder = self._begin(prompt)
         for i, (ids, audio) in enumerate(segments):
             builder.text(ids, loss=i > 0).spoken(audio, loss=True)
         return builder.text([self.space.eos], loss=True).build("itts", key)

@@ -27,6 +27,9 @@ SPECIALS: dict[str, str] = {
 }
 """Special tokens in the order in which they are appended after the text vocabulary."""
 
+OF_THE_TEXT_MODEL = ("eos", "pad", "bos")
+"""They may be ids that the text tokenizer reserves; all others lie outside the text vocabulary."""
+
 
 class TokenSpace:
     """Ids of text, special tokens and code frames in one LLM vocabulary.
@@ -39,8 +42,8 @@ class TokenSpace:
         text_vocab_size: ids below it belong to the text tokenizer.
         codebook_sizes: codes in each book, outermost first; empty for a model of text alone.
         special_ids: name -> id for every name of SPECIALS, as a released model has them; None appends them
-            after the text vocabulary. ``eos`` and ``pad`` may share an id, and may be ids that the text
-            tokenizer reserves; all others lie outside the text vocabulary.
+            after the text vocabulary. ``eos`` and ``pad`` may share an id. ``bos`` may be there too: a text model
+            that was pretrained with an id at the beginning of every text (Gemma, Llama) needs it there.
         vocab_size: rows of the embedding, when the backbone fixes it; all ids must fit.
         pad_to: without ``vocab_size``, the size is rounded up to a multiple of this.
     """
@@ -58,12 +61,13 @@ class TokenSpace:
     audiogen_end: int
     eos: int
     pad: int
+    bos: int | None = None
 
     def __init__(
         self,
         text_vocab_size: int,
         codebook_sizes: Sequence[int] = (),
-        special_ids: Mapping[str, int] | None = None,
+        special_ids: Mapping[str, int | None] | None = None,
         vocab_size: int | None = None,
         pad_to: int = 64,
     ) -> None:
@@ -85,6 +89,11 @@ class TokenSpace:
     @property
     def num_books(self) -> int:
         return len(self.codebook_sizes)
+
+    @property
+    def beginning(self) -> list[int]:
+        """What every document and prompt begins with; never a label."""
+        return [] if self.bos is None else [self.bos]
 
     @property
     def end_frame(self) -> tuple[int, ...]:
@@ -111,17 +120,19 @@ class TokenSpace:
         return facts
 
 
-def _checked(special_ids: Mapping[str, int], text_vocab_size: int) -> dict[str, int]:
-    if set(special_ids) != set(SPECIALS):
-        missing, unknown = sorted(set(SPECIALS) - set(special_ids)), sorted(set(special_ids) - set(SPECIALS))
+def _checked(special_ids: Mapping[str, int | None], text_vocab_size: int) -> dict[str, int]:
+    given = {name: int(token_id) for name, token_id in special_ids.items() if token_id is not None}
+    names = [*SPECIALS, *(["bos"] if "bos" in given else [])]
+    if set(given) != set(names):
+        missing, unknown = sorted(set(names) - set(given)), sorted(set(given) - set(names))
         raise UserError(f"token_space.special_ids: missing {missing}, unknown {unknown}")
-    ids = {name: int(special_ids[name]) for name in SPECIALS}
+    ids = {name: given[name] for name in names}
     owners: dict[int, str] = {}
     for name, token_id in ids.items():
         other = owners.setdefault(token_id, name)
         if other != name and {other, name} != {"eos", "pad"}:
             raise UserError(f"token_space.special_ids: {other} and {name} share the id {token_id}")
-        if token_id < text_vocab_size and name not in ("eos", "pad"):
+        if token_id < text_vocab_size and name not in OF_THE_TEXT_MODEL:
             raise UserError(
                 f"token_space.special_ids.{name}: {token_id} is an id of the text vocabulary "
                 f"(0..{text_vocab_size - 1})"

@@ -206,11 +206,12 @@ class TokenizerTask(Task):
                 return LossTerm(total * 0.0, 0)
             return LossTerm(heard_BSD.sum() * 0.0, 0)
         heard = [heard_BSD[i, : int(num_frames_B[i])] for i in answers]
-        prompts = None
-        if self.prompts:
-            asked = [written_prompt(batch.kinds[i], batch.languages[i]) for i in answers]
-            prompts = [self.text_tokenizer.encode(prompt) for prompt in asked]
+        prompts = [self._prompt(batch.kinds[i], batch.languages[i]) for i in answers]
         return LossTerm(*transcript_loss(self.judge, heard, list(answers.values()), prompts))
+
+    def _prompt(self, kind: str, language: str) -> list[int]:
+        asked = self.text_tokenizer.encode(written_prompt(kind, language)) if self.prompts else []
+        return [*self.token_space.beginning, *asked]
 
     def _answers(self, batch: WaveBatch, num_frames_B: Tensor, judged_B: Tensor) -> dict[int, list[int]]:
         """What the judge is to write after it has heard an item, by the item's number: those that count."""

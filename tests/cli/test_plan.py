@@ -186,6 +186,15 @@ def test_the_plan_agrees_with_a_real_step_of_the_whole_language_model(stage, wor
     assert found["operations"].of(24) == pytest.approx(whole["operations"], rel=0.01)
 
 
+@pytest.mark.parametrize("stage", ["text_lm", "pretrain_stage2", "dpo"])
+@pytest.mark.parametrize("backbone", ["qwen3_0_6b", "gemma_2b"])
+def test_noise_has_the_planned_positions(stage, backbone):
+    config = compose("plan", [f"experiment=baichuan_audio/{stage}", f"backbone={backbone}", "unit_tokens=64"])
+    batch = make_batch(config, 3)
+    assert batch.doc_len_G.tolist() == ([32] * 6 if stage == "dpo" else [64] * 3)
+    assert (int(batch.ids_L[0]) == 2) == (backbone == "gemma_2b")
+
+
 def test_a_folder_is_told_without_a_training(capsys, tiny_data, tmp_path, monkeypatch):
     from omniaudio.cli.main import main
 

@@ -170,8 +170,10 @@ def test_replies_in_text_alone_and_lengths_that_are_known_before(chats):
 
 
 @pytest.mark.parametrize("kind", CHATS)
-@pytest.mark.parametrize("longest", [20, 36, 50, 75, None])
-def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, kind, longest):
+@pytest.mark.parametrize(
+    ("longest", "bos"), [(20, None), (36, None), (50, None), (75, None), (None, None), (37, 2), (76, 2)]
+)
+def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, kind, longest, bos):
     """Its fifth exchange alone is longer than 36 positions: it is a document of its own, which the plan leaves out."""
     said = [("system", ["s"])]
     for i in range(8):
@@ -185,7 +187,9 @@ def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, k
             known = {"language": "en", "speaker": "s", "text": sound.decode(), "num_frames": len(frames)}
             writer.write(f"c{i}", {"codes.npy": dump_npy(frames)}, {**known, **facts})
     reader, encode = ShardReader(tmp_path, "train"), lambda t: list(t.encode())
-    whole, cut = (DocumentComposer(reader, encode, SPACE, longest=n) for n in (None, longest))
+    space = TokenSpace(SPACE.text_vocab_size, SPACE.codebook_sizes, {**SPACE.special_ids, "bos": bos})
+    head = [*space.beginning, space.bos_sys]
+    whole, cut = (DocumentComposer(reader, encode, space, longest=n) for n in (None, longest))
     (chat,) = whole.groups(kind, 0, 0)
     groups = cut.groups(kind, 0, 0)
     assert [i for group in groups for i in group] == list(chat) == list(range(len(reader)))
@@ -195,10 +199,10 @@ def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, k
     assert (len(groups) == 1) == (longest is None)
     one = whole.compose(kind, chat, 0)
     begun_anew = [
-        ids[1:] if ids[0] == SPACE.bos_sys and n else ids
+        ids[len(head) :] if ids[: len(head)] == head and n else ids
         for n, ids in enumerate(d.ids_L.tolist() for d in documents)
     ]
-    assert [i for ids in begun_anew for i in ids] == one.ids_L.tolist(), "each begins with bos_sys"
+    assert [i for ids in begun_anew for i in ids] == one.ids_L.tolist(), "each begins with bos and bos_sys"
     labels = [label for d in documents for label in d.text_label_L.tolist() if label != NO_LABEL]
     assert labels == one.text_label_L[one.text_label_L != NO_LABEL].tolist()
     assert [cut.goes_on(kind, group) for group in groups] == [False] + [True] * (len(groups) - 1)
@@ -208,7 +212,7 @@ def test_a_long_chat_is_cut_behind_replies_and_nothing_of_it_is_lost(tmp_path, k
             "exchanges that stand alone"
         )
         assert len(too_long) >= (longest < 50)
-        assert all(len(a) + len(b) - 1 > longest for a, b in itertools.pairwise(documents)), (
+        assert all(len(a) + len(b) - len(head) > longest for a, b in itertools.pairwise(documents)), (
             "none is cut in vain"
         )
 

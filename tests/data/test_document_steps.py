@@ -237,12 +237,25 @@ def test_texts_are_cut_not_lost(folder):
     assert len(batch.ids_L) <= 12
 
 
-@pytest.mark.parametrize("num_parts", [1, 3])
-def test_the_largest_batches_hold_what_a_part_of_any_step_may(folder, num_parts):
-    source = steps(folder, weights={"asr": 1, "text": 1}, tokens_per_step=200, max_positions=90)
+def test_bos_has_its_place_in_every_document(folder):
+    space = TokenSpace(270, [8, 4], {**TokenSpace(270).special_ids, "bos": 0})
+    texts = TextSteps(space, folder, folder / "texts.txt", tokens_per_step=12, max_positions=5)
+    assert max(map(len, texts.pieces)) == 3
+    for source in (texts, steps(folder, space)):
+        for step in range(4):
+            batch = source.batch(step, 0, 1)
+            begin = batch.doc_len_G.cumsum(0) - batch.doc_len_G
+            assert (batch.ids_L[begin] == 0).all() and (batch.text_label_L != 0).all()
+            assert sorted(batch.doc_len_G.tolist()) == sorted(each.num_tokens for each in source.plan[step])
+
+
+@pytest.mark.parametrize(("num_parts", "bos"), [(1, None), (3, None), (1, 0)])
+def test_the_largest_batches_hold_what_a_part_of_any_step_may(folder, num_parts, bos):
+    space = TokenSpace(270, [8, 4], {**TokenSpace(270).special_ids, "bos": bos})
+    source = steps(folder, space, weights={"asr": 1, "text": 1}, tokens_per_step=200, max_positions=90)
     audio, text = source.largest(num_parts)
     (alone,) = TextSteps(
-        TokenSpace(270),
+        space,
         folder / "tokenizer.json",
         folder / "texts.txt",
         tokens_per_step=200,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from omniaudio.dialogue.depths import (
 )
 from omniaudio.dialogue.evaluation import choose_clips
 from omniaudio.errors import UserError
+from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.training.artifacts import load_module
 from tests.conftest import run_stage
 
@@ -50,6 +52,12 @@ def test_the_readers_loss_is_that_of_one_long_document(reader):
         -logits[len(asked) + 4 + i].log_softmax(-1)[piece] for i, piece in enumerate([*ids, reader.space.eos])
     )
     assert total == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_the_reader_is_asked_behind_bos(reader):
+    begun = TokenSpace(reader.space.text_vocab_size, special_ids={**reader.space.special_ids, "bos": 2})
+    assert replace(reader, space=begun)._prompt("fr") == [2, *reader._prompt("fr")]
+    assert replace(reader, space=begun, prompts=False)._prompt("fr") == [2]
 
 
 def test_the_transcript_is_what_the_whole_forward_finds_likeliest(reader):

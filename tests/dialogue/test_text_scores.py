@@ -63,8 +63,10 @@ def letters(text: str) -> list[int]:
     return [ord(char) - ord("a") for char in text if char != " "]
 
 
-def counting(questions: list[Question], max_positions: int = 64) -> tuple[Accuracy, Counts]:
-    space = TokenSpace(text_vocab_size=26, pad_to=1)
+def counting(
+    questions: list[Question], max_positions: int = 64, bos: int | None = None
+) -> tuple[Accuracy, Counts]:
+    space = TokenSpace(26, special_ids={**TokenSpace(26).special_ids, "bos": bos}, pad_to=1)
     model = Counts(space.vocab_size)
     found = answer_questions(model, space, letters, questions, quiet, max_positions)  # type: ignore[arg-type]
     return found, model
@@ -94,6 +96,17 @@ def test_of_a_long_context_the_end_is_read() -> None:
         counting([Question("a", ("b" * 9, "c"), 0)], max_positions=8)
     with pytest.raises(UserError, match="'' has 0 pieces"):
         counting([Question("a", ("", "c"), 0)])
+
+
+def test_with_bos_the_first_piece_of_a_text_is_scored_too() -> None:
+    """``z`` begins texts here, behind which the model expects the next id: bos_sys, and never a letter."""
+    found, model = counting([Question("", ("b", "a b"), 1), Question("a b", ("x", "c d"), 1)], 8, bos=25)
+    assert found.right == 2 and [ids for ids in model.read if ids.count(25) != ids.count(26 + 11)] == []
+    space = TokenSpace(26, special_ids={**TokenSpace(26).special_ids, "bos": 25}, pad_to=1)
+    losses = list(text_scores.text_losses(model, space, [[0], [0, 1]], quiet, 8))  # type: ignore[arg-type]
+    assert [len(loss) for loss in losses] == [2, 3], "of every piece and of the end"
+    with pytest.raises(UserError, match="has 9 pieces to score; must be 1 to 6"):
+        counting([Question("", ("b" * 9, "c"), 0)], max_positions=8, bos=25)
 
 
 TEXTS = [

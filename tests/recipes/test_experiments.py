@@ -74,6 +74,8 @@ def test_every_backbone_has_its_published_size(backbone, rows, parameters):
     count = sum(p.numel() for p in lm.backbone.parameters())
     assert 0 <= added <= 128 and count - tables * added * lm.backbone.hidden_size == parameters
     assert lm.token_space.eos < rows, "the end that the published model knows"
+    begins = {"gemma": 2, "llama": 128_000, "qwen": None}  # with what its own texts began
+    assert lm.token_space.bos == begins[backbone.split("_")[0].rstrip("23")]
 
 
 def test_every_backbone_is_counted():

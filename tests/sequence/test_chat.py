@@ -113,3 +113,14 @@ def test_an_answer_alone_bears_loss_and_is_asked_for_as_told():
     assert written.ids_L.tolist() == [*CHAT.prompt(prompt, "speech").ids_L.tolist(), ord("b"), S.eos]
     with pytest.raises(UserError, match="the last message before the reply must be the user's"):
         CHAT.answered(earlier, ["b"], False, "chosen", "k")
+
+
+def test_bos_begins_chat_and_prompt():
+    chat = ChatLayout(TokenSpace(128, [8, 4], {**S.special_ids, "bos": 2}), CHAT.encode)
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    document, no = chat.document(turns, "sft", "k"), NO_LABEL
+    assert document.ids_L.tolist() == [2, S.bos_sys, S.c_q, ord("u"), S.c_a, ord("a"), S.eos]
+    assert document.text_label_L.tolist() == [no, no, no, no, ord("a"), S.eos, no]
+    assert document.part(1).ids_L.equal(CHAT.document(turns, "sft", "k").ids_L)
+    assert chat.prompt(turns[:1], "text").ids_L.equal(document.ids_L[:5])
+    assert chat.answered(turns[:1], ["a"], False, "chosen", "k").ids_L.equal(document.ids_L)

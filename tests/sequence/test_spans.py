@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from omniaudio.errors import UserError
-from omniaudio.sequence.spans import DocumentBuilder, DocumentLayouts, pack
+from omniaudio.sequence.spans import DocumentBuilder, DocumentLayouts, LengthBuilder, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import NO_LABEL
 
@@ -148,3 +148,35 @@ def test_the_parts_of_a_document_are_the_document():
     document = LAYOUTS.tts("k", [5, 6], A)
     parts = document.part(0, 3).followed_by(document.part(3, -1)).followed_by(document.part(-1))
     assert repr(parts) == repr(document) and len(document.part(1, 3)) == 2
+
+
+def test_bos_begins_every_document_and_is_no_label():
+    """Beside it, nothing changes but that the first of a text, or of audio alone, is predicted from it."""
+    begun = DocumentLayouts(TokenSpace(100, [8, 4], {**SPACE.special_ids, "bos": 2}))
+    check(
+        LAYOUTS.text("k", [20, 21]),
+        "text",
+        [(20, 21, None, None), (21, EOS, None, None), (EOS, None, None, None)],
+    )
+    check(
+        begun.text("k", [20, 21]),
+        "text",
+        [(2, 20, None, None), (20, 21, None, None), (21, EOS, None, None), (EOS, None, None, None)],
+    )
+    segments = [([10], A), ([11], B)]
+    for make, first in (
+        (lambda layouts: layouts.asr("k", [10], A, [20]), None),
+        (lambda layouts: layouts.tts("k", [10], A), None),
+        (lambda layouts: layouts.audio("k", A), SAY),
+        (lambda layouts: layouts.intlv("k", [9], segments), None),
+        (lambda layouts: layouts.itts("k", [9], segments), None),
+    ):
+        plain, document = make(LAYOUTS), make(begun)
+        assert document.ids_L.tolist() == [2, *plain.ids_L.tolist()]
+        first_label = NO_LABEL if first is None else first
+        assert document.text_label_L.tolist() == [first_label, *plain.text_label_L.tolist()]
+        assert document.part(1).audio_label_LK.equal(plain.audio_label_LK)
+    tts, prompt = begun.tts("k", [10, 11], A), begun.to_read("k", [10, 11])
+    assert prompt.ids_L.tolist() == [2, 10, 11] == tts.ids_L[:3].tolist()
+    counted = DocumentLayouts(begun.space, builder=LengthBuilder)
+    assert len(counted.tts("k", [10, 11], A)) == len(tts)

@@ -39,12 +39,21 @@ def test_vocabulary_of_the_backbone_must_hold_all_ids():
     [
         ({"audio_pad": 151665}, "bos_sys and audio_pad share"),
         ({"audio_pad": 17}, "an id of the text vocabulary"),
+        ({"bos": 151643}, "pad and bos share|eos and bos share"),
         ({"audiopad": 1}, "unknown \\['audiopad'\\]"),
     ],
 )
 def test_wrong_special_ids_are_named(change, message):
     with pytest.raises(UserError, match=message):
         TokenSpace(151665, [8], {**RELEASED, **change})
+
+
+def test_a_beginning_of_documents_may_be_an_id_of_the_text_model():
+    plain, none, begun = (
+        TokenSpace(151665, [8], {**RELEASED, **bos}) for bos in ({}, {"bos": None}, {"bos": 2})
+    )
+    assert plain.beginning == none.beginning == [] and begun.beginning == [2] and not begun.is_text(2)
+    assert plain.fingerprint() == none.fingerprint() != begun.fingerprint()
 
 
 def test_fingerprint_changes_with_books_and_ids():

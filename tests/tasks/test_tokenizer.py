@@ -127,18 +127,24 @@ def test_a_batch_without_text_trains_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "asked"),
-    [(False, ("", "")), (True, ("Translate the speech: ", "Escribe lo que se dice: "))],
+    ("prompts", "asked", "bos"),
+    [
+        (False, ("", ""), None),
+        (False, ("", ""), 2),
+        (True, ("Translate the speech: ", "Escribe lo que se dice: "), 2),
+        (True, ("Translate the speech: ", "Escribe lo que se dice: "), None),
+    ],
 )
-def test_alignment_is_the_judges_cross_entropy_after_the_embeddings(prompts, asked) -> None:
+def test_alignment_is_the_judges_cross_entropy_after_the_embeddings(prompts, asked, bos) -> None:
     task = make_task(prompts=prompts)
+    task.token_space = TokenSpace(SPACE.text_vocab_size, special_ids={**SPACE.special_ids, "bos": bos})
     task.configure_model()
     emb_BSD = torch.randn(2, 5, 8, requires_grad=True)
     batch = Waves(("hello world", "good bye"), ("s2tt", "asr")).batch(0, 0, 1)
     term = task._alignment(batch, emb_BSD, torch.tensor([5, 3]), torch.tensor([True, True]))
     total, count = 0.0, 0
     for row, num_frames in enumerate([5, 3]):
-        prompt = TEXTS.encode(asked[row]) if asked[row] else []
+        prompt = [*task.token_space.beginning, *(TEXTS.encode(asked[row]) if asked[row] else [])]
         ids = [*TEXTS.encode(batch.texts[row]), SPACE.eos]
         embeds = [task.align(emb_BSD[row, :num_frames]), task.judge.embed_text(torch.tensor(ids[:-1]))]
         if prompt:
