@@ -25,12 +25,7 @@ from omniaudio.frontend.audio import one_channel, resample
 from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.lm.audio_lm import AudioLM
-from omniaudio.lm.generate import (
-    AUDIO_SAMPLING,
-    GREEDY,
-    TEXT_SAMPLING,
-    Generator,
-)
+from omniaudio.lm.generate import AUDIO_SAMPLING, GREEDY, TEXT_SAMPLING, Generator, ReplyForm, one_each
 from omniaudio.lm.sampling import SamplingSettings
 from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 from omniaudio.sequence.chat import ChatLayout, Message, in_writing, unread
@@ -335,23 +330,25 @@ class SpokenLanguageModel(nn.Module):
     def replies(
         self,
         chats: Sequence[Sequence[Message]],
-        speak: bool = True,
+        speak: bool | Sequence[bool] = True,
         seeds: Sequence[int] | None = None,
-        history: str = "audio",
-        voice: str | None = None,
+        history: str | Sequence[str] = "audio",
+        voice: str | Sequence[str | None] | None = None,
     ) -> list[SpokenReply]:
         """Answer several chats together, each as ``reply`` answers it, in a fraction of the time.
 
         Args:
             chats: messages of each. All are in memory at once: give a long list in parts.
-            speak, history, voice: as in ``reply``.
+            speak, history, voice: as in ``reply``, one for all or one a chat.
             seeds: one a chat; None is 0 for each.
         """
-        seeds = [0] * len(chats) if seeds is None else seeds
-        asked = [self._asked(messages, speak, history, voice) for messages in chats]
-        replies = self._generator().replies(
-            [prompt for prompt, _ in asked], "free" if speak else "text", seeds
-        )
+        num = len(chats)
+        seeds = one_each("seeds", 0 if seeds is None else seeds, num)
+        speaks = one_each("speak", speak, num)
+        ways = speaks, one_each("history", history, num), one_each("voice", voice, num)
+        asked = [self._asked(*of_row) for of_row in zip(chats, *ways, strict=True)]
+        forms: list[ReplyForm] = ["free" if each else "text" for each in speaks]
+        replies = self._generator().replies([prompt for prompt, _ in asked], forms, seeds)
         return [spoken_reply(self, *row) for row in zip(replies, seeds, asked, strict=True)]
 
     def with_texts(self, messages: Sequence[Message]) -> list[Message]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from omniaudio.types import device_of
 if TYPE_CHECKING:
     from transformers import Cache
 
+T = TypeVar("T")
 ReplyForm = Literal["free", "text", "speech"]
 """``free``: as the model likes; ``text``: never speech; ``speech``: begins with speech (text to speech)."""
 
@@ -126,8 +127,10 @@ class Generator:
         """The whole reply to a prompt."""
         return self.replies([prompt], form, [seed])[0]
 
-    def replies(self, prompts: Sequence[Document], form: ReplyForm, seeds: Sequence[int]) -> list[Reply]:
-        """The whole replies to several prompts of any lengths, made together; one seed a prompt."""
+    def replies(
+        self, prompts: Sequence[Document], form: ReplyForm | Sequence[ReplyForm], seeds: Sequence[int]
+    ) -> list[Reply]:
+        """The whole replies to several prompts of any lengths, made together; a seed each, a form for each or all."""
         events: list[list[Event]] = [[] for _ in prompts]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for number, event in self.stream_rows(prompts, form, generators):
@@ -170,16 +173,20 @@ class Generator:
     def stream_rows(
         self,
         prompts: Sequence[Document],
-        form: ReplyForm,
+        form: ReplyForm | Sequence[ReplyForm],
         generators: Sequence[torch.Generator | None],
         caches: Sequence[Cache] | None = None,
     ) -> Iterator[tuple[int, Event]]:
-        """Events of several replies, each with the number of its prompt. Arguments as in ``stream``, one a prompt."""
+        """Events of several replies, each with the number of its prompt. Arguments as in ``stream``, one a prompt; the
+        form may be one for all."""
         for prompt in prompts:
             self._check(prompt)
         assert len(generators) == len(prompts), f"{len(generators)} generators for {len(prompts)} prompts"
         caches = caches or [self.lm.backbone.new_cache() for _ in prompts]
-        rows = [_Row(self, number, form, generator) for number, generator in enumerate(generators)]
+        forms = one_each("form", form, len(prompts))
+        rows = [
+            _Row(self, number, *of_row) for number, of_row in enumerate(zip(forms, generators, strict=True))
+        ]
         return _Run(self, rows, caches).events(prompts)
 
 
@@ -352,6 +359,21 @@ class _Row:
             self.over = True
             if self.owner.max_text_tokens:  # with 0, speech alone was asked for
                 yield Cut()
+
+
+def one_each(name: str, value: T | Sequence[T], num_rows: int) -> list[T]:
+    """What was given for each row, or for all of them at once.
+
+    Raises:
+        UserError: neither one nor as many as rows.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [cast(T, value)] * num_rows
+    if len(value) != num_rows:
+        raise UserError(
+            f"{name}: {len(value)} given for {num_rows} prompts; give one for all, or one for each"
+        )
+    return list(value)
 
 
 def collect(events: Iterable[Event]) -> Reply:

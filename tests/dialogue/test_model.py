@@ -208,6 +208,24 @@ def test_several_chats_are_answered_together_as_each_alone(model):
     assert model.replies([]) == []
 
 
+def test_chats_that_are_answered_together_may_ask_for_different_things(model):
+    heard = model.question(speech(1.0, 16000, 0), 16000, None)
+    chat = [
+        heard,
+        {"role": "assistant", "content": "a word"},
+        model.question(speech(2.0, 16000, 1), 16000, "repeat"),
+    ]
+    speak, history = [False, True, True], ["audio", "text", "audio"]
+    together = model.replies([chat] * 3, speak, [4, 5, 6], history)
+    alone = [model.reply(chat, *of_row) for of_row in zip(speak, (4, 5, 6), history, strict=True)]
+    assert [reply["events"] for reply in together] == [reply["events"] for reply in alone]
+    assert together[0]["wav"] is None and any(reply["wav"] is not None for reply in together[1:])
+    for name in ("prompt_positions", "saved_positions"):
+        assert [reply[name] for reply in together] == [reply[name] for reply in alone]
+    with pytest.raises(UserError, match="speak: 2 given for 3 prompts; give one for all, or one for each"):
+        model.replies([chat] * 3, [True, False])
+
+
 def test_history_as_text_is_the_written_chat_and_says_what_it_saves(model):
     heard = [model.question(speech(1.0 + i, 16000, i), 16000, None) for i in range(3)]
     spoken = np.zeros((7, 3), np.int64)

@@ -190,6 +190,17 @@ def test_a_row_says_what_it_says_alone(lm, text, audio):
     assert len({repr(reply) for reply in alone}) > 2
 
 
+def test_rows_of_different_forms_say_what_they_say_alone(lm):
+    prompts, forms, seeds = rows_of(lm), ["text", "speech", "free", "text", "speech"], [3, 1, 4, 1, 5]
+    generator = Generator(lm, max_text_tokens=20, max_frames=15)
+    alone = [generator.reply(*of_row) for of_row in zip(prompts, forms, seeds, strict=True)]
+    together = generator.replies(prompts, forms, seeds)
+    assert repr(together) == repr(alone)
+    assert [bool(reply.codes) for reply in together] == [False, True, True, False, True]
+    with pytest.raises(UserError, match="form: 2 given for 5 prompts"):
+        generator.replies(prompts, forms[:2], seeds)
+
+
 def test_one_row_writes_while_another_speaks_and_rows_that_are_over_leave(lm, monkeypatch):
     prompts, steps = rows_of(lm), []
 
