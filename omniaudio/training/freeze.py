@@ -15,6 +15,7 @@ from torch import nn
 from omniaudio.errors import UserError
 from omniaudio.files import write_whole
 from omniaudio.ranks import num_ranks
+from omniaudio.training.masters import size_of, whole_value
 
 TEXT_TABLES = (("backbone", "embed_tokens"), ("backbone", "lm_head"))
 """Of an audio LLM: they learn, or not, apart from the rest of it (arXiv:2502.17239, section 4.1)."""
@@ -101,6 +102,7 @@ def frozen_digests(module: nn.Module) -> dict[str, str]:
     """Name -> hash of the bytes of every frozen tensor; every process calls it, and all get the same.
 
     The hash is of the whole tensor, also where ZeRO 3 has cut it: another number of processes finds the same one.
+    Where ZeRO computes with a rounded weight, it is of the value before: the one that was loaded and is written again.
     Where a process has other bytes than the first, it is one of what all have.
     """
     digests = {name: _tensor_digest(tensor) for name, tensor in sorted(frozen_state(module).items())}
@@ -153,24 +155,15 @@ class FreezeProof:
         trained = [name for name, p in module.named_parameters() if p.requires_grad]
         record = {
             "frozen": proof,
-            "num_frozen_parameters": sum(_size(p) for p in module.parameters() if not p.requires_grad),
-            "num_trained_parameters": sum(_size(p) for p in module.parameters() if p.requires_grad),
+            "num_frozen_parameters": sum(size_of(p) for p in module.parameters() if not p.requires_grad),
+            "num_trained_parameters": sum(size_of(p) for p in module.parameters() if p.requires_grad),
             "trained": trained,
         }
         write_whole(self.path, json.dumps(record, indent=1))
 
 
-def _size(parameter: torch.Tensor) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def _tensor_digest(tensor: torch.Tensor) -> str:
-    if hasattr(tensor, "ds_tensor"):  # under ZeRO 3: each process has a piece, the last ones are padded
-        piece = tensor.ds_tensor.detach().to(tensor.device).reshape(-1)
-        pieces = [torch.empty_like(piece) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(pieces, piece)
-        tensor = torch.cat(pieces)[: _size(tensor)]
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    raw = whole_value(tensor).contiguous().reshape(-1).view(torch.uint8)
     return _digest(raw.numpy().tobytes())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,21 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import nn
 
 from omniaudio.errors import UserError
+from omniaudio.training.masters import keep_shares, start_masters, whole_value
 from omniaudio.training.zero_files import Reshard, load_without_code, num_processes
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """DeepSpeed ZeRO that also runs on CPU processes (gloo), and divides accumulated gradients once.
+    """DeepSpeed ZeRO that also runs on CPU processes (gloo), divides accumulated gradients once, and rounds no master.
 
-    Lightning's strategy refuses CPUs, though DeepSpeed runs there; and with accumulation both Lightning and
-    DeepSpeed divide the gradient by the number of batches.
+    Lightning's strategy refuses CPUs, though DeepSpeed runs there; with accumulation both Lightning and DeepSpeed
+    divide the gradient by the number of batches; and in mixed precision DeepSpeed knows only weights in bfloat16.
     """
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the weights that are computed with are rounded ones."""
+        return str(self.precision_plugin.precision).endswith("-mixed")
 
     @property
     def on_cpu(self) -> bool:
@@ -49,6 +57,28 @@ class ZeroStrategy(DeepSpeedStrategy):
         # The shared-memory collective compiles on first use; gloo needs no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._init_deepspeed_distributed()
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """ZeRO 3 cuts in float32 what is built and loaded; ``_setup_model_and_optimizer`` rounds it."""
+        self._init_config_if_needed()
+        config = self.config
+        assert isinstance(config, dict)
+        if self.rounds:
+            self.config = {key: value for key, value in config.items() if key not in ("bf16", "fp16")}
+        try:
+            with super().model_sharded_context():
+                yield
+        finally:
+            self.config = config
+
+    def _setup_model_and_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.rounds:
+            return super()._setup_model_and_optimizer(model, *args, **kwargs)
+        keep_shares(model, self.precision_plugin._desired_dtype)
+        found = super()._setup_model_and_optimizer(model, *args, **kwargs)
+        start_masters(model)
+        return found
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         engine, folder = self.deepspeed_engine, Path(checkpoint_path)
@@ -116,14 +146,5 @@ def gradient_piece(parameter: Any) -> torch.Tensor | None:
 
 
 def gathered_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The whole state dict on the CPU, also of parameters that ZeRO 3 has sharded (every rank calls it)."""
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if hasattr(tensor, "ds_id"):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters([tensor]):
-                state[name] = tensor.detach().cpu().clone()
-        else:
-            state[name] = tensor.detach().cpu().clone()
-    return state
+    """The whole state dict on the CPU, of parameters under ZeRO in float32 (every rank calls it): see ``masters``."""
+    return {name: whole_value(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}

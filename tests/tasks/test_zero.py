@@ -1,4 +1,4 @@
-"""Real DeepSpeed: bad steps, frozen weights, accumulation, offload, and other processes on the way."""
+"""Real DeepSpeed: bad steps, frozen weights, accumulation, offload, bfloat16, and other processes on the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from omniaudio.training.freeze import frozen_digests
+from tests.tasks.zero_run import even_task
 
 ROOT = Path(__file__).parents[2]
 ZERO = ("zero1", "zero2", "zero3")
@@ -91,3 +94,60 @@ def test_other_processes_go_on_to_the_weights_of_an_unbroken_run(folder: Path, s
     close(last, single, "norms", "parts", "rates", steps=slice(4, 6))
     same_weights(last, single)
     assert record(folder, "more", strategy, rank=1)["weights"] == last["weights"]
+
+
+ROUNDED = [name + more for more in ("-bf16", "-offload-bf16") for name in ZERO]
+
+
+def masters(folder: Path, name: str, number: int) -> dict[str, Any]:
+    """The float32 weights of a checkpoint, as DeepSpeed's own tool finds them."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    found = get_fp32_state_dict_from_zero_checkpoint(
+        str(folder / name / f"step-{number:08d}.ckpt"), "checkpoint"
+    )
+    return {key: value.tolist() for key, value in found.items() if not key.startswith("frozen")}
+
+
+def of_net(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if not key.startswith("frozen")}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_in_bfloat16_what_is_written_are_the_float32_masters(folder: Path, name: str) -> None:
+    ours, other = record(folder, "whole", name), record(folder, "whole", name, rank=1)
+    assert set(ours["computed_with"].values()) == {"torch.bfloat16"}
+    assert set(ours["written"].values()) == {"torch.float32"}
+    assert of_net(ours["end"]) == masters(folder, name, 6) and ours["end"] == other["end"]
+    single = record(folder, "fewer", "single")["weights"]
+    for key, value in of_net(ours["end"]).items():
+        for row, start, expected in zip(value, ours["start"][key], single[key], strict=True):
+            assert row != start and row == pytest.approx(expected, abs=3e-3), "it has learned the same"
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_in_bfloat16_nothing_is_rounded_at_the_start_and_frozen_weights_stay_bit_equal(
+    folder: Path, name: str
+) -> None:
+    task = even_task()
+    task.configure_model()
+    loaded = {key: value.tolist() for key, value in task.state_dict().items()}
+    ours = record(folder, "whole", name)
+    assert ours["start"] == loaded, "what learns too starts from what was loaded"
+    assert {key: ours["end"][key] for key in loaded if key.startswith("frozen")} == {
+        key: value for key, value in loaded.items() if key.startswith("frozen")
+    }
+    before = json.loads((folder / name / "freeze-2.json").read_text())["frozen"]
+    assert {key: hashes[0] for key, hashes in before.items()} == frozen_digests(task)
+    assert "frozen tensors moved during training: frozen.weight (1 in all)" in ours["moved"]
+
+
+@pytest.mark.parametrize("strategy", ZERO)
+def test_in_bfloat16_one_process_goes_on_with_the_masters_of_two(folder: Path, strategy: str) -> None:
+    name = f"{strategy}-bf16"
+    went_on, unbroken = record(folder, "fewer", name), record(folder, "whole", name)
+    assert of_net(went_on["start"]) == masters(folder, name, 2)
+    assert of_net(went_on["start"]) != of_net(unbroken["start"])
+    for key, value in unbroken["end"].items():
+        for one, other in zip(went_on["end"][key], value, strict=True):
+            assert one == pytest.approx(other, abs=1e-3), key

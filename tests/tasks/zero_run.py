@@ -77,12 +77,17 @@ def even_task(seed: int = 0) -> EvenTask:
 
 
 def make_trainer(
-    folder: Path, processes: int, strategy: str, offload: bool = False, **settings: Any
+    folder: Path,
+    processes: int,
+    strategy: str,
+    offload: bool = False,
+    precision: Any = "32-true",
+    **settings: Any,
 ) -> Trainer:
     return Trainer(
         accelerator="cpu", devices=processes, strategy=make_strategy(strategy, offload), max_epochs=1, logger=False,
         plugins=[] if strategy in ZERO else [SafeCheckpointIO()],
-        precision="32-true", enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        precision=precision, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         num_sanity_val_steps=0, limit_val_batches=0, use_distributed_sampler=False, default_root_dir=folder,
         log_every_n_steps=1, **settings,
     )  # fmt: skip
@@ -150,6 +155,48 @@ def train(
     return {**found, "weights": {name: value.tolist() for name, value in gathered_state(task).items()}}
 
 
+def rounded(
+    folder: Path,
+    processes: int,
+    strategy: str,
+    stop: int = STEPS,
+    since: Path | None = None,
+    offload: bool = False,
+) -> dict[str, Any]:
+    """Computed with weights in bfloat16: what is written before the first step and after the last."""
+    task = even_task()
+    trainer = make_trainer(
+        folder, processes, strategy, offload, "bf16-mixed", callbacks=[Checkpoints(folder, every_steps=2, keep=9)],
+        accumulate_grad_batches=2, gradient_clip_val=1.0,
+    )  # fmt: skip
+    writes, start, moved = trainer.is_global_zero, dict[str, torch.Tensor](), ""
+    proof = FreezeProof(folder / f"freeze-{processes}.json")
+
+    def begin() -> None:
+        start.update(gathered_state(task))
+        proof.before(task, resumed=False, writes=writes)
+
+    task.on_train_start = begin  # type: ignore[method-assign]
+    data = StepData(lambda: EvenSteps(), lambda: EvenSteps(), max_steps=stop, val_steps=1)
+    trainer.fit(task, data, ckpt_path=since)
+    proof.after(task, writes)
+    end = gathered_state(task)
+    computed_with = {name: str(tensor.dtype) for name, tensor in task.named_parameters()}
+    weight = task.frozen.weight
+    with torch.no_grad():  # on one process alone
+        getattr(weight, "ds_tensor", weight).add_(float(trainer.global_rank == processes - 1))
+    try:
+        proof.after(task, writes)
+    except RuntimeError as error:
+        moved = str(error)
+    states = {
+        which: {name: value.tolist() for name, value in state.items()}
+        for which, state in {"start": start, "end": end}.items()
+    }
+    written = {name: str(tensor.dtype) for name, tensor in {**start, **end}.items()}
+    return {**states, "written": written, "computed_with": computed_with, "moved": moved}
+
+
 def step(folder: Path, strategy: str, number: int) -> Path:
     return folder / strategy / f"step-{number:08d}.ckpt"
 
@@ -158,14 +205,18 @@ def whole(folder: Path) -> dict[str, Any]:
     found = {name: {"bad": bad_step(folder, name), **train(folder / name, 2, name)} for name in ZERO}
     for name in ZERO:
         found[f"{name}-offload"] = train(folder / f"{name}-offload", 2, name, offload=True)
+        found[f"{name}-bf16"] = rounded(folder / f"{name}-bf16", 2, name)
+        found[f"{name}-offload-bf16"] = rounded(folder / f"{name}-offload-bf16", 2, name, offload=True)
     return {**found, "ddp": {"bad": bad_step(folder, "ddp")}}
 
 
 def fewer(folder: Path) -> dict[str, Any]:
-    one = {"single": train(folder / "single", 1, "single")}
-    return one | {
-        name: train(folder / f"{name}-fewer", 1, name, stop=5, since=step(folder, name, 2)) for name in ZERO
-    }
+    found = {"single": train(folder / "single", 1, "single")}
+    for name in ZERO:
+        found[name] = train(folder / f"{name}-fewer", 1, name, stop=5, since=step(folder, name, 2))
+        since = step(folder, f"{name}-bf16", 2)
+        found[f"{name}-bf16"] = rounded(folder / f"{name}-fewer-bf16", 1, name, since=since)
+    return found
 
 
 def more(folder: Path) -> dict[str, Any]:
