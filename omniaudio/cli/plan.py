@@ -119,9 +119,8 @@ def num_devices(config: dict[str, Any]) -> int:
 
 
 def is_mixed(config: dict[str, Any]) -> bool:
-    """Whether the training computes in bfloat16; ZeRO on CPUs does not (see cli/train.py)."""
-    zero_on_cpu = config["strategy"].startswith("zero") and not on_gpu(config)
-    return config["trainer"]["precision"] == "bf16-mixed" and not zero_on_cpu
+    """Whether the training computes in bfloat16."""
+    return bool(config["trainer"]["precision"] == "bf16-mixed")
 
 
 def on_gpu(config: dict[str, Any]) -> bool:

@@ -203,8 +203,7 @@ def make_trainer(
         devices=config["devices"],
         num_nodes=config["num_nodes"],
         strategy=make_strategy(config["strategy"], config["offload"]),
-        # DeepSpeed has no autocast of its own choosing: its bf16 would round the weights themselves.
-        precision=settings["precision"] if on_gpu or not zero else "32-true",
+        precision=settings["precision"],
         plugins=[*([] if zero else [SafeCheckpointIO()]), *([slurm] if slurm else [])],
         accumulate_grad_batches=config["accumulate"],
         gradient_clip_val=config["gradient_clip"] if automatic else None,

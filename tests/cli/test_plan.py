@@ -37,6 +37,8 @@ def test_every_stage_has_a_plan_and_nothing_is_written(capsys, tmp_path, monkeyp
             assert words in told
     for stage in ("vocoder", "flow"):
         assert "not measured for this stage" in plan(capsys, stage)
+    rounded = plan(capsys, "flow", "strategy=zero2", "devices=2", "trainer.precision=bf16-mixed")
+    assert rounded.startswith("flow, zero2 on 2 devices, bf16-mixed\n")
     assert any(
         line.startswith("  tokenizer") and line.endswith("frozen")
         for line in plan(capsys, "flow").splitlines()

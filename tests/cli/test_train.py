@@ -20,6 +20,7 @@ from omniaudio.cli import train
 from omniaudio.cli.main import compose, main
 from omniaudio.errors import UserError
 from omniaudio.training.artifacts import find_milestones
+from omniaudio.training.zero_files import load_without_code
 from tests.conftest import STAGES, run_stage, train_words, write_pairs
 
 STEPS = ["max_steps=30", "checkpoint_every_steps=4", "val_every_steps=10"]
@@ -202,6 +203,34 @@ def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
     ours, theirs = (load_file(path / "final/lm/model.safetensors") for path in (folder, single))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_zero_in_bfloat16_hands_float32_to_the_next_stage_and_frozen_weights_as_they_were(
+    tiny_chain, tiny_data, tmp_path
+):
+    link_earlier_stages(tiny_chain, tmp_path, "pretrain_stage2")
+    words = [
+        "strategy=zero2",
+        "devices=2",
+        "trainer.precision=bf16-mixed",
+        "max_steps=3",
+        "val_every_steps=3",
+    ]
+    command = [*COMMAND, *train_words("pretrain_stage2", tiny_data, tmp_path, *words)]
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+    folder = tmp_path / "pretrain_stage2"
+    newest = folder / "checkpoints/step-00000002.ckpt"
+    computed_with = load_without_code(str(newest / "checkpoint/mp_rank_00_model_states.pt"))["module"]
+    before, after = (
+        load_file(path / "final/lm/model.safetensors") for path in (tiny_chain / "pretrain_stage1", folder)
+    )
+    frozen = {name.removeprefix("lm.") for name in json.loads((folder / "freeze.json").read_text())["frozen"]}
+    assert frozen and frozen < before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert computed_with[f"lm.{name}"].dtype == torch.bfloat16, name
+        assert after[name].dtype == torch.float32, name
+        assert torch.equal(after[name], tensor) == (name in frozen), name
 
 
 @pytest.mark.slow
