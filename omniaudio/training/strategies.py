@@ -62,15 +62,14 @@ class ZeroStrategy(DeepSpeedStrategy):
     def model_sharded_context(self) -> Iterator[None]:
         """ZeRO 3 cuts in float32 what is built and loaded; ``_setup_model_and_optimizer`` rounds it."""
         self._init_config_if_needed()
-        config = self.config
-        assert isinstance(config, dict)
-        if self.rounds:
-            self.config = {key: value for key, value in config.items() if key not in ("bf16", "fp16")}
+        assert isinstance(self.config, dict)
+        types = [name for name in ("bf16", "fp16") if self.rounds and name in self.config]
+        rounding = {name: self.config.pop(name) for name in types}
         try:
             with super().model_sharded_context():
                 yield
         finally:
-            self.config = config
+            self.config.update(rounding)
 
     def _setup_model_and_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.rounds:
