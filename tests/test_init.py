@@ -1,7 +1,13 @@
-"""First weights: a stack that starts as the identity, and convolutions as loud as their input."""
+"""First weights: a stack that starts as the identity, convolutions as loud as their input, the same under ZeRO 3."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -53,3 +59,17 @@ def test_loud_convolutions_keep_the_variance() -> None:
     init.start_loud(first, second)
     y = second(torch.relu(first(torch.randn(4, 64, 200))))
     assert 1.0 < float(y.std()) < 2.0
+
+
+@pytest.mark.slow
+def test_zero3_starts_from_the_weights_of_a_single_process(tmp_path: Path) -> None:
+    """Of the tiny stages and of all kinds of backbones, to the bit: two processes, each module sharded at birth."""
+    words = [sys.executable, "-m", "tests.tasks.born_run", str(tmp_path)]
+    root = Path(__file__).parents[1]
+    settings = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root)}
+    run = subprocess.run(words, cwd=root, env=settings, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-2000:]
+    single, zero3 = (load_file(tmp_path / f"{name}.safetensors") for name in ("single", "zero3"))
+    assert single.keys() == zero3.keys()
+    assert [name for name in single if not single[name].equal(zero3[name])] == []
+    assert single["text_lm.backbone.embed_tokens.weight"].std() < 0.03

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniaudio.errors import UserError, check_choice
+from omniaudio.init import drawn_whole
 from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
@@ -115,7 +116,8 @@ class CausalBackbone(nn.Module):
             )
         model: Any
         if pretrained is None or torch.get_default_device().type == "meta":  # a shape needs no weights
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
+            with drawn_whole():
+                model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
         else:
             model = _load(pretrained, config)
         if lora is not None:

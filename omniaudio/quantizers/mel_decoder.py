@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniaudio.encoders.transformer import TransformerLayer, run_layers, sinusoids
-from omniaudio.init import start_silent
+from omniaudio.init import start_silent, whole
 from omniaudio.types import MelDecoderOutput, valid_steps
 
 FRAMES_PER_CODE = 4
@@ -169,8 +169,9 @@ class MelDecoder(nn.Module):
         )
         self.layer_norm = nn.LayerNorm(width)
         self.dconv2 = NormedDeconv(width, num_mels, kernel_size=3, stride=FRAMES_PER_HIDDEN)
-        nn.init.constant_(self.dconv2.norm.bias, mel_mean)
-        nn.init.constant_(self.dconv2.norm.weight, mel_std)
+        with whole(self.dconv2.norm.parameters()):
+            nn.init.constant_(self.dconv2.norm.bias, mel_mean)
+            nn.init.constant_(self.dconv2.norm.weight, mel_std)
         self.refine = RefineNet(num_mels, refine_width, refine_layers)
 
     @property
