@@ -9,7 +9,8 @@ them first, or draws nothing, silently.  Under ZeRO 3 a model starts from the we
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +21,7 @@ BRANCH_GAIN = 0.0
 
 
 @contextmanager
-def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def whole(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     """Parameters that may be written as if nothing had sharded them; all ranks take what the first one writes."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -30,6 +31,35 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0):
         yield
+
+
+def shape_of(tensor: torch.Tensor) -> torch.Size:
+    """Of the whole parameter: ZeRO 3 leaves a flat piece of it."""
+    shape: torch.Size = getattr(tensor, "ds_shape", tensor.shape)
+    return shape
+
+
+@torch.no_grad()
+def copy_whole(ours: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into parameters and buffers, sharded or not, one by one: no device need hold them all."""
+    for name, tensor in ours.items():
+        with whole([tensor]):
+            tensor.copy_(state[name])
+
+
+@contextmanager
+def unsharded() -> Iterator[bool]:
+    """In here modules are built whole, in host memory; says whether ZeRO 3 shards those that are built outside."""
+    deepspeed = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    if deepspeed is None or deepspeed.top_level_context is None:
+        yield False
+        return
+    deepspeed.shutdown_init_context()
+    try:
+        with torch.device("cpu"):
+            yield True
+    finally:
+        deepspeed.restore_init_context()
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_loud_convolutions_keep_the_variance() -> None:
 
 @pytest.mark.slow
 def test_zero3_starts_from_the_weights_of_a_single_process(tmp_path: Path) -> None:
-    """Of the tiny stages and of all kinds of backbones, to the bit: two processes, each module sharded at birth."""
+    """Tiny stages, all kinds of backbones, published models, to the bit: two processes, all is sharded at birth."""
     words = [sys.executable, "-m", "tests.tasks.born_run", str(tmp_path)]
     root = Path(__file__).parents[1]
     settings = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root)}

@@ -336,24 +336,17 @@ def make_plain_task(config: dict[str, Any]) -> Any:
     """The task with random weights, whatever it would start from, and a text tokenizer made on the spot."""
     from omniaudio.cli.train import make_task
     from omniaudio.frontend.text import TextTokenizer
+    from omniaudio.training.artifacts import without_pretrained
 
     plain = {**copy.deepcopy(config), "init": {}}
     for name, node in plain["model"].items():
         if node["_target_"].endswith(".load_module"):  # a part trained before: what the config says of it
             plain["model"][name] = copy.deepcopy(config[name])
-    _without_pretrained(plain["model"])
+    plain["model"] = without_pretrained(plain["model"])
     if "text_tokenizer" in plain["task"]:
         words = ["some words of text, enough for a vocabulary of bytes"]
         plain["task"]["text_tokenizer"] = TextTokenizer.train(words, 300)
     return make_task(plain)
-
-
-def _without_pretrained(node: Any) -> None:
-    for key, value in node.items():
-        if key == "pretrained":
-            node[key] = None
-        elif isinstance(value, dict):
-            _without_pretrained(value)
 
 
 def batch_size(config: dict[str, Any]) -> tuple[float | None, str]:

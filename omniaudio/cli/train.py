@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,11 @@ def make_trainer(
 
 def make_task(config: dict[str, Any]) -> Any:
     """The task of a train config, its modules not yet built."""
-    modules = {name: factory(node, f"model.{name}") for name, node in config["model"].items()}
+    given = {path for path, folder in config["init"].items() if folder}
+    modules = {
+        name: factory(_to_start(node, given, name), f"model.{name}")
+        for name, node in config["model"].items()
+    }
     return build(
         config["task"],
         "task",
@@ -236,6 +240,17 @@ def make_task(config: dict[str, Any]) -> Any:
         accumulate=config["accumulate"],
         seed=config["seed"],
     )
+
+
+def _to_start(node: Any, init: Collection[str], path: str) -> Any:
+    """A part's config; what ``init`` gives its weights is not fetched from a hub before."""
+    from omniaudio.training.artifacts import without_pretrained
+
+    if path in init:
+        return without_pretrained(node)
+    if not isinstance(node, dict):
+        return node
+    return {key: _to_start(value, init, f"{path}.{key}") for key, value in node.items()}
 
 
 def save_parts(

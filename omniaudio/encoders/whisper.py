@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from omniaudio.encoders.transformer import TransformerLayer, run_layers, sinusoids
 from omniaudio.errors import UserError
-from omniaudio.init import start_loud, start_silent
+from omniaudio.init import copy_whole, shape_of, start_loud, start_silent, unsharded
 from omniaudio.types import valid_steps
 
 
@@ -115,30 +115,31 @@ def load_pretrained(encoder: WhisperEncoder, name: str) -> None:
     import transformers
 
     try:
-        theirs = transformers.WhisperModel.from_pretrained(name, dtype=torch.float32).encoder.state_dict()
+        with unsharded():
+            theirs = transformers.WhisperModel.from_pretrained(name, dtype=torch.float32).encoder.state_dict()
     except (OSError, ValueError) as error:
         raise UserError(
             f"encoder.pretrained: {name!r} is no Whisper checkpoint ({str(error).splitlines()[0]}); give a "
             "folder with config.json and model.safetensors, a name on the hub, or null"
         ) from error
-    ours = encoder.state_dict()
-    state = {
-        key: value for key, value in ours.items() if key.startswith(("out.", "skip."))
-    }  # no Whisper has these
-    state |= {_our_name(key): value for key, value in theirs.items()}
+    # No Whisper has the others.
+    ours = {
+        k: v for k, v in encoder.state_dict(keep_vars=True).items() if not k.startswith(("out.", "skip."))
+    }
+    state = {_our_name(key): value for key, value in theirs.items()}
     problems = [f"{key} is missing" for key in ours if key not in state]
     problems += [f"{key} is not used" for key in state if key not in ours]
     problems += [
-        f"{key} has shape {tuple(state[key].shape)} there, {tuple(ours[key].shape)} here"
-        for key in ours
-        if key in state and state[key].shape != ours[key].shape
+        f"{key} has shape {tuple(state[key].shape)} there, {tuple(shape_of(tensor))} here"
+        for key, tensor in ours.items()
+        if key in state and state[key].shape != shape_of(tensor)
     ]
     if problems:
         raise UserError(
             f"encoder.pretrained: {name!r} does not fit the encoder config: {'; '.join(problems[:8])}"
             + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         )
-    encoder.load_state_dict(state)
+    copy_whole(ours, state)
 
 
 def _our_name(key: str) -> str:

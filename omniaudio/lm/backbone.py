@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omniaudio.errors import UserError, check_choice
-from omniaudio.init import drawn_whole
+from omniaudio.init import copy_whole, drawn_whole, unsharded
 from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
@@ -87,7 +87,7 @@ class CausalBackbone(nn.Module):
         **entries: Any,
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
         self.recompute, lora = recompute, entries.pop("lora", None)
@@ -116,8 +116,7 @@ class CausalBackbone(nn.Module):
             )
         model: Any
         if pretrained is None or torch.get_default_device().type == "meta":  # a shape needs no weights
-            with drawn_whole():
-                model = AutoModelForCausalLM.from_config(config, attn_implementation=register())
+            model = _new(config)
         else:
             model = _load(pretrained, config)
         if lora is not None:
@@ -234,6 +233,13 @@ KINDS: tuple[type[CausalBackbone], ...] = (
 )  # fmt: skip
 
 
+def _new(config: PreTrainedConfig) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with drawn_whole():
+        return AutoModelForCausalLM.from_config(config, attn_implementation=register())
+
+
 def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
     """A pretrained model that computes what ``ours`` says, its vocabulary extended to that of ``ours``."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -261,12 +267,20 @@ def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
         wrong.append(f"vocab_size {theirs.vocab_size} there, {rows} here (may be larger, not smaller)")
     if wrong:
         raise UserError(f"backbone.pretrained: {pretrained} has other sizes: {'; '.join(wrong)}")
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        pretrained, dtype=torch.float32, attn_implementation=register()
-    )
-    if theirs.vocab_size < rows:
-        print(f"backbone: vocabulary of {pretrained} extended from {theirs.vocab_size} to {rows} rows")
-        model.resize_token_embeddings(rows, mean_resizing=False)  # else the new rows are one vector, nearly
+    with unsharded() as sharding:
+        given: Any = AutoModelForCausalLM.from_pretrained(
+            pretrained, dtype=torch.float32, attn_implementation=register()
+        )
+        if theirs.vocab_size < rows:
+            print(f"backbone: vocabulary of {pretrained} extended from {theirs.vocab_size} to {rows} rows")
+            given.resize_token_embeddings(
+                rows, mean_resizing=False
+            )  # else the new rows are one vector, nearly
+    if not sharding:
+        return given
+    with torch.random.fork_rng(devices=[]):  # what is drawn later is what it is under other strategies
+        model = _new(given.config)
+    copy_whole(model.state_dict(keep_vars=True), given.state_dict())
     return model
 
 

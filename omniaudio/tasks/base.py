@@ -20,6 +20,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from omniaudio.errors import UserError
+from omniaudio.init import shape_of
 from omniaudio.training.artifacts import load_weights
 from omniaudio.training.balance import GradientBalance, norms_of_parts
 from omniaudio.training.freeze import apply_trainable, lr_factors, set_training_mode
@@ -154,7 +155,7 @@ class Task(LightningModule):
         rates = dict.fromkeys([1.0, *(factors[p] for p in learning)])  # in a fixed order
         groups = [
             {
-                "params": [p for p in learning if factors[p] == rate and (_ndim(p) > 1) == matrices],
+                "params": [p for p in learning if factors[p] == rate and (len(shape_of(p)) > 1) == matrices],
                 "weight_decay": self.weight_decay if matrices else 0.0,
                 "lr_factor": rate,
             }
@@ -486,11 +487,6 @@ def faulty_keys(batch: Batch) -> list[str]:
         if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(batch.keys):
             finite_B &= value.reshape(len(value), -1).isfinite().all(1).cpu()
     return [key for key, finite in zip(batch.keys, finite_B, strict=True) if not finite]
-
-
-def _ndim(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter: ZeRO 3 leaves a flat piece of it."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def step_seed(seed: int, step: int, rank: int, purpose: str) -> int:

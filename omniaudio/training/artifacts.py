@@ -16,6 +16,7 @@ from torch import nn
 from omniaudio.config import build
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint
+from omniaudio.init import copy_whole, shape_of
 from omniaudio.lm.lora import adapted
 
 WEIGHTS, CONFIG, FINGERPRINT = "model.safetensors", "config.yaml", "fingerprint.json"
@@ -78,7 +79,7 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str)
     """
     ours = module.state_dict(keep_vars=True)
     state = adapted(state, ours, where)
-    shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in ours.items()}
+    shapes = {name: tuple(shape_of(tensor)) for name, tensor in ours.items()}
     problems = [f"missing {name}" for name in shapes.keys() - state.keys()]
     problems += [f"unused {name}" for name in state.keys() - shapes.keys()]
     problems += [
@@ -88,14 +89,7 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], where: str)
     ]
     if problems:
         raise UserError(f"{where} does not fit the configured module: {'; '.join(sorted(problems)[:8])}")
-    if not any(hasattr(tensor, "ds_id") for tensor in ours.values()):
-        module.load_state_dict(state)
-        return
-    import deepspeed
-
-    for name, tensor in ours.items():  # one by one: no device need hold the whole module
-        with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0), torch.no_grad():
-            tensor.copy_(state[name])
+    copy_whole(ours, state)
 
 
 def milestone_name(step: int) -> str:

@@ -304,6 +304,16 @@ def test_a_limit_of_a_device_asks_for_more_batches_a_step():
         batches("device_batch=0")
 
 
+def test_a_published_model_is_fetched_only_where_nothing_else_gives_the_weights(tmp_path):
+    def build(stage, part):
+        words = train_words(stage, tmp_path, tmp_path, "backbone.pretrained=nowhere")
+        return train.make_task(compose("train", words))._factories[part]()
+
+    assert build("pretrain_stage1", "lm").backbone.vocab_size
+    with pytest.raises(UserError, match=r"backbone\.pretrained: cannot read 'nowhere'"):
+        build("text_lm", "backbone")
+
+
 def check_like_one_process(single: Path, folder: Path) -> None:
     """Same global steps; losses agree within what sums in another order may differ."""
     losses = []

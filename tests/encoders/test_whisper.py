@@ -19,8 +19,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_whisper(folder: Path) -> None:
     """A tiny random Whisper, saved as transformers does."""
     from transformers import WhisperConfig, WhisperModel
 
@@ -31,8 +30,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("whisper")
     WhisperModel(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whisper")
+    save_whisper(folder)
     return folder
 
 
