@@ -187,15 +187,25 @@ def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "processes"), [("zero1", (1, 2)), ("zero3", (2, 1))])
+@pytest.mark.parametrize(
+    ("strategy", "processes", "more"),
+    [
+        ("zero1", (1, 2), []),
+        (
+            "zero3",
+            (2, 1),
+            ["backbone.recompute=true", "audio_head.recompute=true"],
+        ),  # as the full size is shipped
+    ],
+)
 def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
-    tiny_chain, tiny_data, tmp_path, one_process, strategy, processes
+    tiny_chain, tiny_data, tmp_path, one_process, strategy, processes, more
 ):
     """From the weights of the stage before; killed on the way, ended by another number of processes."""
     folder = tmp_path / "moved" / "pretrain_stage2"
     link_earlier_stages(tiny_chain, tmp_path / "moved", "pretrain_stage2")
     for devices, killed_at in zip(processes, (5, None), strict=True):
-        words = [*FEW_STEPS, f"strategy={strategy}", f"devices={devices}"]
+        words = [*FEW_STEPS, f"strategy={strategy}", f"devices={devices}", *more]
         command = [*COMMAND, *train_words("pretrain_stage2", tiny_data, tmp_path / "moved", *words)]
         run_until(command, folder, killed_at)
     single = one_process("pretrain_stage2")
