@@ -73,3 +73,5 @@ def test_zero3_starts_from_the_weights_of_a_single_process(tmp_path: Path) -> No
     assert single.keys() == zero3.keys()
     assert [name for name in single if not single[name].equal(zero3[name])] == []
     assert single["text_lm.backbone.embed_tokens.weight"].std() < 0.03
+    ups = [tensor for name, tensor in zero3.items() if ".lora_B." in name]
+    assert ups and not any(tensor.any() for tensor in ups)

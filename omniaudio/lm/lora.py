@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from omniaudio.errors import UserError
+from omniaudio.init import whole
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Linear maps of the layers that may have an adapter."""
@@ -39,8 +40,14 @@ def add_lora(
         raise UserError(f"backbone.lora.rank: {rank} must be at least 1")
     if wrong := sorted(set(targets) - set(TARGETS)):
         raise UserError(f"backbone.lora.targets: {wrong[0]!r} is not one of {', '.join(TARGETS)}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), init_lora_weights=False
+    )
     inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:  # peft's own zeros miss what ZeRO 3 has sharded
+            with whole([parameter]):
+                nn.init.zeros_(parameter)
 
 
 def adapted(
@@ -54,7 +61,7 @@ def adapted(
         where: the state comes from, for messages.
 
     Raises:
-        UserError: the module lacks the adapters that the state has, or ZeRO 3 has sharded them.
+        UserError: the module lacks the adapters that the state has.
     """
     there, here = (any(ADAPTER in name for name in names) for names in (state, ours))
     if there and not here:
@@ -66,9 +73,8 @@ def adapted(
     left, found = dict(state), {}
     for name, tensor in ours.items():
         if ADAPTER in name:
-            if hasattr(tensor, "ds_id"):
-                raise UserError("backbone.lora: adapters cannot begin under zero3; use strategy=zero2 or ddp")
-            found[name] = tensor.detach().cpu()
+            with whole([tensor]):
+                found[name] = tensor.detach().cpu().clone()
         elif (plain := name.replace(BASE, ".")) in left:
             found[name] = left.pop(plain)
     return {**left, **found}

@@ -20,6 +20,7 @@ from omniaudio.cli.plan import make_plain_task
 from omniaudio.encoders.whisper import WhisperEncoder
 from omniaudio.lm.backbone import KINDS, CausalBackbone
 from omniaudio.tasks.base import Task
+from omniaudio.training.artifacts import load_state
 from omniaudio.training.strategies import gathered_state
 from tests.encoders.test_whisper import SIZES as WHISPER_SIZES
 from tests.encoders.test_whisper import save_whisper
@@ -46,9 +47,16 @@ def published(folder: Path, tied: bool) -> nn.Module:
     return nn.ModuleList([backbone, encoder, nn.Linear(3, 2)])
 
 
+def with_adapters() -> nn.Module:
+    """A model without adapters goes on with them."""
+    plain, ours = CausalBackbone(50, **SIZES), CausalBackbone(50, **SIZES, lora={"rank": 2})
+    load_state(ours, gathered_state(plain), "plain")
+    return ours
+
+
 def tasks(folder: Path) -> dict[str, Task]:
     """Name -> what builds modules."""
-    modules: dict[str, Any] = {}
+    modules: dict[str, Any] = {"with_adapters": with_adapters}
     for tied in (False, True):
         for kind in KINDS:
             modules[f"{kind.__name__}-{tied}"] = lambda kind=kind, tied=tied: kind(
