@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from omniaudio.types import device_of
 if TYPE_CHECKING:
     from transformers import Cache
 
-T = TypeVar("T")
 ReplyForm = Literal["free", "text", "speech"]
 """``free``: as the model likes; ``text``: never speech; ``speech``: begins with speech (text to speech)."""
 
@@ -361,14 +360,14 @@ class _Row:
                 yield Cut()
 
 
-def one_each(name: str, value: T | Sequence[T], num_rows: int) -> list[T]:
+def one_each(name: str, value: Any, num_rows: int) -> list[Any]:
     """What was given for each row, or for all of them at once.
 
     Raises:
         UserError: neither one nor as many as rows.
     """
     if isinstance(value, str) or not isinstance(value, Sequence):
-        return [cast(T, value)] * num_rows
+        return [value] * num_rows
     if len(value) != num_rows:
         raise UserError(
             f"{name}: {len(value)} given for {num_rows} prompts; give one for all, or one for each"
