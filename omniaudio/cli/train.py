@@ -226,8 +226,7 @@ def make_task(config: dict[str, Any]) -> Any:
     """The task of a train config, its modules not yet built."""
     given = {path for path, folder in config["init"].items() if folder}
     modules = {
-        name: factory(_to_start(node, given, name), f"model.{name}")
-        for name, node in config["model"].items()
+        name: factory(_to_start(node, given, name), f"model.{name}") for name, node in config["model"].items()
     }
     return build(
         config["task"],
