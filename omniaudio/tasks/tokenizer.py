@@ -75,6 +75,8 @@ class TokenizerTask(Task):
         kwargs: see Task.
     """
 
+    reads_waveforms = True
+
     tokenizer: SpeechTokenizer
     judge: CausalBackbone
     align: nn.Module

@@ -361,6 +361,16 @@ def test_a_mistake_is_one_line(tiny_chain, tiny_data, tmp_path, capsys, words, e
     assert stop.value.code == 2 and expected in error and error.startswith("omniaudio: error:")
 
 
+@pytest.mark.parametrize("stage", ["tokenizer", "flow"])
+def test_zero_does_not_round_sound(tiny_chain, tiny_data, tmp_path, capsys, stage):
+    link_earlier_stages(tiny_chain, tmp_path / "exp", stage)
+    words = ["strategy=zero2", "trainer.precision=bf16-mixed"]
+    with pytest.raises(SystemExit):
+        main(["train", *train_words(stage, tiny_data, tmp_path / "exp", *words)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"would round {stage}'s waveforms and mels" in error and "use strategy=ddp" in error
+
+
 @pytest.mark.parametrize("stage", ["pretrain_stage1", "flow"])
 def test_codes_of_another_tokenizer_are_refused(tiny_chain, tiny_data, tmp_path, capsys, stage):
     """The tokenizer was trained again, its codes were not written again."""
