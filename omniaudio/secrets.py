@@ -14,7 +14,8 @@ NAME = re.compile(
 """Ends of a name that say so, in lower case with ``_`` between words: ``WANDB_API_KEY`` is ``wandb_api_key``."""
 IN_TEXT = (
     re.compile(r"(?P<kept>\w://)[^/\s@]+(?=@)"),  # https://user:password@host
-    re.compile(r"(?P<kept>\b(?:Bearer|Basic) )\S+"),  # the value of a header
+    re.compile(r"(?P<kept>\bBearer )\S+"),  # the value of a header
+    re.compile(r"(?P<kept>\bBasic )[\w+/]{12,}=*"),  # not "Basic arithmetic"
 )
 SETTING = re.compile(r"(?P<name>[A-Za-z][\w-]*)=(?P<value>[^\s&;,]+)")
 """``?api_key=...`` of an address, ``WANDB_API_KEY=...`` among options."""

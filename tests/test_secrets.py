@@ -23,7 +23,7 @@ def test_what_is_no_secret_stays():
     config = {
         "max_tokens": 3, "token_space": {"eos": 1}, "tokens_per_step": 4, "key": "utt-1", "replacement": "token",
         "password": None, "token": "", "use_token": True, "hub_token": "${oc.env:HUB_TOKEN}",
-        "url": "https://host:80/a?language=de&max_tokens=3", "mail": "me@host", "text": "Basically: tokens = words",
+        "url": "https://host:80/a?language=de&max_tokens=3", "mail": "me@host", "text": "Basic arithmetic: tokens = 3",
     }  # fmt: skip
     assert redacted(config) == config
     assert not any(

@@ -269,7 +269,7 @@ def save_parts(
 
     for name, path in parts.items():
         module = task.get_submodule(path)
-        state = gathered_state(module)
+        state = gathered_state(module, keep=task.trainer.is_global_zero)
         if not task.trainer.is_global_zero:
             continue
         node: Any = config["model"]

@@ -278,7 +278,9 @@ def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
             )  # else the new rows are one vector, nearly
     if not sharding:
         return given
-    with torch.random.fork_rng(devices=[]):  # what is drawn later is what it is under other strategies
+    with torch.random.fork_rng(
+        range(torch.cuda.device_count())
+    ):  # what is drawn later is what it is under other strategies
         model = _new(given.config)
     copy_whole(model.state_dict(keep_vars=True), given.state_dict())
     return model

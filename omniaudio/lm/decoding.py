@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniaudio.lm.audio_head import DepthLinear
+from omniaudio.lm.lora import ADAPTER
 
 LARGE_PAGE = 2**21
 """Bytes of a large page of memory."""
@@ -28,12 +29,16 @@ def lay_out_for_decoding(model: nn.Module) -> None:
 
     A product of one row then reads memory nearly as fast as a sum does, where rows, which give one dot product each,
     reach a third of it and columns half; with many rows it takes as long as before (``tools/bench``, rows 11 and 13).
-    Small weights stay, and those that another module shares (a tied embedding). Not for a training: what a state dict
-    then holds is ``panels``.
+    Small weights stay, adapters, and what modules share (a tied embedding). Not for a training: what a state dict then
+    holds is ``panels``.
     """
     owners = Counter(id(part) for module in model.modules() for part in module.parameters(recurse=False))
     made: nn.Module
-    for parent in list(model.modules()):
+    # Lists of parents alone: a weight that was laid out anew is let go at once.
+    parents = [
+        module for path, module in model.named_modules() if ADAPTER not in path and any(module.children())
+    ]
+    for parent in parents:
         for name, child in list(parent.named_children()):
             if not isinstance(child, nn.Linear | DepthLinear) or owners[id(child.weight)] > 1:
                 continue

@@ -366,7 +366,7 @@ def one_each(name: str, value: Any, num_rows: int) -> list[Any]:
     Raises:
         UserError: neither one nor as many as rows.
     """
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if isinstance(value, str) or not hasattr(value, "__len__"):
         return [value] * num_rows
     if len(value) != num_rows:
         raise UserError(

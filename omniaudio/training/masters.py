@@ -60,7 +60,7 @@ def whole_value(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "exact_share"):
         exact = _joined(tensor.exact_share, tensor)
         found = exact if torch.equal(exact.to(found.dtype), found.to(exact.device)) else found
-    return found.cpu().clone()
+    return found.to("cpu", copy=True)
 
 
 def size_of(parameter: Tensor) -> int:

@@ -144,6 +144,11 @@ def gradient_piece(parameter: Any) -> torch.Tensor | None:
     return piece
 
 
-def gathered_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The whole state dict on the CPU, of parameters under ZeRO in float32 (every rank calls it): see ``masters``."""
-    return {name: whole_value(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
+def gathered_state(module: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
+    """The whole state dict on the CPU, of parameters under ZeRO in float32 (every rank calls it): see ``masters``.
+
+    Args:
+        keep: whether this process needs it; one that does not holds no more than a tensor at a time.
+    """
+    values = ((name, whole_value(tensor)) for name, tensor in module.state_dict(keep_vars=True).items())
+    return {name: value for name, value in values if keep}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import mmap
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,20 @@ def test_shared_and_small_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out_for_decoding(model)
     assert [type(part) for part in model.values()] == [nn.Embedding, nn.Linear, PanelLinear, nn.Linear]
     assert model["table"].weight is model["tied"].weight
+
+
+def test_old_weights_are_let_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList(nn.Sequential(nn.Linear(64, 64)) for _ in range(4))
+    old, alive = [weakref.ref(part[0]) for part in model], []
+
+    class Counting(PanelLinear):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__(linear)
+            alive.append(sum(ref() is not None for ref in old))
+
+    monkeypatch.setattr("omniaudio.lm.decoding.PanelLinear", Counting)
+    lay_out_for_decoding(model)
+    assert alive[0] == 4 and alive[-1] <= 2
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="large pages are Linux's")
