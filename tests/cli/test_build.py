@@ -202,7 +202,7 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_folder(tmp_path, ex
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     silent = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(
-        [*command, *words(tmp_path, "whole", "executor.num_workers=0")], check=True, timeout=120, **silent
+        [*command, *words(tmp_path, "whole", "executor.num_workers=0")], check=True, timeout=300, **silent
     )
     broken = [*command, *words(tmp_path, "broken", *executor)]
     for number in (2,) if "executor=ray" in executor else (1, 4):  # Ray begins slowly
@@ -213,5 +213,5 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_folder(tmp_path, ex
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "broken" / "build.json").exists()
-    subprocess.run(broken, check=True, timeout=120, **silent)
+    subprocess.run(broken, check=True, timeout=300, **silent)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")

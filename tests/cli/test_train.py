@@ -61,7 +61,7 @@ def run_until(command: list[str], folder: Path, killed_at: int | None) -> None:
         time.sleep(0.002)
     if killed_at:
         os.killpg(process.pid, signal.SIGKILL)
-    assert (process.wait(timeout=300) == 0) is (killed_at is None)
+    assert (process.wait(timeout=500) == 0) is (killed_at is None)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def one_process(
         exp_dir = tmp_path_factory.mktemp("single")
         link_earlier_stages(tiny_chain, exp_dir, stage)
         command = [*COMMAND, *train_words(stage, tiny_data, exp_dir, *FEW_STEPS)]
-        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=500)
         return exp_dir / stage
 
     return folder
@@ -109,9 +109,9 @@ def test_kill_9_and_the_same_command_again_give_the_unbroken_run(
     unbroken = start(commands["unbroken"])
     run_until(commands["killed"], folders["killed"], killed_at)
     assert not (folders["killed"] / "stamp.json").exists()
-    assert unbroken.wait(timeout=300) == 0
+    assert unbroken.wait(timeout=500) == 0
     again = subprocess.run(
-        commands["killed"], env=environment(), capture_output=True, text=True, timeout=300, check=False
+        commands["killed"], env=environment(), capture_output=True, text=True, timeout=500, check=False
     )
     assert again.returncode == 0, again.stderr
     assert "going on from step" in again.stdout
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_other_ranks_and_workers_as_if_unbroken(tiny_chain, t
         command = [*COMMAND, *train_words(stage, tiny_data, tmp_path / "moved", *steps, *way)]
         run_until(command, folder, killed_at)
     words = train_words(stage, tiny_data, tmp_path / "single", *steps)
-    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=500)
     losses = []
     for path in (folder, tmp_path / "single" / stage):
         lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
@@ -175,7 +175,7 @@ def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path
     link_earlier_stages(tiny_chain, tmp_path / "spread", "tokenizer")
     spread = ["strategy=ddp", "devices=2", *FEW_STEPS]
     words = train_words("tokenizer", tiny_data, tmp_path / "spread", *spread)
-    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run([*COMMAND, *words], env=environment(), check=True, capture_output=True, timeout=500)
     check_like_one_process(one_process("tokenizer"), folder)
     found = [
         load_file(path / "final/tokenizer/model.safetensors") for path in (folder, one_process("tokenizer"))
@@ -228,7 +228,7 @@ def test_zero_in_bfloat16_hands_float32_to_the_next_stage_and_frozen_weights_as_
         "val_every_steps=3",
     ]
     command = [*COMMAND, *train_words("pretrain_stage2", tiny_data, tmp_path, *words)]
-    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=500)
     folder = tmp_path / "pretrain_stage2"
     newest = folder / "checkpoints/step-00000002.ckpt"
     computed_with = load_without_code(str(newest / "checkpoint/mp_rank_00_model_states.pt"))["module"]
@@ -251,7 +251,7 @@ def test_two_processes_prefer_what_one_does(tiny_chain, tiny_data, tmp_path, str
     for name, words in (("one", []), ("two", [f"strategy={strategy}", "devices=2"])):
         link_earlier_stages(tiny_chain, tmp_path / name, "dpo")
         command = [*COMMAND, *train_words("dpo", tiny_data, tmp_path / name, *FEW_STEPS, *words)]
-        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=500)
         lines = [
             json.loads(line) for line in (tmp_path / name / "dpo/metrics.jsonl").read_text().splitlines()
         ]
@@ -274,7 +274,7 @@ def test_under_torchrun_two_processes_make_the_run_of_one_in_one_folder(
         env=environment(),
         check=True,
         capture_output=True,
-        timeout=300,
+        timeout=500,
     )
     check_like_one_process(one_process(stage), exp_dir / stage)
     assert {path.name for path in exp_dir.iterdir()} == set(STAGES[: STAGES.index(stage) + 1])
