@@ -74,6 +74,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_BTD: Tensor, visible_B1TT: Tensor | None, past: Past | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D), going on from ``past``; see ``Estimator.visible``."""
+        # Under autocast what is added up is float32, and ZeRO's weights are not.
+        x_BTD = x_BTD.to(self.attention_norm.weight.dtype)
         normed = self.attention_norm(x_BTD)
         query, key, value = self.to_q(normed), self.to_k(normed), self.to_v(normed)
         if past is not None:

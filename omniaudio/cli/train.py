@@ -108,7 +108,7 @@ def fit(config: dict[str, Any], run: Stage) -> None:
     ]
     name = f"{config['tag']}/{config['stage']}"
     loggers = [metrics, *make_trackers(config["tracker"], run.folder, name, step)]
-    trainer = make_trainer(config, run, callbacks, loggers, task)
+    trainer = make_trainer(config, run, callbacks, loggers, task.automatic_optimization)
     if is_main_process():
         metrics.cut_after(step)
         if step:
@@ -179,7 +179,7 @@ def token_layout(config: dict[str, Any], facts: Fingerprint) -> Fingerprint:
 
 
 def make_trainer(
-    config: dict[str, Any], run: Stage, callbacks: list[Any], loggers: list[Any], task: Any
+    config: dict[str, Any], run: Stage, callbacks: list[Any], loggers: list[Any], automatic: bool
 ) -> Any:
     """Lightning's trainer: one pass over the planned batches; stages, checkpoints and order are ours."""
     import torch
@@ -187,21 +187,14 @@ def make_trainer(
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     from omniaudio.training.checkpoint import SafeCheckpointIO
-    from omniaudio.training.strategies import make_strategy
+    from omniaudio.training.strategies import ZeroPrecision, make_strategy
 
     slurm = SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else None  # Preemption saves
     settings, zero = config["trainer"], config["strategy"].startswith("zero")
     on_gpu = settings["accelerator"] == "gpu"
-    automatic = task.automatic_optimization
     if zero and not automatic:
         raise UserError(
             f"strategy={config['strategy']}: {config['stage']} has two optimizers, ZeRO takes one; use strategy=ddp"
-        )
-    if zero and task.reads_waveforms and settings["precision"] != "32-true":
-        raise UserError(
-            f"strategy={config['strategy']}, trainer.precision={settings['precision']}: ZeRO would round "
-            f"{config['stage']}'s waveforms and mels to bfloat16 with its weights; use strategy=ddp, or "
-            "trainer.precision=32-true"
         )
     if on_gpu and not torch.cuda.is_available():
         raise UserError("trainer=gpu: torch sees no GPU here; use trainer=cpu, or see: omniaudio doctor")
@@ -210,8 +203,11 @@ def make_trainer(
         devices=config["devices"],
         num_nodes=config["num_nodes"],
         strategy=make_strategy(config["strategy"], config["offload"]),
-        precision=settings["precision"],
-        plugins=[*([] if zero else [SafeCheckpointIO()]), *([slurm] if slurm else [])],
+        precision=None if zero else settings["precision"],
+        plugins=[
+            ZeroPrecision(settings["precision"]) if zero else SafeCheckpointIO(),
+            *([slurm] if slurm else []),
+        ],
         accumulate_grad_batches=config["accumulate"],
         gradient_clip_val=config["gradient_clip"] if automatic else None,
         max_epochs=1,

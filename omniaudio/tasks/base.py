@@ -64,9 +64,6 @@ class Task(LightningModule):
         balance: measures, and may equalise, the gradient norms of the losses; None does not.
     """
 
-    reads_waveforms = False
-    """Whether numbers of a batch are sound, which 8 bits of bfloat16 would spoil."""
-
     def __init__(
         self,
         modules: Mapping[str, Callable[[], nn.Module]],

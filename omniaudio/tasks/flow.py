@@ -21,8 +21,6 @@ class FlowTask(Task):
     speaker is told ``flow.speaker_of`` the clip's own mel.
     """
 
-    reads_waveforms = True
-
     tokenizer: SpeechTokenizer
     flow: FlowMatchingDecoder
     mel: LogMel

@@ -75,8 +75,6 @@ class TokenizerTask(Task):
         kwargs: see Task.
     """
 
-    reads_waveforms = True
-
     tokenizer: SpeechTokenizer
     judge: CausalBackbone
     align: nn.Module

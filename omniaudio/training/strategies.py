@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import nn
 
@@ -18,11 +19,19 @@ from omniaudio.training.masters import keep_shares, start_masters, whole_value
 from omniaudio.training.zero_files import Reshard, load_without_code, num_processes
 
 
+class ZeroPrecision(DeepSpeedPrecision):
+    """Batches come as they are: Lightning's would round waveforms to bfloat16 before a mel is made of them."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
 class ZeroStrategy(DeepSpeedStrategy):
     """DeepSpeed ZeRO that also runs on CPU processes (gloo), divides accumulated gradients once, and rounds no master.
 
     Lightning's strategy refuses CPUs, though DeepSpeed runs there; with accumulation both Lightning and DeepSpeed
     divide the gradient by the number of batches; and in mixed precision DeepSpeed knows only weights in bfloat16.
+    A step computes by autocast there, as under other strategies, so that what must be float32 can be.
     """
 
     @property
@@ -74,7 +83,10 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.rounds:
             return super()._setup_model_and_optimizer(model, *args, **kwargs)
-        keep_shares(model, self.precision_plugin._desired_dtype)
+        assert isinstance(self.config, dict)
+        dtype = self.precision_plugin._desired_dtype
+        self.config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
+        keep_shares(model, dtype)
         found = super()._setup_model_and_optimizer(model, *args, **kwargs)
         start_masters(model)
         return found

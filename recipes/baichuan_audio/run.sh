@@ -99,21 +99,21 @@ prepare() {
   run omniaudio prepare "${corpus[@]}" "step=$1" "record_dir=exp/$tag/$1" ${prepare_more[@]+"${prepare_more[@]}"}
 }
 train() { run omniaudio train "experiment=baichuan_audio/$1" "${where[@]}" "${how[@]}" "${@:2}" ${more[@]+"${more[@]}"}; }
-exact=strategy=${strategy/zero?/ddp}  # ZeRO takes one optimizer, a vocoder has two, and in bfloat16 it rounds waveforms
 verb() { run omniaudio "$1" system=baichuan_audio "${where[@]}" "${@:2}"; }
 
 if stage -1 "Fetch $data"; then prepare fetch; fi
 if stage 0 "Check, split, and write shards of $data"; then prepare shards; fi
 if stage 1 "Train the text LLM and its tokenizer"; then train text_lm ${backbone:+"$backbone" schedule.text_lm.max_steps=0}; fi
-if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer "$exact" ${encoder:+"$encoder"} ${backbone:+"$backbone"}; fi
+if stage 2 "Train the speech tokenizer: waveform -> codes -> mel"; then train tokenizer ${encoder:+"$encoder"} ${backbone:+"$backbone"}; fi
 if stage 3 "Write the codes of all speech, once"; then verb extract ${device[@]+"${device[@]}"}; fi
 if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_stage1 ${backbone:+"$backbone"}; fi
 if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi
 if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
-if stage 7 "Train flow matching: hidden states -> mel"; then train flow "$exact"; fi
+if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
+# ZeRO takes one optimizer, a vocoder has two.
 if stage 8 "Train the vocoder: mel -> waveform"; then
-  train vocoder "$exact"
-  [[ $finetune_vocoder == false ]] || train vocoder_finetune "$exact"
+  train vocoder "strategy=${strategy/zero?/ddp}"
+  [[ $finetune_vocoder == false ]] || train vocoder_finetune "strategy=${strategy/zero?/ddp}"
 fi
 if stage 9 "Export one folder that loads alone"; then verb export ${vocoder[@]+"${vocoder[@]}"}; fi
 if stage 10 "Let the export speak, listen, and answer"; then verb generate ${device[@]+"${device[@]}"}; fi
