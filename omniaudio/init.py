@@ -40,11 +40,17 @@ def shape_of(tensor: torch.Tensor) -> torch.Size:
 
 
 @torch.no_grad()
-def copy_whole(ours: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
-    """Copy a state into parameters and buffers, sharded or not, one by one: no device need hold them all."""
+def copy_whole(ours: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor] | None) -> None:
+    """Copy a state into parameters and buffers, sharded or not, one by one: no device need hold them all.
+
+    Args:
+        ours: by name.
+        state: the same names; None on other ranks than the first, whose values sharded parameters take.
+    """
     for name, tensor in ours.items():
         with whole([tensor]):
-            tensor.copy_(state[name])
+            if state is not None:
+                tensor.copy_(state[name])
 
 
 @contextmanager

@@ -260,9 +260,8 @@ class DocumentComposer:
         length = begin = 0
         for messages, num_clips in exchanges(clips, speech):
             more = self._length(messages)
-            more_here = (
-                more - 1 - len(self.space.beginning)
-            )  # it began with (bos and) bos_sys, which stand once
+            # It began with (bos and) bos_sys, which stand once.
+            more_here = more - 1 - len(self.space.beginning)
             if pieces and (self.longest is None or length + more_here <= self.longest):
                 pieces[-1][1].extend(messages)
                 length += more_here

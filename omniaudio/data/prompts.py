@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from omniaudio.sequence.chat import Message, Segment
+from omniaudio.sequence.vocab import TokenSpace
 
 ANSWERS = {"asr": "text", "aqa": "response", "s2tt": "translation"}
 """Kind -> the fact of a clip that is its answer."""
@@ -74,6 +75,13 @@ def prompt_for(task: str, language: str, rng: np.random.Generator | None = None)
 def written_prompt(kind: str, language: str) -> str:
     """The first wording of a kind of ``WRITTEN``."""
     return prompt_for("interleaved" if kind == "intlv" else kind, language)
+
+
+def judges_prompt(
+    space: TokenSpace, encode: Callable[[str], list[int]], kind: str, language: str, asked: bool
+) -> list[int]:
+    """What a text LLM reads before it hears speech: the beginning of every text and, if it is asked, the prompt."""
+    return [*space.beginning, *(encode(written_prompt(kind, language)) if asked else [])]
 
 
 def with_voice(messages: Sequence[Message], name: str) -> list[Message]:

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from omniaudio.data.prompts import written_prompt
+from omniaudio.data.prompts import judges_prompt
 from omniaudio.dialogue.evaluation import Clip, Track, cer_of, judge_variants, looped
 from omniaudio.dialogue.remel import remel
 from omniaudio.errors import UserError
@@ -86,8 +86,7 @@ class Reader:
         return self.text_tokenizer.decode(ids)
 
     def _prompt(self, language: str) -> list[int]:
-        asked = self.text_tokenizer.encode(written_prompt("asr", language)) if self.prompts else []
-        return [*self.space.beginning, *asked]
+        return judges_prompt(self.space, self.text_tokenizer.encode, "asr", language, self.prompts)
 
 
 @dataclass(kw_only=True)

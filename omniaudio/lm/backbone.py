@@ -16,6 +16,7 @@ from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
 from omniaudio.lm.row_cache import RowCache
+from omniaudio.ranks import rank_and_number
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
@@ -242,7 +243,7 @@ def _new(config: PreTrainedConfig) -> Any:
 
 def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
     """A pretrained model that computes what ``ours`` says, its vocabulary extended to that of ``ours``."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         theirs = AutoConfig.from_pretrained(pretrained)
@@ -268,21 +269,26 @@ def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
     if wrong:
         raise UserError(f"backbone.pretrained: {pretrained} has other sizes: {'; '.join(wrong)}")
     with unsharded() as sharding:
-        given: Any = AutoModelForCausalLM.from_pretrained(
-            pretrained, dtype=torch.float32, attn_implementation=register()
-        )
-        if theirs.vocab_size < rows:
-            print(f"backbone: vocabulary of {pretrained} extended from {theirs.vocab_size} to {rows} rows")
-            given.resize_token_embeddings(
-                rows, mean_resizing=False
-            )  # else the new rows are one vector, nearly
+        given = _published(pretrained, rows) if not sharding or rank_and_number()[0] == 0 else None
     if not sharding:
         return given
-    with torch.random.fork_rng(
-        range(torch.cuda.device_count())
-    ):  # what is drawn later is what it is under other strategies
-        model = _new(given.config)
-    copy_whole(model.state_dict(keep_vars=True), given.state_dict())
+    theirs.vocab_size = rows
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # later draws are those of other strategies
+        model = _new(theirs)
+    copy_whole(model.state_dict(keep_vars=True), given.state_dict() if given else None)
+    return model
+
+
+def _published(pretrained: str, rows: int) -> Any:
+    """The model whole, in host memory, its vocabulary extended to so many rows."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        pretrained, dtype=torch.float32, attn_implementation=register()
+    )
+    if (found := model.config.vocab_size) < rows:
+        print(f"backbone: vocabulary of {pretrained} extended from {found} to {rows} rows")
+        model.resize_token_embeddings(rows, mean_resizing=False)  # else the new rows are one vector, nearly
     return model
 
 

@@ -32,8 +32,8 @@ class Measure:
         reading: of the number, in a few words.
         hear: what it takes from a signal, a name of ``Heard.ways``; once a signal, for all measures that share it.
         compare: what was heard of the recording and of the speech -> number; None: cannot be told.
-        package: that it needs beyond those of OmniAudio.
-        install: command that brings the package.
+        packages: that it needs beyond those of OmniAudio.
+        install: command that brings them.
         alone: it judges the speech without the recording, so the recording has a number too.
     """
 
@@ -41,7 +41,7 @@ class Measure:
     reading: str
     hear: str
     compare: Callable[[Any, Any], float | None]
-    package: str | None = None
+    packages: tuple[str, ...] = ()
     install: str = EXTRA
     alone: bool = False
 
@@ -58,7 +58,7 @@ MEASURES = (
         reading="wide-band, 4.6 is equal",
         hear="samples",
         compare=lambda a, b: pesq(a, b, RATE_HZ, RATE_HZ),
-        package="pesq",
+        packages=("pesq",),
     ),
     Measure(
         name="mel error", reading="mean absolute, of the log-mel", hear="mel", compare=spectrum.mel_error
@@ -67,28 +67,32 @@ MEASURES = (
         name="MCD", reading="dB, 13 cepstra, not warped", hear="mel", compare=spectrum.cepstral_distortion
     ),
     Measure(
-        name="F0 RMSE", reading="Hz, voiced in both", hear="pitch", compare=pitch.f0_error, package="librosa"
+        name="F0 RMSE",
+        reading="Hz, voiced in both",
+        hear="pitch",
+        compare=pitch.f0_error,
+        packages=("librosa",),
     ),
     Measure(
         name="voicing error",
         reading="share of frames",
         hear="pitch",
         compare=pitch.voicing_error,
-        package="librosa",
+        packages=("librosa",),
     ),
     Measure(
         name="speaker similarity",
         reading="cosine, 1 is the same voice",
         hear="voice",
         compare=voice.similarity,
-        package="resemblyzer",
+        packages=("resemblyzer",),
     ),
     Measure(
         name="DNSMOS",
         reading="predicted opinion, 1 to 5",
         hear="opinion",
         compare=lambda _, made: made,
-        package="speechmos",
+        packages=("speechmos",),
         alone=True,
     ),
     Measure(
@@ -96,7 +100,7 @@ MEASURES = (
         reading="predicted opinion, 1 to 5",
         hear="distilled opinion",
         compare=lambda _, made: made,
-        package="distillmos",
+        packages=("distillmos", "xls_r_sqa"),
         install=voice.DISTILLMOS,
         alone=True,
     ),
@@ -137,7 +141,7 @@ def quality_rows(
     """
     check_measures(names)
     wanted = [m for m in MEASURES if m.name in names]
-    absent = [m for m in wanted if m.package and find_spec(m.package) is None]
+    absent = [m for m in wanted if None in map(find_spec, m.packages)]
     present = [m for m in wanted if m not in absent]
     num_clips = max((len(wavs) for wavs in made.values()), default=0)
     values: dict[str, dict[str, list[float | None]]] = {m.name: {} for m in present}
@@ -161,7 +165,13 @@ def quality_rows(
         for kind, (mean, count) in means[m.name].items()
     ]
     rows += [
-        Row(section=SECTION, name=m.name, value=None, text="not installed", note=f"{m.package}: {m.install}")
+        Row(
+            section=SECTION,
+            name=m.name,
+            value=None,
+            text="not installed",
+            note=f"{' and '.join(m.packages)}: {m.install}",
+        )
         for m in absent
     ]
     return rows, {name: {kind: mean for kind, (mean, _) in of.items()} for name, of in means.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniaudio.data.prompts import written_prompt
+from omniaudio.data.prompts import judges_prompt
 from omniaudio.draws import Draws, choose_items
 from omniaudio.encoders.augment import mask_time
 from omniaudio.errors import UserError
@@ -206,12 +206,11 @@ class TokenizerTask(Task):
                 return LossTerm(total * 0.0, 0)
             return LossTerm(heard_BSD.sum() * 0.0, 0)
         heard = [heard_BSD[i, : int(num_frames_B[i])] for i in answers]
-        prompts = [self._prompt(batch.kinds[i], batch.languages[i]) for i in answers]
+        space, encode = self.token_space, self.text_tokenizer.encode
+        prompts = [
+            judges_prompt(space, encode, batch.kinds[i], batch.languages[i], self.prompts) for i in answers
+        ]
         return LossTerm(*transcript_loss(self.judge, heard, list(answers.values()), prompts))
-
-    def _prompt(self, kind: str, language: str) -> list[int]:
-        asked = self.text_tokenizer.encode(written_prompt(kind, language)) if self.prompts else []
-        return [*self.token_space.beginning, *asked]
 
     def _answers(self, batch: WaveBatch, num_frames_B: Tensor, judged_B: Tensor) -> dict[int, list[int]]:
         """What the judge is to write after it has heard an item, by the item's number: those that count."""

@@ -51,7 +51,7 @@ def test_equal_sound_is_perfect_and_noise_is_worse(sounds, monkeypatch) -> None:
     made = {"same": sounds, "noisy": [resample(wav, RATE, 24_000) for wav in noisy]}
     made["same"] = [resample(wav, RATE, 24_000) for wav in sounds]
     rows, means = quality_rows([(wav, RATE) for wav in sounds], made, 24_000, track=plain)
-    installed = [m.name for m in MEASURES if not m.package or find_spec(m.package)]
+    installed = [m.name for m in MEASURES if all(map(find_spec, m.packages))]
     assert [name for name, of in means.items() if of] == installed
     for name in installed:
         if name in ("DNSMOS", "DistillMOS"):
@@ -74,8 +74,14 @@ def test_a_measure_without_its_package_is_left_out_and_told(sounds, monkeypatch)
     assert absent[0] == ("PESQ", None, "not installed") and len(absent) == len(MEASURES) - len(means)
     assert {
         "pesq: pip install 'omniaudio[metrics]'",
-        "distillmos: pip install --no-deps distillmos xls-r-sqa",
+        "distillmos and xls_r_sqa: pip install --no-deps distillmos xls-r-sqa",
     } < {row.note for row in rows}
+
+
+def test_half_of_what_a_measure_needs_is_not_enough(sounds, monkeypatch) -> None:
+    monkeypatch.setattr(quality, "find_spec", lambda name: None if name == "xls_r_sqa" else name)
+    rows, means = quality_rows([(sounds[0], RATE)], {"same": sounds[:1]}, RATE, ["DistillMOS"], plain)
+    assert not means and [row.text for row in rows] == ["not installed"]
 
 
 def test_silence_has_no_number(sounds) -> None:
