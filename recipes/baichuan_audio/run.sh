@@ -110,8 +110,9 @@ if stage 4 "Train the audio embeddings and the audio head"; then train pretrain_
 if stage 5 "Train the LLM but its text embedding and head"; then train pretrain_stage2 ${backbone:+"$backbone"}; fi
 if stage 6 "Train on spoken instructions"; then train sft ${backbone:+"$backbone"}; fi
 if stage 7 "Train flow matching: hidden states -> mel"; then train flow; fi
-# ZeRO takes one optimizer, a vocoder has two.
+# ZeRO takes one optimizer, a vocoder has two: it takes DDP, which has nothing to offload.
 if stage 8 "Train the vocoder: mel -> waveform"; then
+  more=(${more[@]+"${more[@]/#offload=true/offload=false}"})
   train vocoder "strategy=${strategy/zero?/ddp}"
   [[ $finetune_vocoder == false ]] || train vocoder_finetune "strategy=${strategy/zero?/ddp}"
 fi

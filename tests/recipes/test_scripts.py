@@ -176,6 +176,13 @@ def test_options_reach_the_commands() -> None:
     ]
 
 
+def test_what_zero_offloads_ddp_does_not() -> None:
+    found = commands(RECIPE, "--scale", "tiny", "--strategy", "zero2", "--overrides", "seed=3 offload=true")
+    configs = [compose("train", shlex.split(found[stage][0])[2:]) for stage in (2, 5, 8)]
+    ways = [(config["strategy"], config["offload"], config["seed"]) for config in configs]
+    assert ways == [("zero2", True, 3), ("zero2", True, 3), ("ddp", False, 3)]
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [
