@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,7 +88,9 @@ class Listener:
         if len(codes_SK):
             self._generator.read(self._frames(codes_SK), cache)
 
-    def reply(self, seed: int = 0, chunk_frames: int | None = None) -> Iterator[ReplyChunk]:
+    def reply(
+        self, seed: int = 0, chunk_frames: int | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[ReplyChunk]:
         """The turn is over: what the model answers. Arguments as in ``SpokenLanguageModel.stream``.
 
         Raises:
@@ -105,7 +107,7 @@ class Listener:
             rest = self._frames(last_SK).followed_by(rest)
         generator = torch.Generator().manual_seed(seed)
         events = self._generator.stream(rest, self._form, generator, cache)
-        return in_chunks(self._model, events, seed, chunk_frames)
+        return in_chunks(self._model, events, seed, chunk_frames, cancelled)
 
     def _open_cache(self) -> Cache:
         if self._cache is None:

@@ -5,7 +5,7 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -237,24 +237,27 @@ class SpokenLanguageModel(nn.Module):
         history: str = "audio",
         voice: str | None = None,
         chunk_frames: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[ReplyChunk]:
         """Answer a chat while it is being made: text when it is written, speech when a chunk of it is there.
 
         All chunks together say what ``reply`` says with the same arguments and settings: its samples where a stretch of
         speech is one chunk or the parts were trained for streaming, else nearly its samples (see SpeechStream).
-        Whether a limit cut the reply off, only ``reply`` tells. Closing the iterator ends the generation.
+        The last chunk tells whether a limit cut the reply off. Closing the iterator ends the generation.
 
         Args:
             messages, speak, seed, history, voice: see ``reply``.
             chunk_frames: code frames of a chunk, 0: stretches as a whole; None: that of ``settings.stream``, 12 in
                 exports unless they were made with another.
+            cancelled: asked before every token and every frame of codes; once it says True the reply is over: e.g.
+                ``is_set`` of a ``threading.Event`` that another thread sets when the user breaks in.
         """
         prompt, saved = self._asked(messages, speak, history, voice)
         if history == "text":
             yield {"saved_positions": saved}
         generator = torch.Generator().manual_seed(seed)
         events = self._generator().stream(prompt, "free" if speak else "text", generator)
-        yield from in_chunks(self, events, seed, chunk_frames)
+        yield from in_chunks(self, events, seed, chunk_frames, cancelled)
 
     def listen(
         self,
@@ -291,6 +294,7 @@ class SpokenLanguageModel(nn.Module):
         history: str = "audio",
         voice: str | None = None,
         chunk_frames: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[ReplyChunk]:
         """Listen while a user speaks, and answer as ``stream`` does as soon as the speech is over.
 
@@ -298,14 +302,14 @@ class SpokenLanguageModel(nn.Module):
             pieces: samples as they come, e.g. of a microphone, float (N,) in [-1, 1], each of any length; their end is
                 the end of the turn.
             rate_hz, messages, task, language, history, voice: see ``listen``.
-            speak, seed, chunk_frames: see ``stream``.
+            speak, seed, chunk_frames, cancelled: see ``stream``.
         """
         listener = self.listen(rate_hz, messages, task, language, speak, history, voice)
         for piece_N in pieces:
             listener.hear(piece_N)
         if history == "text":
             yield {"saved_positions": listener.saved_positions}
-        yield from listener.reply(seed, chunk_frames)
+        yield from listener.reply(seed, chunk_frames, cancelled)
 
     def reply(
         self,

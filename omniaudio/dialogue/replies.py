@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omniaudio.dialogue.speech_stream import Stretches
-from omniaudio.lm.generate import Event, Frame, Reply, SpeechEnd, TextToken
+from omniaudio.lm.generate import Cut, Event, Frame, Reply, SpeechEnd, TextToken
 from omniaudio.sequence.chat import Message, Segment
 from omniaudio.sequence.spans import Document
 from omniaudio.types import Codes
@@ -38,12 +38,13 @@ class SpokenReply(TypedDict):
 
 
 class ReplyChunk(TypedDict, total=False):
-    """The next of a reply: a piece of text, or a stretch of speech with its codes."""
+    """The next of a reply: a piece of text, or a stretch of speech with its codes; at its end, how it ended."""
 
     saved_positions: int  # first of all, where the history is text: see SpokenReply
     text: str
     wav: np.ndarray  # (N,) float32 at the model's sample_rate_hz
     codes_SK: Tensor
+    complete: bool  # last of all, and alone: see SpokenReply; a reply that was cancelled ends without
 
 
 def spoken_reply(
@@ -79,14 +80,22 @@ def spoken_reply(
 
 
 def in_chunks(
-    model: SpokenLanguageModel, events: Iterable[Event], seed: int, chunk_frames: int | None
+    model: SpokenLanguageModel,
+    events: Iterable[Event],
+    seed: int,
+    chunk_frames: int | None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[ReplyChunk]:
     """Events of a reply as text and sound, each when it is there. Arguments as in SpokenLanguageModel.stream."""
-    settings, ids, told = model.settings.stream, list[int](), ""
+    settings, ids, told, complete = model.settings.stream, list[int](), "", True
     if chunk_frames is not None:
         settings = dataclasses.replace(settings, chunk_frames=chunk_frames)
     speech = Stretches(model, settings, seed)
     for event in events:
+        if cancelled is not None and cancelled():
+            return
+        if isinstance(event, Cut) or (isinstance(event, SpeechEnd) and not event.complete):
+            complete = False
         if isinstance(event, TextToken):
             ids.append(event.token_id)
             text = model.text_tokenizer.decode(ids)
@@ -100,6 +109,7 @@ def in_chunks(
     rest = model.text_tokenizer.decode(ids)[len(told) :]
     if rest:
         yield {"text": rest}
+    yield {"complete": complete}
 
 
 def message_of(reply: SpokenReply | Sequence[ReplyChunk]) -> Message:

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import weakref
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from omniaudio.data.compose import DocumentComposer
 from omniaudio.data.prompts import prompt_for
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
+from omniaudio.dialogue.replies import in_chunks
 from omniaudio.errors import UserError
 from omniaudio.lm.generate import Frame, Generator, Reply, SpeechEnd, TextToken
 from tests.dialogue.tiny_experiment import speech
@@ -77,7 +79,8 @@ def test_a_streamed_reply_is_the_reply_in_pieces(model, speak):
     spoken = 0
     for seed in range(4):
         messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
-        whole, chunks = model.reply(messages, speak, seed), list(model.stream(messages, speak, seed))
+        whole, [*chunks, end] = model.reply(messages, speak, seed), model.stream(messages, speak, seed)
+        assert end == {"complete": whole["complete"]}
         assert all(chunk.get("text", "-") for chunk in chunks)
         assert all(
             len(chunk) and (chunk.keys() == {"text"} or chunk.keys() == {"wav", "codes_SK"})
@@ -109,6 +112,35 @@ def test_a_closed_stream_makes_nothing_more(model, monkeypatch):
     made = len(steps)
     first.close()
     assert len(steps) == made == 1, "the prompt alone: the first word needs no more"
+
+
+def test_a_stream_is_cancelled_between_two_frames_of_a_chunk(model):
+    """By another thread, as when the user breaks in: a chunk of speech that is begun is not waited for."""
+    frame, broke_in, made = torch.zeros(model.lm.token_space.num_books, dtype=torch.long), Event(), []
+
+    def events():
+        yield TextToken(5)
+        for number in range(50):
+            if number == 3:
+                thread = Thread(target=broke_in.set)
+                thread.start()
+                thread.join()
+            made.append(number)
+            yield Frame(frame)
+        yield SpeechEnd(True)
+
+    chunks = list(in_chunks(model, events(), 0, 12, broke_in.is_set))
+    assert made == [0, 1, 2, 3] and not any("wav" in chunk or "complete" in chunk for chunk in chunks)
+    messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
+    assert list(model.stream(messages, cancelled=lambda: True)) == []
+    assert list(model.stream(messages, seed=2, cancelled=lambda: False))[-1].keys() == {"complete"}
+
+
+def test_a_stream_says_that_a_limit_cut_it_off(model, monkeypatch):
+    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, max_text_tokens=2))
+    messages = [model.question(speech(1.0, 16000, 0), 16000, "repeat")]
+    assert not model.reply(messages, False)["complete"]
+    assert list(model.stream(messages, False))[-1] == {"complete": False}
 
 
 def test_a_stream_left_at_any_moment_leaves_nothing_behind(model, monkeypatch):
@@ -146,7 +178,8 @@ def test_stretches_of_speech_are_told_apart_and_no_piece_is_empty(model, monkeyp
     speech_of_two = [Frame(frame), Frame(frame), SpeechEnd(True)]
     events = [TextToken(5), *speech_of_two, TextToken(6), TextToken(5), Frame(frame), SpeechEnd(True)]
     monkeypatch.setattr("omniaudio.lm.generate.Generator.stream", lambda *_: iter(events))
-    chunks = list(model.stream([{"role": "user", "content": "hello"}]))
+    *chunks, end = model.stream([{"role": "user", "content": "hello"}])
+    assert end == {"complete": True}
     assert [chunk.get("text") or len(chunk["codes_SK"]) for chunk in chunks] == [2, "b", 1]
 
 
@@ -155,8 +188,9 @@ def test_letters_of_several_bytes_come_whole(model, monkeypatch):
     monkeypatch.setattr(model.text_tokenizer, "decode", lambda ids: pieces[len(ids)] if ids else "")
     events = [TextToken(5), TextToken(6), TextToken(7), TextToken(8)]
     monkeypatch.setattr("omniaudio.lm.generate.Generator.stream", lambda *_: iter(events))
-    chunks = [chunk["text"] for chunk in model.stream([{"role": "user", "content": "hello"}], speak=False)]
-    assert chunks == ["a", "é", "\ufffd"]
+    *chunks, end = model.stream([{"role": "user", "content": "hello"}], speak=False)
+    assert end == {"complete": True}
+    assert [chunk["text"] for chunk in chunks] == ["a", "é", "\ufffd"]
 
 
 def test_copy_synthesis_keeps_the_time(model):
