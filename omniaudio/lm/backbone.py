@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from omniaudio.errors import UserError, check_choice
 from omniaudio.init import copy_whole, drawn_whole, unsharded
+from omniaudio.lm.alike import prove_alike
 from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
@@ -46,6 +48,9 @@ WITHOUT_MEANING = frozenset(
 
 NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
 """Entries of Gemma's kin that the attention or the losses here know nothing of."""
+
+NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon")
+"""What kinds of models call the smallest variance of their norms."""
 
 
 class CausalBackbone(nn.Module):
@@ -88,15 +93,8 @@ class CausalBackbone(nn.Module):
         **entries: Any,
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig
-
-        self.vocab_size, self.hidden_size, self.num_layers = vocab_size, hidden_size, num_layers
-        self.recompute, lora = recompute, entries.pop("lora", None)
-        self.attention = check_choice("backbone.attention", entries.pop("attention", "auto"), CHOICES)
-        if unknown := sorted(set(entries) - AutoConfig.for_model(self.model_type).to_dict().keys()):
-            raise UserError(
-                f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
-            )
+        lora, attention = entries.pop("lora", None), entries.pop("attention", "auto")
+        check_choice("backbone.attention", attention, CHOICES)
         sizes = {
             "vocab_size": vocab_size,
             "hidden_size": hidden_size,
@@ -108,13 +106,8 @@ class CausalBackbone(nn.Module):
             "rms_norm_eps": rms_norm_eps,
             "tie_word_embeddings": tie_embeddings,
             "max_position_embeddings": max_positions,
-            "pad_token_id": None,
         }
-        config = AutoConfig.for_model(self.model_type, **{**sizes, **entries})
-        if wrong := [name for name in NOT_COMPUTED if getattr(config, name, None)]:
-            raise UserError(
-                f"backbone.{wrong[0]}: {getattr(config, wrong[0])} is not computed here; must be null"
-            )
+        config = self._config(sizes, entries)
         model: Any
         if pretrained is None or torch.get_default_device().type == "meta":  # a shape needs no weights
             model = _new(config)
@@ -122,7 +115,21 @@ class CausalBackbone(nn.Module):
             model = _load(pretrained, config)
         if lora is not None:
             add_lora(model.model.layers, **lora)
+        self._take(model, vocab_size, attention, recompute)
+
+    @classmethod
+    def around(cls, model: Any) -> CausalBackbone:
+        """A backbone of the parts of a model of transformers, whose attention must be that of ``register``."""
+        backbone = cls.__new__(cls)
+        nn.Module.__init__(backbone)
+        backbone._take(model, model.config.vocab_size)
+        return backbone
+
+    def _take(self, model: Any, vocab_size: int, attention: str = "auto", recompute: bool = False) -> None:
         self.config: PreTrainedConfig = model.config
+        self.vocab_size, self.hidden_size = vocab_size, int(model.config.hidden_size)
+        self.num_layers = int(model.config.num_hidden_layers)
+        self.attention, self.recompute = attention, recompute
         self.embed_tokens: nn.Embedding = model.model.embed_tokens
         scale = getattr(self.embed_tokens, "scalar_embed_scale", 1.0)  # Gemma's kin: D ** 0.5
         self.embed_scale = float(scale)
@@ -130,6 +137,22 @@ class CausalBackbone(nn.Module):
         self.norm: nn.Module = model.model.norm
         self.rotary: nn.Module = model.model.rotary_emb
         self.lm_head: nn.Linear = model.lm_head
+
+    def _config(self, sizes: dict[str, Any], entries: dict[str, Any]) -> PreTrainedConfig:
+        """The transformers config of this kind, of entries that it knows and that are computed here."""
+        from transformers import AutoConfig
+
+        known = AutoConfig.for_model(self.model_type).to_dict().keys()
+        if unknown := sorted(set(entries) - known):
+            raise UserError(
+                f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
+            )
+        config = AutoConfig.for_model(self.model_type, **{**sizes, "pad_token_id": None, **entries})
+        if wrong := [name for name in NOT_COMPUTED if getattr(config, name, None)]:
+            raise UserError(
+                f"backbone.{wrong[0]}: {getattr(config, wrong[0])} is not computed here; must be null"
+            )
+        return config
 
     def embed_text(self, ids_L: Tensor) -> Tensor:
         """Ids of any shape to embeddings (..., D)."""
@@ -189,7 +212,52 @@ class CausalBackbone(nn.Module):
 
     def _rotary(self, hidden_BLD: Tensor, position_BL: Tensor) -> list[Any]:
         """Rotary positions for each layer."""
-        return [self.rotary(hidden_BLD, position_BL)] * self.num_layers
+        if "layer_type" not in inspect.signature(self.rotary.forward).parameters:
+            return [self.rotary(hidden_BLD, position_BL)] * self.num_layers
+        types = self.config.layer_types
+        by_type = {of: self.rotary(hidden_BLD, position_BL, of) for of in set(types)}
+        return [by_type[of] for of in types]
+
+
+class OtherBackbone(CausalBackbone):
+    """The same around the layers of any other causal language model of transformers that is built alike.
+
+    Alike are embedding, decoder layers, norm and head, with causal attention by rotary positions and nothing else
+    between them: Mistral, Phi-3, OLMo 2, SmolLM3, GLM-4, StarCoder2, Granite at scales of 1, and some thirty more.
+    Whether a kind is alike is not believed but tried: a small model of it with random weights must give the logits of
+    its own forward pass, by packed documents and step by step, before the real one is built.
+
+    Args:
+        model_type: transformers' name of the kind, as in its config.json.
+        sizes: arguments and entries as in CausalBackbone; ``rms_norm_eps`` is of its norms, whatever they are.
+
+    Raises:
+        UserError: transformers does not know the kind, or it computes otherwise.
+    """
+
+    def __init__(self, model_type: str, **sizes: Any) -> None:
+        from transformers import CONFIG_MAPPING
+
+        if model_type not in CONFIG_MAPPING:
+            raise UserError(
+                f"backbone.model_type: transformers knows no {model_type!r}; it stands in the model's config.json"
+            )
+        self.model_type = model_type  # type: ignore[misc]
+        super().__init__(**sizes)
+
+    def _config(self, sizes: dict[str, Any], entries: dict[str, Any]) -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        known = AutoConfig.for_model(self.model_type).to_dict().keys()
+        eps = sizes.pop("rms_norm_eps")
+        sizes = {**sizes, **{name: eps for name in NORM_EPS if name in known}}
+        if foreign := sorted(set(sizes) - known):
+            raise UserError(
+                f"backbone.model_type: a {self.model_type!r} has no entry {foreign[0]}, so it is built otherwise"
+            )
+        config = super()._config(sizes, entries)
+        prove_alike(config, CausalBackbone.around)
+        return config
 
 
 class LlamaBackbone(CausalBackbone):
@@ -223,11 +291,6 @@ class Gemma3Backbone(CausalBackbone):
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         }
 
-    def _rotary(self, hidden_BLD: Tensor, position_BL: Tensor) -> list[Any]:
-        kinds = self.config.layer_types
-        by_kind = {kind: self.rotary(hidden_BLD, position_BL, kind) for kind in set(kinds)}
-        return [by_kind[kind] for kind in kinds]
-
 
 KINDS: tuple[type[CausalBackbone], ...] = (
     CausalBackbone, LlamaBackbone, Qwen3Backbone, GemmaBackbone, Gemma3Backbone,
@@ -253,9 +316,13 @@ def _load(pretrained: str, ours: PreTrainedConfig) -> Any:
     if theirs.model_type != ours.model_type:
         known = {kind.model_type: kind.__name__ for kind in KINDS}
         advice = f"set backbone._target_ to omniaudio.lm.backbone.{known.get(theirs.model_type)}"
+        other = (
+            "set backbone._target_ to omniaudio.lm.backbone.OtherBackbone and "
+            f"backbone.model_type to {theirs.model_type}"
+        )
         raise UserError(
             f"backbone.pretrained: {pretrained} is a {theirs.model_type!r}, the config says {ours.model_type!r}; "
-            + (advice if theirs.model_type in known else f"can be {', '.join(known)}")
+            + (advice if theirs.model_type in known else other)
         )
     wanted, found = ours.to_dict(), theirs.to_dict()
     wrong = [

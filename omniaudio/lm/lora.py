@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from omniaudio.errors import UserError
 from omniaudio.init import whole
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear maps of the layers that may have an adapter."""
 BASE, ADAPTER = ".base_layer.", ".lora_"
 
 
@@ -24,7 +22,7 @@ def add_lora(
     rank: int = 16,
     alpha: float = 32.0,
     dropout: float = 0.0,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] | None = None,
 ) -> None:
     """Put adapters beside the linear maps of a model's layers; at first they change nothing.
 
@@ -32,16 +30,23 @@ def add_lora(
         rank: of the product that is added to a weight.
         alpha: the product counts alpha / rank.
         dropout: share of the adapter's inputs that is dropped in training.
-        targets: names of the linear maps, of ``TARGETS``.
+        targets: names of linear maps of the layers (``q_proj``, ...); None: all of them.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     if rank < 1:
         raise UserError(f"backbone.lora.rank: {rank} must be at least 1")
-    if wrong := sorted(set(targets) - set(TARGETS)):
-        raise UserError(f"backbone.lora.targets: {wrong[0]!r} is not one of {', '.join(TARGETS)}")
+    maps = {
+        name.rpartition(".")[2]: None for name, part in model.named_modules() if isinstance(part, nn.Linear)
+    }
+    if wrong := sorted(set(targets or ()) - maps.keys()):
+        raise UserError(f"backbone.lora.targets: {wrong[0]!r} is not one of {', '.join(maps)}")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), init_lora_weights=False
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets or maps),
+        init_lora_weights=False,
     )
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():

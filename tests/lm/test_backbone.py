@@ -11,7 +11,14 @@ from transformers import (
 )
 
 from omniaudio.errors import UserError
-from omniaudio.lm.backbone import KINDS, CausalBackbone, Gemma3Backbone, LlamaBackbone, Qwen3Backbone
+from omniaudio.lm.backbone import (
+    KINDS,
+    CausalBackbone,
+    Gemma3Backbone,
+    LlamaBackbone,
+    OtherBackbone,
+    Qwen3Backbone,
+)
 from omniaudio.types import NO_LABEL
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24}
@@ -157,6 +164,46 @@ def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind
         assert_close(torch.cat(steps), hidden_LD[4:])
 
 
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "starcoder2"])
+def test_any_other_model_that_is_built_alike_serves_by_its_name(tmp_path, kind):
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    config = AutoConfig.for_model(kind, **THEIR_SIZES, **rope, pad_token_id=None)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    entries = {"sliding_window": config.sliding_window}
+    entries |= {"rms_norm_eps": 1e-5} if kind != "mistral" else {}
+    tied = config.tie_word_embeddings
+    ours = OtherBackbone(
+        kind,
+        vocab_size=50,
+        **SIZES,
+        **entries,
+        tie_embeddings=tied,
+        pretrained=str(tmp_path),
+        lora={"rank": 2},
+    ).eval()
+    ids = torch.randint(40, (9,))
+    with torch.no_grad():
+        hidden_LD = ours(ours.embed_text(ids), [4, 5])
+        expected = torch.cat([model(part[None]).logits[0] for part in ids.split([4, 5])])
+    assert_close(ours.lm_head(hidden_LD)[:, :40], expected)
+    assert any("lora_" in name for name, _ in ours.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nonsense", "backbone.model_type: transformers knows no 'nonsense'"),
+        ("gpt2", "backbone.model_type: a 'gpt2' has no entry hidden_size, so it is built otherwise"),
+        ("cohere", "a 'cohere' of this config is not computed here as transformers does"),
+    ],
+)
+def test_another_model_that_is_built_otherwise_is_refused(kind, words):
+    with pytest.raises(UserError, match=words):
+        OtherBackbone(kind, vocab_size=50, **SIZES)
+
+
 def test_an_entry_that_the_kind_does_not_know_is_refused():
     with pytest.raises(
         UserError, match="backbone.hiden_size: neither Qwen3Backbone nor a 'qwen3' knows this"
@@ -194,7 +241,10 @@ def test_the_class_for_another_kind_of_model_is_named(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)).save_pretrained(
         tmp_path / "gpt2"
     )
-    with pytest.raises(UserError, match="is a 'gpt2'.* can be qwen2, llama, qwen3, gemma, gemma3_text"):
+    with pytest.raises(
+        UserError,
+        match="is a 'gpt2'.* to omniaudio.lm.backbone.OtherBackbone and backbone.model_type to gpt2",
+    ):
         CausalBackbone(50, **SIZES, pretrained=str(tmp_path / "gpt2"))
 
 

@@ -4,13 +4,14 @@ from torch.testing import assert_close
 
 from omniaudio.errors import UserError
 from omniaudio.lm.backbone import CausalBackbone
-from omniaudio.lm.lora import TARGETS, adapted, merged
+from omniaudio.lm.lora import adapted, merged
 from omniaudio.training.artifacts import load_state
 from omniaudio.training.freeze import apply_trainable
 from omniaudio.types import NO_LABEL
 from tests.lm.test_backbone import SIZES
 
 LORA = {"rank": 2, "alpha": 6.0}
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def make(**changes):

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from transformers import AutoConfig
+
+from omniaudio.errors import UserError
+from omniaudio.lm import alike
+from omniaudio.lm.alike import prove_alike, small_config
+from omniaudio.lm.attention import packed_attention
+from omniaudio.lm.backbone import CausalBackbone
+
+
+def config_of(model_type, **entries):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2}
+    return AutoConfig.for_model(model_type, **{**sizes, "vocab_size": 50, "intermediate_size": 96, **entries})
+
+
+def prove(model_type, **entries):
+    prove_alike(config_of(model_type, **entries), CausalBackbone.around)
+
+
+@pytest.mark.parametrize(
+    "kind", ["mistral", "phi3", "olmo2", "smollm3", "glm4", "starcoder2", "granite", "mixtral"]
+)
+def test_kinds_that_are_built_alike_pass(kind):
+    prove(kind)
+
+
+def test_a_layer_of_each_type_is_tried():
+    prove("mistral", sliding_window=4096)
+    prove("olmo3", layer_types=["sliding_attention"] * 3 + ["full_attention"], sliding_window=4096)
+    small = small_config(config_of("olmo3"))
+    assert set(small.layer_types) == {"sliding_attention", "full_attention"} and small.sliding_window == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"),
+    [
+        ("granite", {"embedding_multiplier": 2.0}), ("granite", {"logits_scaling": 3.0}), ("cohere", {}),
+        ("gpt_oss", {}), ("gemma2", {}), ("phi", {}), ("stablelm", {}), ("deepseek_v3", {}),
+    ],
+)  # fmt: skip
+def test_kinds_that_compute_otherwise_are_refused(kind, entries):
+    """Scaled embeddings and logits, sinks and caps of the attention, other norms, other names, other attention."""
+    with pytest.raises(
+        UserError, match=rf"a '{kind}' of this config is not computed here as transformers does \("
+    ):
+        prove(kind, **entries)
+
+
+@pytest.mark.parametrize("fault", ["documents", "causal", "scale", "window", "cache"])
+def test_no_fault_of_ours_passes(fault, monkeypatch):
+    """The trial itself: each of these has been a bug somewhere."""
+
+    def wrong(module, query, key, value, mask=None, packing=None, **words):
+        if fault == "documents" and packing is not None:
+            packing = type(packing)([packing.total])
+        if fault == "scale":
+            words["scaling"] = 0.9 * words["scaling"]
+        if fault == "window":
+            words["sliding_window"] = None
+        if fault == "cache" and query.shape[2] < key.shape[2]:
+            key, value = key.roll(1, 2), value
+        if fault == "causal":
+            query = query.flip(2)
+        return packed_attention(module, query, key, value, None, packing=packing, **words)
+
+    prove("mistral", sliding_window=4096)
+    monkeypatch.setattr(alike, "register", lambda: faulty(wrong))
+    with pytest.raises(UserError, match="differ by"):
+        prove("mistral", sliding_window=4096)
+
+
+def faulty(attention):
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("packed_faulty", attention)
+    return "packed_faulty"
+
+
+def test_the_trial_draws_nothing_of_the_run():
+    before = torch.get_rng_state()
+    prove("mistral")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_trial_is_whole_on_the_meta_device():
+    with torch.device("meta"):
+        prove("mistral")
+        assert torch.empty(1).is_meta
