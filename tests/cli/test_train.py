@@ -25,6 +25,10 @@ from tests.conftest import STAGES, run_stage, train_words, write_pairs
 
 STEPS = ["max_steps=30", "checkpoint_every_steps=4", "val_every_steps=10"]
 FEW_STEPS = ["max_steps=12", "checkpoint_every_steps=3", "val_every_steps=5"]
+LORA = [
+    "backbone.lora={rank: 2}",
+    "task.trainable=[lm.backbone.layers.*.lora_*,lm.audio_embed.*,lm.audio_head.*]",
+]
 COMMAND = [sys.executable, "-m", "omniaudio.cli.main", "train"]
 
 
@@ -67,14 +71,14 @@ def run_until(command: list[str], folder: Path, killed_at: int | None) -> None:
 @pytest.fixture(scope="module")
 def one_process(
     tiny_chain: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """Stage -> folder of its training by one process, made once."""
+) -> Callable[..., Path]:
+    """Stage, and words of its model -> folder of its training by one process, made once."""
 
     @functools.cache
-    def folder(stage: str) -> Path:
+    def folder(stage: str, *more: str) -> Path:
         exp_dir = tmp_path_factory.mktemp("single")
         link_earlier_stages(tiny_chain, exp_dir, stage)
-        command = [*COMMAND, *train_words(stage, tiny_data, exp_dir, *FEW_STEPS)]
+        command = [*COMMAND, *train_words(stage, tiny_data, exp_dir, *FEW_STEPS, *more)]
         subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=500)
         return exp_dir / stage
 
@@ -196,6 +200,7 @@ def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path
             (2, 1),
             ["backbone.recompute=true", "audio_head.recompute=true"],
         ),  # as the full size is shipped
+        ("zero2", (1, 2), LORA),
     ],
 )
 def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
@@ -208,11 +213,13 @@ def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
         words = [*FEW_STEPS, f"strategy={strategy}", f"devices={devices}", *more]
         command = [*COMMAND, *train_words("pretrain_stage2", tiny_data, tmp_path / "moved", *words)]
         run_until(command, folder, killed_at)
-    single = one_process("pretrain_stage2")
+    single = one_process("pretrain_stage2", *(more if more is LORA else ()))
     check_like_one_process(single, folder)
     ours, theirs = (load_file(path / "final/lm/model.safetensors") for path in (folder, single))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    ups = [tensor for name, tensor in ours.items() if ".lora_B." in name]
+    assert bool(ups) == (more is LORA) and all(bool(up.any()) for up in ups)
 
 
 @pytest.mark.slow
