@@ -166,6 +166,10 @@ def help_of(verb: str, docstring: str) -> str:
     """Docstring of a verb, its keys with their defaults, and the choices of every group."""
     keys = (CONF_DIR / f"{verb}.yaml").read_text().strip()
     groups = sorted(p for p in CONF_DIR.iterdir() if p.is_dir())
+    for group in groups if verb not in COMPOSES else ():
+        files = list(group.glob("*.yaml"))
+        if group.name in groups_of(verb) and len(files) == 1:  # no choice: keys of the verb
+            keys += f"\n\nconf/{group.name}/{files[0].name}:\n\n{files[0].read_text().strip()}"
     choices = [
         f"    {group.name:<14} "
         + ", ".join(sorted(str(f.relative_to(group).with_suffix("")) for f in group.rglob("*.yaml")))

@@ -194,7 +194,7 @@ class SpokenLanguageModel(nn.Module):
             decoded.hidden_BTD,
             decoded.hidden_len_B,
             generator=torch.Generator().manual_seed(seed),
-            chunks=chunks_of(self, path),
+            chunks=chunks_of(self.tokenizer, self.flow, self.settings.stream),
             **self.settings.flow_options(flow_steps, flow_solver),
         )
 

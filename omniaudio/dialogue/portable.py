@@ -109,7 +109,7 @@ def programs(model: SpokenLanguageModel) -> dict[str, torch.export.ExportedProgr
     """``flow_prenet``, ``flow_step`` and ``vocoder`` as programs of torch.export, the number of frames left open."""
     return {
         "flow_prenet": prenet_program(model.flow),
-        "flow_step": step_program(model.flow, chunks_of(model, "flow")),
+        "flow_step": step_program(model.flow, chunks_of(model.tokenizer, model.flow, model.settings.stream)),
         "vocoder": vocoder_program(model.vocoder),
     }
 

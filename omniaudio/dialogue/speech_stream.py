@@ -20,7 +20,9 @@ from omniaudio.types import Codes
 from omniaudio.vocoders.stream import VocoderStream
 
 if TYPE_CHECKING:
+    from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
     from omniaudio.dialogue.model import DecodePath, SpokenLanguageModel
+    from omniaudio.quantizers.speech_tokenizer import SpeechTokenizer
 
 FADE_FRAMES = 8
 """Mel frames, at most, over which one window goes over into the next."""
@@ -72,10 +74,12 @@ class StreamSettings:
         return Chunks(FRAMES_PER_CODE * self.first - 1, FRAMES_PER_CODE * self.chunk_frames)
 
 
-def chunks_of(model: SpokenLanguageModel, path: DecodePath) -> Chunks | None:
-    """How ``decode`` cuts a stretch: as its stream does, if decoder and flow were made to say the same in chunks."""
-    same = path == "flow" and isinstance(model.tokenizer.decoder, CausalMelDecoder) and has_limits(model.flow)
-    return model.settings.stream.mel_chunks if same else None
+def chunks_of(
+    tokenizer: SpeechTokenizer, flow: FlowMatchingDecoder, settings: StreamSettings
+) -> Chunks | None:
+    """How flow matching cuts a stretch: as its stream does, if decoder and flow were made to say the same in chunks."""
+    same = isinstance(tokenizer.decoder, CausalMelDecoder) and has_limits(flow)
+    return settings.mel_chunks if same else None
 
 
 class SpeechStream:

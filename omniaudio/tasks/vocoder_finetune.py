@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from omniaudio.acoustic.flow_matching import FlowMatchingDecoder
+from omniaudio.dialogue.model import DialogueSettings
+from omniaudio.dialogue.speech_stream import StreamSettings, chunks_of
 from omniaudio.draws import key_places
 from omniaudio.errors import UserError
 from omniaudio.quantizers.mel_decoder import FRAMES_PER_CODE
@@ -26,7 +28,8 @@ class VocoderFinetuneTask(VocoderTask):
     Modules: ``tokenizer`` and ``flow`` (freeze both), ``vocoder`` and ``discriminator``. Losses as in VocoderTask.
 
     Args:
-        flow_steps, flow_guidance, flow_solver, flow_warp: as the export speaks, see FlowMatchingDecoder.decode.
+        flow_steps, flow_guidance, flow_solver, flow_warp, stream: as the export is going to speak, see
+            DialogueSettings. ``stream`` tells only for parts that were made for chunks (see ``chunks_of``).
         crop_frames: a step trains on a random stretch of so many frames of each clip; None is all.
         kwargs: see VocoderTask.
     """
@@ -40,13 +43,15 @@ class VocoderFinetuneTask(VocoderTask):
         flow_guidance: float = 0.7,
         flow_solver: str = "euler",
         flow_warp: str = "cosine",
+        stream: StreamSettings | None = None,
         crop_frames: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.flow_settings: dict[str, Any] = {
-            "num_steps": flow_steps, "guidance": flow_guidance, "solver": flow_solver, "time_warp": flow_warp,
-        }  # fmt: skip
+        self.spoken = DialogueSettings(
+            flow_steps=flow_steps, flow_guidance=flow_guidance, flow_solver=flow_solver, flow_warp=flow_warp,
+            stream=stream or StreamSettings(),
+        )  # fmt: skip
         self.crop_frames = crop_frames
 
     def configure_model(self) -> None:
@@ -86,7 +91,11 @@ class VocoderFinetuneTask(VocoderTask):
                 for seed in seeds
             ]
             return self.flow.decode(
-                decoded.hidden_BTD, decoded.hidden_len_B, noise=torch.cat(noise), **self.flow_settings
+                decoded.hidden_BTD,
+                decoded.hidden_len_B,
+                noise=torch.cat(noise),
+                chunks=chunks_of(self.tokenizer, self.flow, self.spoken.stream),
+                **self.spoken.flow_options(),
             )
 
     def _cropped(self, mel_BMT: Tensor, wav_BN: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ def test_help_names_every_verb(capsys):
 def test_each_verb_has_help_with_its_keys(capsys, verb):
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0 and f"conf/{verb}.yaml" in out and len(out) > 300
+    assert ("\nflow_steps: 10" in out) is (verb == "export"), "keys that it shares with a training"
 
 
 @pytest.mark.parametrize(

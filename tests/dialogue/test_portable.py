@@ -131,7 +131,7 @@ def test_the_program_of_a_vocoder_is_the_vocoder(kind) -> None:
 def test_programs_are_written_and_read(chunked, tmp_path, monkeypatch) -> None:
     """The step is cut as the model decodes: parts that were made to be streamed have the chunks of their stream."""
     chunks = Chunks(3, 8)
-    monkeypatch.setattr(portable, "chunks_of", lambda model, path: chunks)
+    monkeypatch.setattr(portable, "chunks_of", lambda *parts: chunks)
     assert write_programs(tmp_path, chunked) == ["flow_prenet.pt2", "flow_step.pt2", "vocoder.pt2"]
     step = torch.export.load(tmp_path / "flow_step.pt2").module()
     x, mu = torch.randn(2, 1, chunked.mel_spec.num_mels, NUM_FRAMES)

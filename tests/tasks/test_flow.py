@@ -26,6 +26,7 @@ class CodesAsHidden(nn.Module):
     """Stands for the tokenizer: four hidden frames a code but for the last."""
 
     code_rate_hz = 12.5
+    decoder = None  # not one that was made for chunks
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from omniaudio.acoustic.unet import ConditionalUNet
 from omniaudio.cli.main import compose
 from omniaudio.cli.train import token_layout
 from omniaudio.dialogue.folder import write_model
+from omniaudio.dialogue.speech_stream import StreamSettings
 from omniaudio.draws import key_places
 from omniaudio.errors import UserError
 from omniaudio.frontend.mel import MelSpec
@@ -25,7 +26,7 @@ from omniaudio.tasks.vocoder_finetune import VocoderFinetuneTask
 from omniaudio.training.artifacts import load_module
 from omniaudio.types import Codes, CodesWaveBatch
 from tests.conftest import run_stage, train_words
-from tests.dialogue.tiny_experiment import BOOKS, write_experiment
+from tests.dialogue.tiny_experiment import BOOKS, flow_config, save_part, tokenizer_config, write_experiment
 from tests.tasks.test_flow import CodesAsHidden
 from tests.tasks.test_vocoder import SPEC, SharedWaves, WaveSource, new_task, run
 
@@ -113,11 +114,30 @@ def test_frozen_parts_stay_and_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Pa
         assert torch.equal(value, after[name])
 
 
-def test_it_reads_what_evaluation_hears_with_the_same_seed(tmp_path: Path) -> None:
+def make_streaming(exp_dir: Path) -> None:
+    """Tokenizer and flow of an experiment as ``mel_decoder=streaming flow=streaming`` makes them."""
+    tokenizer, flow = tokenizer_config(), flow_config()
+    tokenizer["decoder"]["_target_"] = "omniaudio.quantizers.mel_decoder.CausalMelDecoder"
+    for part in ("prenet", "estimator"):
+        flow[part]["look_back"] = 20
+    made = save_part(exp_dir / "tokenizer/final/tokenizer", tokenizer)
+    save_part(exp_dir / "flow/final/flow", flow, made.fingerprint())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_it_reads_what_evaluation_hears_with_the_same_seed(tmp_path: Path, streaming: bool) -> None:
     exp_dir, _ = write_experiment(tmp_path)
+    if streaming:
+        make_streaming(exp_dir)
     parts = {"tokenizer": "tokenizer", "lm": "sft", "flow": "flow", "vocoder": "vocoder"}
     folders = {part: exp_dir / stage / "final" / part for part, stage in parts.items()}
-    settings = {"flow_steps": 3, "flow_guidance": 0.5, "flow_solver": "midpoint", "flow_warp": "uniform"}
+    numbers = {"flow_steps": 3, "flow_guidance": 0.5, "flow_solver": "midpoint", "flow_warp": "uniform"}
+    stream = {
+        "_target_": "omniaudio.dialogue.speech_stream.StreamSettings",
+        "chunk_frames": 5,
+        "first_frames": 2,
+    }
+    settings: dict[str, Any] = {**numbers, "stream": stream}
     model = write_model(exp_dir / "model", folders, exp_dir / "text_lm/tokenizer.json", settings)
     task = finetune(
         modules={
@@ -127,7 +147,8 @@ def test_it_reads_what_evaluation_hears_with_the_same_seed(tmp_path: Path) -> No
                 for name in ("tokenizer", "flow", "vocoder")
             },
         },
-        **settings,
+        **numbers,
+        stream=model.settings.stream,
     )
     task.configure_model()
     codes_BSK = torch.stack([torch.randint(size, (2, 30)) for size in BOOKS], dim=-1)
@@ -145,6 +166,26 @@ def test_it_reads_what_evaluation_hears_with_the_same_seed(tmp_path: Path) -> No
         assert int(mel_len_B) == int(made_len_B[i])
         torch.testing.assert_close(made_BMT[i, :, : int(mel_len_B)], mel_BMT[0], atol=1e-4, rtol=1e-4)
         assert not torch.allclose(model.mel(alone, path="flow", seed=seed + 1)[0], mel_BMT, atol=1e-2)
+    model.settings = dataclasses.replace(model.settings, stream=StreamSettings())
+    at_once_BMT, _ = model.mel(alone, path="flow", seed=seed)
+    assert torch.allclose(at_once_BMT, mel_BMT, atol=1e-4) is not streaming, (
+        "chunks matter where they are kept"
+    )
+
+
+def test_the_export_and_the_training_take_the_same_words() -> None:
+    words = [
+        "scale=tiny", "dialogue.flow_steps=4", "dialogue.flow_guidance=0", "dialogue.flow_solver=heun",
+        "dialogue.flow_warp=uniform", "dialogue.stream.chunk_frames=25",
+    ]  # fmt: skip
+    for said in (words, words[:1]):
+        train = compose("train", ["experiment=baichuan_audio/vocoder_finetune", *said])["task"]
+        export = compose("export", ["system=baichuan_audio", *said])["dialogue"]
+        names = {name for name in export if name.startswith("flow_")} | {"stream"}
+        assert len(names) == 5 and {name: train[name] for name in names} == {n: export[n] for n in names}
+        assert (train["flow_steps"], train["stream"]["chunk_frames"]) == (
+            (4, 25) if said == words else (10, 12)
+        )
 
 
 def test_parts_must_fit() -> None:
