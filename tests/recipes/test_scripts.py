@@ -275,7 +275,7 @@ def test_commands_of_the_results_begin_from_what_those_before_them_made(results:
             continue
         config = compose(verb, words)
         if verb == "train":
-            named = [*config["inputs"], *config["init"].values()]
+            named = [*config["inputs"], *filter(None, config["init"].values())]
         elif verb == "export":
             named = [*config["parts"].values(), config["text_tokenizer"]]
         else:
