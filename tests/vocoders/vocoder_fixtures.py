@@ -1,12 +1,15 @@
-"""Small vocoders of every kind, and their excitation by definition."""
+"""Small vocoders of every kind, one in whose speech a cut stands out, and their excitation by definition."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from omniaudio.frontend.mel import MelSpec
+from omniaudio.metrics.signal import seam_step
 from omniaudio.vocoders.hifigan import HiFiGAN
 from omniaudio.vocoders.hift import HiFT
 from omniaudio.vocoders.istft import ISTFTVocoder
@@ -33,6 +36,41 @@ def new_istft() -> ISTFTVocoder:
 
 
 ALL: dict[str, Callable[[], nn.Module]] = {"v1": new_v1, "v3": new_v3, "hift": new_hift, "istft": new_istft}
+
+
+@torch.no_grad()
+def slow_wave(vocoder: nn.Module) -> nn.Module:
+    """The vocoder, made to speak slow waves: random weights are as rough everywhere as a cut is at its place.
+
+    Transposed convolutions go in a straight line from step to step, and heads have their lowest bins alone.
+    """
+    for module in vocoder.modules():
+        if isinstance(module, nn.ConvTranspose1d):
+            size = module.kernel_size[0]
+            way_K = (torch.arange(size) - (size - 1) / 2).abs() / module.stride[0]
+            line_K = math.sqrt(size) * (1 - way_K).clamp(min=0)
+            module.weight.copy_(module.weight.mean(-1, keepdim=True) * line_K)
+    heads = {HiFT: ("conv_post", 1, 1.0), ISTFTVocoder: ("head", 3, 4.0)}
+    if type(vocoder) in heads:
+        name, num_low, level = heads[type(vocoder)]
+        head = vocoder.get_submodule(name)
+        num_bins = len(head.bias) // 2  # type: ignore[arg-type]
+        head.weight[num_low:num_bins] = 0.0  # type: ignore[index,operator]
+        head.bias[:num_bins] = -20.0  # type: ignore[index,operator]
+        head.bias[:num_low] = level  # type: ignore[index,operator]
+    if isinstance(vocoder, HiFT):
+        vocoder.source.noise_std = 0.0
+    return vocoder
+
+
+def step_at_seams(pieces: Sequence[np.ndarray], rate_hz: int, repeated: int = 0) -> float:
+    """``seam_step`` of all seams between pieces; each but the first begins with the last ``repeated`` samples of the
+    one before it, as where the samples of a join are said twice."""
+    said = [piece for piece in pieces if len(piece)]
+    if repeated:
+        said = [said[0], *(np.concatenate([old[-repeated:], new]) for old, new in pairwise(said))]
+    seams = np.cumsum([len(piece) for piece in said])[:-1].tolist()
+    return seam_step(np.concatenate(said), seams, rate_hz)
 
 
 def excitation_by_definition(
