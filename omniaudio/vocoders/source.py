@@ -110,27 +110,20 @@ class HarmonicSource(nn.Module):
 
     def draw(self, f0_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Starting phases (B or 1, H), that of the fundamental 0, and unit noise (B or 1, N, H)."""
-        generator = None
-        batch, device = f0_BN.shape[0], f0_BN.device
+        (batch, num_samples), num_sines, device = f0_BN.shape, len(self.multiple), f0_BN.device
         if not self.training:
-            generator, batch, device = torch.Generator().manual_seed(EVAL_SEED), 1, torch.device("cpu")
-        num_sines = len(self.multiple)
-        phase_BH = _phases(batch, num_sines, generator, device)
-        noise_BNH = torch.randn(batch, f0_BN.shape[1], num_sines, generator=generator, device=device)
-        return phase_BH.to(f0_BN.device), noise_BNH.to(f0_BN.device)
+            draws = _EvalDraws(num_sines)
+            return draws.phase_BH.to(device), draws.noise(num_samples).to(device)
+        phase_BH = _phases(batch, num_sines, None, device)
+        return phase_BH, torch.randn(batch, num_samples, num_sines, device=device)
 
 
 class SourceStream:
-    """The excitation that a HarmonicSource gives in evaluation, piece by piece: phases and noise run on.
-
-    The noise is that of the whole where hop x sines is a multiple of 16, in which torch draws.
-    """
+    """The excitation that a HarmonicSource gives in evaluation, piece by piece: phases and noise run on."""
 
     def __init__(self, source: HarmonicSource) -> None:
         self.source = source
-        self._num_sines = len(source.multiple)
-        self._generator = torch.Generator().manual_seed(EVAL_SEED)
-        self._phase_BH = _phases(1, self._num_sines, self._generator, torch.device("cpu"))
+        self._draws = _EvalDraws(len(source.multiple))
         self._turns_BH: Tensor | None = None
 
     @torch.no_grad()
@@ -139,10 +132,28 @@ class SourceStream:
         if not f0_BT.shape[1]:
             return f0_BT
         f0_BN = f0_BT.float().repeat_interleave(self.source.hop, dim=1)
-        noise_BNH = torch.randn(1, f0_BN.shape[1], self._num_sines, generator=self._generator)
-        draws = (self._phase_BH.to(f0_BN.device), noise_BNH.to(f0_BN.device))
+        draws = (self._draws.phase_BH.to(f0_BN.device), self._draws.noise(f0_BN.shape[1]).to(f0_BN.device))
         wav_BN, self._turns_BH = self.source.excite(f0_BN, *draws, self._turns_BH)
         return wav_BN
+
+
+class _EvalDraws:
+    """What is drawn in evaluation, on the CPU: starting phases (1, H), then noise, the same in pieces and at once.
+
+    Torch makes normal numbers 16 at a time, and others of what is left over: multiples of 16 are drawn, the rest held.
+    """
+
+    def __init__(self, num_sines: int) -> None:
+        self._generator, self._held = torch.Generator().manual_seed(EVAL_SEED), torch.zeros(0)
+        self.phase_BH = _phases(1, num_sines, self._generator, torch.device("cpu"))
+
+    def noise(self, num_samples: int) -> Tensor:
+        """Unit noise of the next samples (1, N, H)."""
+        num_sines = self.phase_BH.shape[1]
+        blocks = math.ceil((num_samples * num_sines - len(self._held)) / 16)
+        drawn = torch.cat([self._held, torch.randn(16 * blocks, generator=self._generator)])
+        noise, self._held = drawn.tensor_split([num_samples * num_sines])
+        return rearrange(noise, "(n h) -> 1 n h", h=num_sines)
 
 
 def _phases(batch: int, num_sines: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

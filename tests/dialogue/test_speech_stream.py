@@ -14,12 +14,14 @@ from omniaudio.config import build
 from omniaudio.dialogue.model import DialogueSettings, SpokenLanguageModel
 from omniaudio.dialogue.speech_stream import SpeechStream, StreamSettings
 from omniaudio.errors import UserError
+from omniaudio.frontend.mel import MelSpec
 from omniaudio.lm.generate import Frame, SpeechEnd, TextToken
 from omniaudio.quantizers.mel_decoder import CausalMelDecoder
 from omniaudio.types import Codes
+from omniaudio.vocoders.hift import HiFT
 from omniaudio.vocoders.istft import ISTFTVocoder
 from tests.dialogue.tiny_experiment import BOOKS, flow_config
-from tests.vocoders.vocoder_fixtures import slow_wave, step_at_seams
+from tests.vocoders.vocoder_fixtures import SOURCE, slow_wave, step_at_seams
 
 SMOOTH = 1.5
 """Most that a step at a seam may be of those around it."""
@@ -32,8 +34,19 @@ def randomised(*modules: torch.nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.4)
 
 
-@pytest.fixture(scope="module")
-def streaming(model: SpokenLanguageModel) -> SpokenLanguageModel:
+def new_hift(mel_spec: MelSpec) -> HiFT:
+    """With a voice, and at times without, that the mel moves."""
+    torch.manual_seed(0)
+    vocoder = HiFT(mel_spec, 16, [8, 15], [16, 31], [3], [[1, 3]], [7, 7], 8, 16, 4, SOURCE).eval()
+    vocoder.fold_weight_norm()
+    with torch.no_grad():
+        vocoder.source.mix.weight.fill_(2.0)
+        vocoder.f0_predictor.classifier.weight.mul_(1000)
+    return vocoder
+
+
+@pytest.fixture(scope="module", params=["istft", "hift"])
+def streaming(model: SpokenLanguageModel, request: pytest.FixtureRequest) -> SpokenLanguageModel:
     """Parts that were made to be streamed; two flow steps."""
     tokenizer, config = copy.deepcopy(model.tokenizer), flow_config()
     tokenizer.decoder = CausalMelDecoder(16, 20, 1, 2, 16, refine_width=8, refine_layers=1)
@@ -41,7 +54,8 @@ def streaming(model: SpokenLanguageModel) -> SpokenLanguageModel:
         config[part]["look_back"] = 30
     flow = build(config)
     randomised(tokenizer.decoder, flow)
-    vocoder = ISTFTVocoder(model.mel_spec, 16, 16, 2, 1920)
+    spec = model.mel_spec
+    vocoder = new_hift(spec) if request.param == "hift" else ISTFTVocoder(spec, 16, 16, 2, 1920)
     settings = DialogueSettings(max_text_tokens=5, max_frames=6, flow_steps=2)
     return SpokenLanguageModel(tokenizer, model.lm, flow, vocoder, model.text_tokenizer, settings).eval()
 
@@ -117,7 +131,8 @@ def test_own_mels_are_those_of_the_whole_where_all_is_in_sight(
     error_N = np.abs(streamed_N - offline_N)
     if chunk == 50:
         assert error_N.max() < 1e-5 * np.abs(offline_N).max() + 1e-7
-    assert error_N[-400:].max() < 1e-5 * np.abs(offline_N).max() + 1e-7, "the last window holds all"
+    if not isinstance(streaming.vocoder, HiFT):  # whose phases remember the windows before
+        assert error_N[-400:].max() < 1e-5 * np.abs(offline_N).max() + 1e-7, "the last window holds all"
 
 
 @pytest.mark.parametrize("path", ["flow", "refined"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from omniaudio.vocoders.source import F0Predictor, HarmonicSource
+from omniaudio.vocoders.source import F0Predictor, HarmonicSource, SourceStream
 from tests.vocoders.vocoder_fixtures import SOURCE, excitation_by_definition
 
 
@@ -54,6 +54,19 @@ def test_noise_where_unvoiced() -> None:
 def test_phase_runs_on_where_f0_changes() -> None:
     wav = new_source(0)(torch.tensor([[100.0] * 10 + [150.0] * 10]))[0]
     assert wav.diff().abs().max() < 0.1 * 2 * torch.pi * 151 / 24000
+
+
+@pytest.mark.parametrize("hop", [1, 15, 480])
+def test_piece_by_piece_it_is_the_whole_at_any_hop(hop: int) -> None:
+    """Also where hop x sines is no multiple of the 16 that torch draws at a time; with noise alone to be heard."""
+    source = HarmonicSource(24_000, hop, **{**SOURCE, "num_harmonics": 0}).eval()  # type: ignore[arg-type]
+    f0_BT, stream = torch.tensor([[0.0, 120.0, 0.0, 95.5, 0.0, 0.0, 310.0] * 5]), SourceStream(source)
+    pieces = [stream.push(piece_BT) for piece_BT in f0_BT.split([1, 0, 2, 9, 23], dim=1)]
+    with torch.no_grad():
+        whole_BN = source(f0_BT)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole_BN, atol=1e-6, rtol=0)
+    unvoiced_BN = whole_BN.unflatten(1, (-1, hop))[:, f0_BT[0] == 0]
+    assert unvoiced_BN.std() > 1e-3, "noise is heard"
 
 
 def test_training_draws_from_the_global_generator() -> None:
