@@ -40,7 +40,7 @@ def main(config: dict[str, Any]) -> None:
         from omniaudio.dialogue.portable import check_onnx, write_onnx, write_programs
 
         if config["onnx"]:
-            check_onnx()
+            check_onnx(config["dialogue"]["flow_solver"])
         folder = Path(config["model_dir"])
         settings = {**config["dialogue"], "voices": trained_voices(made_by(parts["lm"]))}
         model = write_model(folder, parts, text_tokenizer, settings, config["int8"])
@@ -52,6 +52,12 @@ def main(config: dict[str, Any]) -> None:
         told = ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items())
         if graphs:
             run.log(f"{folder}: {', '.join(graphs)}")
+        if graphs and model.settings.mel_path != "flow":
+            path = model.settings.mel_path
+            run.log(
+                f"{folder} speaks through its {path} mel (dialogue.mel_path={path}), which has no graph: those of the "
+                "flow say something else"
+            )
         run.log(f"{folder}: {told}; load it with omniaudio.load({str(folder)!r})")
 
 

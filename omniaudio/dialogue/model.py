@@ -5,6 +5,7 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ class DialogueSettings:
         text, audio: sampling of replies; transcripts are always the likeliest words.
         max_text_tokens, max_frames: limits of a reply.
         flow_steps: steps of flow matching, at least 1.
-        flow_guidance: strength of its guidance.
+        flow_guidance: strength of its guidance, at least 0.
         flow_solver, flow_warp: see FlowMatchingDecoder.decode.
         mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
             which are the clearer ones as long as flow matching has had little training.
@@ -89,6 +90,8 @@ class DialogueSettings:
         check_decode_path(self.mel_path)
         if self.flow_steps < 1:
             raise UserError(f"dialogue.flow_steps {self.flow_steps}: at least 1")
+        if not 0 <= self.flow_guidance < math.inf:
+            raise UserError(f"dialogue.flow_guidance {self.flow_guidance}: a finite number, at least 0")
         check_choice("dialogue.flow_solver", self.flow_solver, SOLVERS)
         check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
 
@@ -201,10 +204,8 @@ class SpokenLanguageModel(nn.Module):
     @torch.inference_mode()
     def vocode(self, mel_BMT: Tensor, mel_len_B: Tensor) -> list[np.ndarray]:
         """Mels to waveforms at ``sample_rate_hz``, one item at a time: nothing depends on the batch."""
-        wavs = [
-            self.vocoder(mel_MT[None, :, : int(n)])[0] for mel_MT, n in zip(mel_BMT, mel_len_B, strict=True)
-        ]
-        return [wav.float().cpu().numpy() for wav in wavs]
+        items = zip(mel_BMT, mel_len_B.tolist(), strict=True)
+        return [self.vocoder(mel_MT[None, :, :n])[0].float().cpu().numpy() for mel_MT, n in items]
 
     def decode(
         self, codes: Codes, num_books: int | None = None, path: DecodePath | None = None, seed: int = 0
@@ -219,9 +220,8 @@ class SpokenLanguageModel(nn.Module):
     def true_mel(self, wav_N: np.ndarray, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
         """The vocoder's mel of recorded speech: mel_BMT, mel_len_B."""
         wav_N = _checked(wav_N, sample_rate_hz, self.sample_rate_hz)
-        return self.vocoder_mel(
-            torch.from_numpy(wav_N)[None].to(self.device), torch.tensor([len(wav_N)]).to(self.device)
-        )
+        length_B = torch.tensor([len(wav_N)], device=self.device)
+        return self.vocoder_mel(torch.from_numpy(wav_N)[None].to(self.device), length_B)
 
     def copy_synthesis(self, wav_N: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         """Speech through mel and vocoder only: the best that the vocoder can do. (N,) at ``sample_rate_hz``."""

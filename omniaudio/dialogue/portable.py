@@ -2,7 +2,8 @@
 
 flow_prenet.onnx  hidden (1, T, D): states of the tokenizer's decoder   ->  mu (1, C, T): the condition
 flow_step.onnx    x (1, M, T): a point of the path; mu (1, C, T);
-                  time in [0, 1], guidance: scalars                     ->  velocity (1, M, T), guided
+                  time in [0, 1], guidance: scalars                     ->  velocity (1, M, T), guided; an export with
+                                                                            flow_guidance 0 takes none: half the work
 vocoder.onnx      mel (1, M, T): log-mel                                ->  wav (1, T * hop), in [-1, 1]
 onnx.json         the numbers around them: times of the steps, guidance; mean, scale and kind of the mel; rates in Hz
 
@@ -59,22 +60,27 @@ class FlowPrenet(nn.Module):
 
 
 class FlowStep(nn.Module):
-    """One evaluation of the guided velocity; ``chunks`` are those that the model decodes with."""
+    """One evaluation of the velocity, guided or not; ``chunks`` are those that the model decodes with."""
 
     def __init__(self, flow: FlowMatchingDecoder, chunks: Chunks | None = None) -> None:
         super().__init__()
         self.flow, self.chunks = flow, chunks
 
-    def forward(self, x: Tensor, mu: Tensor, time: Tensor, guidance: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mu: Tensor, time: Tensor, guidance: Tensor | None = None) -> Tensor:
         """Point (1, M, T) and condition (1, C, T), flow time and guidance (scalars) to the velocity (1, M, T).
 
-        ``mu`` is what FlowPrenet gives; ``x`` and the result are standardised mels.
+        ``mu`` is what FlowPrenet gives; ``x`` and the result are standardised mels. Without guidance, the velocity
+        without condition is not asked for.
         """
-        shown = torch.cat([mu, torch.zeros_like(mu)])
-        keep_B = torch.tensor([True, False], device=x.device)
-        valid_BT = torch.ones(2, x.shape[2], dtype=torch.bool, device=x.device)
-        out = self.flow.velocity(x.repeat(2, 1, 1), shown, keep_B, time.expand(2), valid_BT, self.chunks)
+        if guidance is None:
+            return self._velocity(x, mu, torch.tensor([True], device=x.device), time)
+        shown, keep_B = torch.cat([mu, torch.zeros_like(mu)]), torch.tensor([True, False], device=x.device)
+        out = self._velocity(x.repeat(2, 1, 1), shown, keep_B, time)
         return (1 + guidance) * out[:1] - guidance * out[1:]
+
+    def _velocity(self, x: Tensor, shown: Tensor, keep_B: Tensor, time: Tensor) -> Tensor:
+        valid_BT = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+        return self.flow.velocity(x, shown, keep_B, time.expand(len(x)), valid_BT, self.chunks)
 
 
 class GivenSource(nn.Module):
@@ -109,7 +115,11 @@ def programs(model: SpokenLanguageModel) -> dict[str, torch.export.ExportedProgr
     """``flow_prenet``, ``flow_step`` and ``vocoder`` as programs of torch.export, the number of frames left open."""
     return {
         "flow_prenet": prenet_program(model.flow),
-        "flow_step": step_program(model.flow, chunks_of(model.tokenizer, model.flow, model.settings.stream)),
+        "flow_step": step_program(
+            model.flow,
+            chunks_of(model.tokenizer, model.flow, model.settings.stream),
+            model.settings.flow_guidance > 0,
+        ),
         "vocoder": vocoder_program(model.vocoder),
     }
 
@@ -121,17 +131,19 @@ def prenet_program(flow: FlowMatchingDecoder) -> torch.export.ExportedProgram:
     return torch.export.export(FlowPrenet(flow).eval(), (hidden,), dynamic_shapes=shapes)
 
 
-def step_program(flow: FlowMatchingDecoder, chunks: Chunks | None = None) -> torch.export.ExportedProgram:
-    """FlowStep of a flow."""
+def step_program(
+    flow: FlowMatchingDecoder, chunks: Chunks | None = None, guided: bool = True
+) -> torch.export.ExportedProgram:
+    """FlowStep of a flow, with or without the input ``guidance``."""
     num_frames = torch.export.Dim("num_frames", min=2)
     mel = torch.zeros(1, flow.mel_spec.num_mels, TRACED_FRAMES, device=device_of(flow))
     mu = torch.zeros(1, flow.estimator.timbre.width, TRACED_FRAMES, device=mel.device)
     scalar = torch.tensor(0.5, device=mel.device)
-    return torch.export.export(
-        FlowStep(flow, chunks).eval(),
-        (mel, mu, scalar, scalar.clone()),
-        dynamic_shapes={"x": {2: num_frames}, "mu": {2: num_frames}, "time": None, "guidance": None},
-    )
+    shapes: dict[str, Any] = {"x": {2: num_frames}, "mu": {2: num_frames}, "time": None}
+    given: tuple[Tensor, ...] = (mel, mu, scalar)
+    if guided:
+        given, shapes = (*given, scalar.clone()), {**shapes, "guidance": None}
+    return torch.export.export(FlowStep(flow, chunks).eval(), given, dynamic_shapes=shapes)
 
 
 def vocoder_program(vocoder: nn.Module) -> torch.export.ExportedProgram:
@@ -167,8 +179,9 @@ def write_onnx(folder: Path, model: SpokenLanguageModel) -> list[str]:
     """Write ``flow_prenet.onnx``, ``flow_step.onnx``, ``vocoder.onnx`` and ``onnx.json``; returns their names.
 
     Raises:
-        UserError: a package is missing.
+        UserError: see ``check_onnx``.
     """
+    check_onnx(model.settings.flow_solver)
     rates = {"hidden_rate_hz": model.flow.hidden_rate_hz, "mel_rate_hz": model.mel_spec.mel_rate_hz}
     facts: dict[str, dict[str, Any]] = {
         "flow_prenet": {**rates},
@@ -183,7 +196,6 @@ def write_onnx(folder: Path, model: SpokenLanguageModel) -> list[str]:
 
 def save_onnx(program: torch.export.ExportedProgram, path: Path) -> list[str]:
     """Write a program as an ONNX graph, a file named as in OUTPUTS; returns the names of its inputs."""
-    check_onnx()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of other libraries' operations
     graph = torch.onnx.export(program, output_names=[OUTPUTS[path.stem]], dynamo=True, verbose=False)
     assert graph is not None
@@ -194,11 +206,6 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path) -> list[str]:
 def step_facts(model: SpokenLanguageModel) -> Mapping[str, Any]:
     """What the loop around the flow's step needs."""
     settings = model.settings
-    if settings.flow_solver != "euler":
-        raise UserError(
-            f"config dialogue.flow_solver: {settings.flow_solver!r}; a graph is one step of euler, export it with "
-            "dialogue.flow_solver=euler"
-        )
     times = step_times(settings.flow_steps, settings.flow_warp)
     return {
         "times": times.tolist(),
@@ -209,8 +216,13 @@ def step_facts(model: SpokenLanguageModel) -> Mapping[str, Any]:
     }
 
 
-def check_onnx() -> None:
-    """Refuse, before anything is written, where ONNX cannot be."""
+def check_onnx(solver: str) -> None:
+    """Refuse, before anything is written, where ONNX cannot be, and a solver whose steps are not those of a graph."""
+    if solver != "euler":
+        raise UserError(
+            f"config dialogue.flow_solver: {solver!r}; a graph is one step of euler, export it with "
+            "dialogue.flow_solver=euler"
+        )
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f"onnx=true needs {', '.join(missing)}: pip install 'omniaudio[onnx]'")

@@ -44,6 +44,15 @@ def test_missing_part_is_one_line(composed, tmp_path):
     assert not Path(config["model_dir"]).exists()
 
 
+def test_a_solver_that_is_no_graph_is_refused_before_anything_is_written(composed, tmp_path):
+    words = ["onnx=true", "dialogue.flow_solver=midpoint", f"model_dir={tmp_path}/model"]
+    with pytest.raises(
+        UserError, match=r"config dialogue.flow_solver: 'midpoint'; a graph is one step of euler"
+    ):
+        export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
+    assert not (tmp_path / "model").exists()
+
+
 def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed, tmp_path):
     stage = tmp_path / "sft"
     shutil.copytree(composed("export")["parts"]["lm"], stage / "final" / "lm")
@@ -63,14 +72,13 @@ def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed,
     )
 
 
-def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path):
+def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path, capsys):
     from tests.cli.conftest import SMALL
 
-    export.main(
-        {
-            **composed("export", *SMALL, "programs=true", f"model_dir={tmp_path}/export/model"),
-            "exp_dir": str(tmp_path),
-        }
+    words = ["programs=true", f"model_dir={tmp_path}/export/model", "dialogue.mel_path=refined"]
+    export.main({**composed("export", *SMALL, *words), "exp_dir": str(tmp_path)})
+    assert (
+        "speaks through its refined mel (dialogue.mel_path=refined), which has no" in capsys.readouterr().out
     )
     assert {"vocoder.pt2", "flow_step.pt2", "flow_prenet.pt2"} <= {
         path.name for path in (tmp_path / "export" / "model").iterdir()

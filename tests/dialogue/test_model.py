@@ -74,6 +74,13 @@ def test_no_flow_step_is_refused():
         DialogueSettings(flow_steps=0)
 
 
+@pytest.mark.parametrize("guidance", [-0.1, float("nan"), float("inf")])
+def test_a_guidance_that_is_none_is_refused(guidance):
+    with pytest.raises(UserError, match=f"dialogue.flow_guidance {guidance}: a finite number, at least 0"):
+        DialogueSettings(flow_guidance=guidance)
+    assert DialogueSettings(flow_guidance=0).flow_options()["guidance"] == 0
+
+
 @pytest.mark.parametrize("speak", [True, False])
 def test_a_streamed_reply_is_the_reply_in_pieces(model, speak):
     spoken = 0
