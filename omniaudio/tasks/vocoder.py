@@ -13,6 +13,7 @@ from omniaudio.frontend.mel import LogMel, MelSpec
 from omniaudio.losses.adversarial import discriminator_loss, feature_matching_loss, generator_loss, tpr_loss
 from omniaudio.losses.vocoder import MultiScaleMelL1
 from omniaudio.tasks.base import LossTerm, Task, step_seed
+from omniaudio.training.recovery import Kept
 from omniaudio.types import WaveBatch
 from omniaudio.vocoders.discriminators import WaveDiscriminator
 from omniaudio.vocoders.hift import HiFT
@@ -28,6 +29,9 @@ class VocoderTask(Task):
     Modules: ``vocoder`` and ``discriminator`` (WaveDiscriminator). Losses: ``mel/l1``, ``adv/gen``,
     ``fm/disc``, ``tpr/gen`` of the generator (``f0/l1`` too if it predicts F0), ``adv/disc``, ``tpr/disc`` of
     the discriminators. Validation measures ``mel/l1`` (and ``f0/l1``) only.
+
+    The generator learns from discriminators that have learned from the same batch. A step that is bad for either is one
+    for both: nothing of them moves, and the schedule of the discriminators waits.
 
     Args:
         mel_loss_specs: mels of ``mel/l1``, averaged; let one reach half the sample rate.
@@ -65,6 +69,7 @@ class VocoderTask(Task):
         self.discriminator_rate = discriminator_rate
         self.tau = tau
         self.gradient_clip = gradient_clip
+        self._judge_norm: dict[str, float] = {}  # of the step at hand, before clipping
 
     def configure_model(self) -> None:
         if self._modules:
@@ -104,13 +109,20 @@ class VocoderTask(Task):
         terms, wav_hat_BN, wav_BN = self.generate(batch)
         losses = self.reduced(terms)
         generator_schedule, discriminator_schedule = self.lr_schedulers()  # type: ignore[misc]
+        self._judge_norm = {}
         if self.judging:
+            # The plain optimizer: Lightning counts the steps of its wrapped ones, and one batch is one step.
+            optimizer = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+            kept = Kept(optimizer)  # whether the step is a bad one is known when the generator's gradient is
             judged = self._judged_crop(wav_hat_BN, wav_BN)
             judge_losses = self.reduced(self.discriminator_terms(judged[0].detach(), judged[1]))
-            self._step_discriminator(self._weighted(judge_losses))
-            discriminator_schedule.step()
+            self._step_discriminator(optimizer, self._weighted(judge_losses))
             losses.update({name: loss.detach() for name, loss in judge_losses.items()})
             self._step_generator(losses, *judged)
+            if self.watch.bad_steps:
+                kept.put_back()
+            else:
+                discriminator_schedule.step()
         else:
             self._step_generator(losses)
         generator_schedule.step()
@@ -184,14 +196,13 @@ class VocoderTask(Task):
     def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
 
-    def _step_discriminator(self, loss: Tensor) -> None:
-        # The plain optimizer: Lightning counts the steps of its wrapped ones, and one batch is one step.
-        optimizer = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+    def _step_discriminator(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
         norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.gradient_clip)
+        self._judge_norm = {"gradient of the discriminators": float(norm)}
         if torch.isfinite(norm):
-            optimizer.step()  # a bad batch is bad for the generator too, which reports it
+            optimizer.step()
 
     def _step_generator(self, losses: Mapping[str, Tensor], *judged: Tensor) -> None:
         """Step on ``losses`` and, if waveforms are judged, on what the discriminators say; log all."""
@@ -203,6 +214,9 @@ class VocoderTask(Task):
         self.manual_backward(total)
         optimizer.step()
         self.untoggle_optimizer(optimizer)
+
+    def _values(self, norm: float) -> dict[str, float]:
+        return {**super()._values(norm), **self._judge_norm}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)  # looks at the gradient as it is, and drops a bad one

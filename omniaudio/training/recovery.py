@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import distributed
 
@@ -29,8 +30,8 @@ class StepWatch:
     """Says which steps are bad, by their loss and the norm of their gradient, and counts them.
 
     A value is bad when it is not finite, or more than a factor times its level: the median of the last good steps.
-    Given the same values, all ranks decide alike. What learns outside of the optimizer has learned by then: moving
-    averages of codebooks in the forward pass, and the discriminators of a vocoder, which are judged by their own norm.
+    Given the same values, all ranks decide alike. What learns outside of an optimizer has learned by then: moving
+    averages of codebooks in the forward pass.
 
     Args:
         norm_factor: of the gradient norm; None takes any that is finite.
@@ -99,6 +100,38 @@ class StepWatch:
         self.total_bad_steps, self.returns = state["total_bad_steps"], state["returns"]
         for name, good in self.good.items():
             good.extend(state["good"].get(name, []))
+
+
+class Kept:
+    """What an optimizer and its parameters hold, to be put back to the bit when its step turns out to be a bad one.
+
+    With Adam it is three copies of what learns, for the length of a step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._values = [
+            (
+                p,
+                p.detach().clone(),
+                {name: _copy(value) for name, value in optimizer.state.get(p, {}).items()},
+            )
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The optimizer did not move; before its first step it has no state."""
+        for parameter, value, state in self._values:
+            parameter.copy_(value)
+            self._optimizer.state.pop(parameter, None)
+            if state:
+                self._optimizer.state[parameter] = state
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 class Return(Callback):

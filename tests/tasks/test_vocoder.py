@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from omniaudio.frontend.mel import MelSpec
 from omniaudio.tasks.vocoder import VocoderTask
 from omniaudio.training.checkpoint import Checkpoints, SafeCheckpointIO
 from omniaudio.training.loggers import JsonLinesLogger
+from omniaudio.training.recovery import StepWatch
 from omniaudio.training.schedule import warmup_cosine
 from omniaudio.training.strategies import make_strategy
 from omniaudio.types import WaveBatch
@@ -41,14 +43,14 @@ WITH_F0 = {**WEIGHTS, "f0/l1": 1.0}
 
 
 class WaveSource:
-    def __init__(self, rate_hz: int = 24000, bad: int = -1) -> None:
-        self.rate_hz, self.bad = rate_hz, bad
+    def __init__(self, rate_hz: int = 24000, bad: int = -1, peak: float = float("inf")) -> None:
+        self.rate_hz, self.bad, self.peak = rate_hz, bad, peak
         self.plan = PooledPlan([1.0] * 4, 1.0, seed=0)
 
     def batch(self, step: int, part: int, num_parts: int) -> WaveBatch:
         wav = 0.1 * torch.randn(2, 12 * 480 + 100, generator=torch.Generator().manual_seed(step))
         if step == self.bad:
-            wav[0, 0] = float("inf")
+            wav[0] *= self.peak
         return WaveBatch(
             keys=[f"wave-{step}"] * 2,
             wav_BN=wav,
@@ -184,10 +186,11 @@ def test_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     ("kind", "compared"),
     [
         ("istft", ALL_LOSSES),
+        ("spike", (*ALL_LOSSES, "train/bad_steps")),  # in the third step, on the first rank
         ("finetune", ALL_LOSSES),
         ("late hift", ("train/f0/l1", "val/f0/l1")),  # the harmonic source draws on every rank by itself
     ],
-    ids=["istft", "finetune", "late hift"],
+    ids=["istft", "spike", "finetune", "late hift"],
 )
 def test_two_processes_learn_as_one_and_go_on_as_if_unbroken(
     tmp_path: Path, kind: str, compared: tuple[str, ...]
@@ -260,11 +263,60 @@ def test_f0_loss_by_hand() -> None:
         task.configure_model()
 
 
-def test_a_non_finite_step_is_skipped(tmp_path: Path) -> None:
-    task = new_task()
-    run(tmp_path, task, stop=3, bad=1)
-    assert all(torch.isfinite(p).all() for p in task.parameters())
-    assert task.watch.total_bad_steps > 0
+def watched(told: list[str] | None = None, **settings: Any) -> VocoderTask:
+    """One that knows after two steps what a high loss is."""
+    task = new_task(scheduler=constant, **settings)
+    task.watch = StepWatch(loss_factor=1.2, window=2)
+    task.tell = (told if told is not None else []).append
+    return task
+
+
+def learned(task: VocoderTask, part: int) -> list[torch.Tensor]:
+    """Parameters and moments of the generator (0) or the discriminators (1)."""
+    module, optimizer = (task.vocoder, task.discriminator)[part], task.trainer.optimizers[part]
+    states = [optimizer.state.get(p, {}) for p in module.parameters()]
+    return [*module.parameters(), *(value for state in states for value in state.values())]
+
+
+@pytest.mark.parametrize(
+    ("peak", "expected"), [(float("inf"), "non-finite gradient, step"), (1e4, "loss of .* times its level")]
+)
+def test_a_non_finite_step_is_skipped(tmp_path: Path, peak: float, expected: str) -> None:
+    """And one with a spike: neither part moves, nor what its optimizer remembers, nor the discriminators' schedule."""
+    told: list[str] = []
+    before, after, good = watched(), watched(told), watched()
+    run(tmp_path / "before", before, stop=2)
+    run(tmp_path / "after", after, stop=3, bad=2, peak=peak)
+    run(tmp_path / "good", good, stop=3)
+    assert len(told) == 1 and re.match(f"step 3: {expected}", told[0]) and "wave-2" in told[0]
+    for part in (0, 1):
+        pairs = list(zip(learned(before, part), learned(after, part), strict=True))
+        assert len(pairs) > 4 and all(torch.equal(*pair) for pair in pairs)
+        moved = zip(learned(before, part), learned(good, part), strict=True)
+        assert not all(torch.equal(*pair) for pair in moved), "a good step moves it"
+    counts = [
+        [entry.scheduler.last_epoch for entry in task.trainer.lr_scheduler_configs]
+        for task in (before, after, good)
+    ]
+    assert counts == [[2, 2], [3, 2], [3, 3]]
+    assert all(torch.isfinite(value).all() for part in (0, 1) for value in learned(after, part))
+
+
+def test_the_first_step_of_the_discriminators_can_be_a_bad_one(tmp_path: Path) -> None:
+    """They are as they were born, without a state; so is the generator when their gradient alone is bad."""
+    told: list[str] = []
+    task, fresh = watched(told), new_task()
+    task.configure_model()
+    next(task.discriminator.parameters()).register_hook(lambda gradient: gradient / 0)
+    run(tmp_path, task, stop=1)
+    assert told[0].startswith("step 1: non-finite gradient of the discriminators, step skipped")
+    assert len(unmoved(task, fresh)) == len(list(fresh.parameters()))
+    assert [len(optimizer.state) for optimizer in task.trainer.optimizers] == [0, 0]
+    task = watched(told, adversarial_from=0.5)
+    run(tmp_path / "late", task, stop=3, bad=2, peak=1e4)
+    assert re.match("step 3: loss of", told[1]) and not task.trainer.optimizers[1].state
+    still = [name for name in unmoved(task, new_task()) if name.startswith("discriminator.")]
+    assert len(still) == len(list(task.discriminator.parameters()))
 
 
 def test_the_norm_that_is_logged_is_that_before_clipping(tmp_path: Path) -> None:

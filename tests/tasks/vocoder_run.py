@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 import omniaudio.init
-from tests.tasks.test_vocoder import WITH_F0, SharedWaves, new_hift, new_task, run
+from tests.tasks.test_vocoder import WITH_F0, SharedWaves, new_hift, new_task, run, watched
 from tests.tasks.test_vocoder_finetune import SharedCodes, finetune
 
 KINDS = {
     "istft": (new_task, SharedWaves),
+    "spike": (watched, partial(SharedWaves, bad=2, peak=1e4)),
     "late hift": (  # its discriminators join in the first step after the resume
         partial(new_task, new_hift, loss_weights=WITH_F0, adversarial_from=0.5),
         SharedWaves,
