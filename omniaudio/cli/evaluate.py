@@ -10,7 +10,8 @@ held-out losses of the LLM, its own recognition, text perplexity and questions o
 real-time factors. Without a judge, or the package of a measure, its rows say so.
 
     omniaudio evaluate system=NAME scale=mini asr_judge=openai/whisper-base
-    omniaudio evaluate system=NAME scale=mini flow_steps=[1,2,4] flow_solvers=[euler,midpoint]   # of the same export
+    omniaudio evaluate system=NAME scale=mini flow_steps=[1,2,4] flow_solvers=[euler,midpoint]   # of the same export;
+                                                          # flow_warps=[uniform] flow_guidances=[0] likewise
     omniaudio evaluate system=NAME scale=mini task=tokenizer depths=[1,4,6,8]   # one table
     omniaudio evaluate system=NAME scale=mini task=text choices.path=arc.jsonl      # held-out losses and what is left
                                                                                      # of the text LLM; needs no export
@@ -102,26 +103,16 @@ def check_words(config: dict[str, Any]) -> None:
             isinstance(num, int) and num > 0 for num in config[name]
         ):
             raise UserError(f"config {name}: {config[name]} is not a list of whole numbers, each at least 1")
-    if config["flow_solvers"] != []:
-        check_solvers(config["flow_solvers"], config["flow_steps"])
+    from omniaudio.dialogue.flow_ways import FlowWays
     from omniaudio.metrics.quality import check_measures
 
+    FlowWays.of(config)
     check_measures(config["measures"])
     for name in ("batch_size", "num_clips", "num_asked"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise UserError(f"config {name}: {config[name]} must be a whole number, at least 1")
     if config["corpora"] is not None and not isinstance(config["corpora"], list):
         raise UserError(f"config corpora: {config['corpora']} must be a list, such as [asterisk], or null")
-
-
-def check_solvers(solvers: Any, flow_steps: list[int]) -> None:
-    """Solvers that there are, and steps for them to take, or a UserError."""
-    from omniaudio.acoustic.flow_matching import SOLVERS
-
-    if not isinstance(solvers, list) or not set(map(str, solvers)) <= SOLVERS.keys():
-        raise UserError(f"config flow_solvers: {solvers} is not a list of {', '.join(SOLVERS)}")
-    if not flow_steps:
-        raise UserError(f"config flow_solvers: {solvers} without steps; say how many: flow_steps=[1,2,4]")
 
 
 def evaluate_tokenizer(config: dict[str, Any]) -> None:
@@ -286,10 +277,11 @@ def make_speech(
 ) -> tuple[dict[str, list[np.ndarray]], list[dict[str, Any]]]:
     """Every variant of the clips that someone will hear: the judge all of them, a person the samples."""
     from omniaudio.dialogue.evaluation import save_sample, synthesize, variants
+    from omniaudio.dialogue.flow_ways import FlowWays
     from omniaudio.progress import track
 
     num = len(clips) if config["asr_judge"] else config["num_samples"]
-    extra = config["flow_steps"], config["stream_chunks"], config["flow_solvers"]
+    extra = FlowWays.of(config), config["stream_chunks"]
     wavs: dict[str, list[np.ndarray]] = {variant: [] for variant in variants(*extra)}
     samples = []
     for i, clip in enumerate(track(clips[:num], "speech")):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import band_hz
+from omniaudio.dialogue.flow_ways import FlowWays, way_name
 from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.dialogue.speech_stream import SpeechStream
 from omniaudio.errors import UserError
@@ -161,19 +162,9 @@ def score_tokenizer(model: SpokenLanguageModel, clips: Sequence[Clip], track: Tr
 # -- speech
 
 
-def variants(
-    flow_steps: Sequence[int] = (), chunks: Sequence[int] = (), solvers: Sequence[str] = ()
-) -> list[str]:
-    """Names of what is made of a clip; ``streamed_12`` has chunks of 12 code frames, and see ``flow_variants``."""
-    return [*VARIANTS, *flow_variants(flow_steps, solvers), *(f"streamed_{num}" for num in chunks)]
-
-
-def flow_variants(steps: Sequence[int], solvers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Name -> how flow matching is solved: ``flow_4`` in 4 steps by the model's own solver, ``flow_4_heun`` by that."""
-    if not solvers:
-        return {f"flow_{num}": {"flow_steps": num} for num in steps}
-    pairs = [(num, solver) for solver in solvers for num in steps]
-    return {f"flow_{num}_{solver}": {"flow_steps": num, "flow_solver": solver} for num, solver in pairs}
+def variants(ways: FlowWays, chunks: Sequence[int] = ()) -> list[str]:
+    """Names of what is made of a clip; ``streamed_12`` has chunks of 12 code frames, and see FlowWays."""
+    return [*VARIANTS, *ways.variants(), *(f"streamed_{num}" for num in chunks)]
 
 
 def variant_name(variant: str) -> str:
@@ -181,24 +172,20 @@ def variant_name(variant: str) -> str:
     kind, *how = variant.split("_")
     if kind == "streamed":
         return f"codes → flow matching, streamed by {how[0]} frames → vocoder"
-    if not how:
-        return VARIANTS[variant]
-    steps = f"{how[0]} step{'s' if how[0] != '1' else ''}"
-    return f"codes → flow matching, {' of '.join([steps, *how[1:]])} → vocoder"
+    return f"codes → flow matching, {way_name(variant)} → vocoder" if how else VARIANTS[variant]
 
 
 def synthesize(
     model: SpokenLanguageModel,
     clip: Clip,
     codes: Codes,
-    flow_steps: Sequence[int] = (),
+    ways: FlowWays | None = None,
     chunks: Sequence[int] = (),
-    solvers: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """All variants of a clip; "flow" has the model's own number of steps, others may be asked for besides.
+    """All variants of a clip; "flow" is solved as the model says, other ways may be asked for besides.
 
     Args:
-        flow_steps, solvers: each number by each solver, or by the model's own where none is named.
+        ways: other ways to solve flow matching.
         chunks: sizes in code frames; decoder, flow and vocoder get the codes chunk by chunk, as they would be written.
 
     Returns:
@@ -214,7 +201,7 @@ def synthesize(
         mel_BMT, mel_len_B = model.mel(codes, path=path)  # type: ignore[arg-type]
         mels[path] = mel_BMT[0, :, : int(mel_len_B[0])].float().cpu().numpy()
         wavs[path] = model.vocode(mel_BMT, mel_len_B)[0]
-    for name, options in flow_variants(flow_steps, solvers).items():
+    for name, options in (ways or FlowWays()).variants().items():
         wavs[name] = model.vocode(*model.mel(codes, path="flow", **options))[0]
     for num in chunks:
         settings = dataclasses.replace(model.settings.stream, chunk_frames=num)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,12 +95,12 @@ class DialogueSettings:
         check_choice("dialogue.flow_solver", self.flow_solver, SOLVERS)
         check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
 
-    def flow_options(self, steps: int | None = None, solver: str | None = None) -> dict[str, Any]:
-        """How flow matching is solved, unless something else is asked for."""
+    def flow_options(self) -> dict[str, Any]:
+        """How flow matching is solved, as arguments of FlowMatchingDecoder.decode."""
         return {
-            "num_steps": self.flow_steps if steps is None else steps,
+            "num_steps": self.flow_steps,
             "guidance": self.flow_guidance,
-            "solver": solver or self.flow_solver,
+            "solver": self.flow_solver,
             "time_warp": self.flow_warp,
         }
 
@@ -172,8 +172,7 @@ class SpokenLanguageModel(nn.Module):
         num_books: int | None = None,
         path: DecodePath | None = None,
         seed: int = 0,
-        flow_steps: int | None = None,
-        flow_solver: str | None = None,
+        **flow: Any,
     ) -> tuple[Tensor, Tensor]:
         """Codes to the mel that the vocoder reads.
 
@@ -183,7 +182,7 @@ class SpokenLanguageModel(nn.Module):
             path: "flow" matches the hidden states of the decoder; "refined" and "coarse" are the tokenizer's
                 own mels, brought to the vocoder's by ``remel``; None is that of ``settings``.
             seed: of the flow's starting noise.
-            flow_steps, flow_solver: of flow matching; None are those of ``settings``.
+            flow: ``flow_steps``, ``flow_solver``, ``flow_warp``, ``flow_guidance`` in place of those of ``settings``.
 
         Returns:
             mel_BMT, mel_len_B.
@@ -198,7 +197,7 @@ class SpokenLanguageModel(nn.Module):
             decoded.hidden_len_B,
             generator=torch.Generator().manual_seed(seed),
             chunks=chunks_of(self.tokenizer, self.flow, self.settings.stream),
-            **self.settings.flow_options(flow_steps, flow_solver),
+            **replace(self.settings, **flow).flow_options(),
         )
 
     @torch.inference_mode()

@@ -79,6 +79,14 @@ def test_steps_of_flow_matching_are_numbers(exported, composed):
         evaluate.main(composed("evaluate", *FEW, "flow_solvers=[rk4]"))
     with pytest.raises(UserError, match=r"flow_solvers: \['heun'\] without steps; say how many"):
         evaluate.main(composed("evaluate", *FEW[:3], "flow_solvers=[heun]"))
+    with pytest.raises(
+        UserError, match=r"flow_warps: \['sine'\] is not a list of cosine, uniform, logit_norm"
+    ):
+        evaluate.main(composed("evaluate", *FEW, "flow_warps=[sine]"))
+    with pytest.raises(
+        UserError, match=r"flow_guidances: \[0, -1\] is not a list of numbers, each at least 0"
+    ):
+        evaluate.main(composed("evaluate", *FEW, "flow_guidances=[0,-1]"))
 
 
 def test_no_clip_at_once_is_refused(composed):
@@ -182,6 +190,8 @@ def test_an_export_in_8_bits_is_scored_and_named(composed, tmp_path, monkeypatch
         "measures=[mel error]",
         "flow_steps=[1]",
         "flow_solvers=[heun]",
+        "flow_warps=[logit_normal]",
+        "flow_guidances=[0]",
     ]
     config = composed("evaluate", *few, f"model_dir={folder}", f"exp_dir={tmp_path}", "loss_stages=[]")
     usual = composed("evaluate")
@@ -190,7 +200,13 @@ def test_an_export_in_8_bits_is_scored_and_named(composed, tmp_path, monkeypatch
     found = json.loads((tmp_path / "evaluate/results.json").read_text())
     own = [shlex.split(row["command"]) for row in found["rows"] if "omniaudio train" not in row["command"]]
     assert own and all(f"model_dir={folder}" in words for words in own), "each row says which export it is of"
-    assert row(found, "mel error, codes → flow matching, 1 step of heun → vocoder")["value"] > 0
+    assert (
+        row(
+            found,
+            "mel error, codes → flow matching, 1 step of heun, logit-normal times, guidance 0 → vocoder",
+        )["value"]
+        > 0
+    )
     assert row(found, "text perplexity of the export")["value"] > 1
     page = Page(title="t", lead="", facts=[])
     number_section(page, found, tmp_path)

@@ -9,6 +9,7 @@ from omniaudio.cli.evaluate import judged
 from omniaudio.data.shards import ShardWriter
 from omniaudio.dialogue import evaluation
 from omniaudio.dialogue.evaluation import Clip, choose_clips
+from omniaudio.dialogue.flow_ways import FlowWays
 from omniaudio.dialogue.speech_stream import SpeechStream
 from omniaudio.errors import UserError
 from omniaudio.frontend.audio import encode_audio, resample
@@ -96,8 +97,8 @@ def test_all_variants_of_a_clip(model, clips):
 
 def test_speech_by_steps_and_in_chunks(model, clips):
     codes = model.encode(clips[0].wav_N, 16000)
-    wavs, _ = evaluation.synthesize(model, clips[0], codes, flow_steps=[1], chunks=[2, 1000])
-    assert list(wavs) == evaluation.variants([1], [2, 1000])
+    wavs, _ = evaluation.synthesize(model, clips[0], codes, FlowWays(flow_steps=[1]), chunks=[2, 1000])
+    assert list(wavs) == evaluation.variants(FlowWays(flow_steps=[1]), [2, 1000])
     assert len(wavs["streamed_2"]) == len(wavs["flow"])
     stream = dataclasses.replace(model.settings.stream, chunk_frames=2)
     spoken = SpeechStream(model, stream, path="flow")
@@ -113,8 +114,9 @@ def test_speech_by_other_solvers_of_the_same_model(model, clips, monkeypatch):
         parameter.add_(0.1 * torch.randn_like(parameter))
     monkeypatch.setitem(model._modules, "flow", flow)
     codes = model.encode(clips[0].wav_N, 16000)
-    wavs, _ = evaluation.synthesize(model, clips[0], codes, [1], solvers=["euler", "midpoint"])
-    assert list(wavs) == evaluation.variants([1], solvers=["euler", "midpoint"])
+    ways = FlowWays(flow_steps=[1], flow_solvers=["euler", "midpoint"])
+    wavs, _ = evaluation.synthesize(model, clips[0], codes, ways)
+    assert list(wavs) == evaluation.variants(ways)
     kind = "codes → flow matching, 1 step of"
     names = [f"{kind} euler → vocoder", f"{kind} midpoint → vocoder"]
     assert [evaluation.variant_name(variant) for variant in list(wavs)[-2:]] == names
@@ -122,6 +124,17 @@ def test_speech_by_other_solvers_of_the_same_model(model, clips, monkeypatch):
     monkeypatch.setattr(model, "settings", settings)
     np.testing.assert_array_equal(wavs["flow_1_midpoint"], model.decode(codes, path="flow"))
     assert not np.array_equal(wavs["flow_1_midpoint"], wavs["flow_1_euler"])
+    ways = FlowWays(flow_steps=[3], flow_warps=["cosine", "uniform"], flow_guidances=[0, 2.5])
+    wavs, _ = evaluation.synthesize(model, clips[0], codes, ways)
+    made = {name: wav_N for name, wav_N in wavs.items() if name.startswith("flow_")}
+    assert len({wav_N.tobytes() for wav_N in made.values()}) == 4
+    for name, warp, guidance in (
+        ("flow_3_cosine_guidance0", "cosine", 0),
+        ("flow_3_uniform_guidance2.5", "uniform", 2.5),
+    ):
+        asked = dataclasses.replace(settings, flow_steps=3, flow_warp=warp, flow_guidance=guidance)
+        monkeypatch.setattr(model, "settings", asked)
+        np.testing.assert_array_equal(made[name], model.decode(codes, path="flow"))
 
 
 class EchoJudge:
