@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,33 @@ def test_one_text_a_waveform_alike_alone_and_in_a_batch(whisper_folder):
     texts = judge.transcribe(wavs, 24000, ["en", "en", "it"])
     assert len(texts) == 3
     assert texts == [judge.transcribe([wav], 24000, ["en"])[0] for wav in wavs]
+
+
+@pytest.mark.parametrize("kind", ["whisper_folder", "timing_folder"])
+def test_it_writes_what_transformers_own_generate_writes(kind, request, tmp_path):
+    """Of each sound alone; the judge has them in one batch, and runs the encoder by itself."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / kind)
+    if kind == "timing_folder":  # it writes two letters alone, on and on
+        path = folder / "generation_config.json"
+        others = [*range(2, json.loads((folder / "config.json").read_text())["vocab_size"])]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "suppress_tokens": others}))
+    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    processor = WhisperProcessor.from_pretrained(folder)
+    wavs, languages = [speech(16000 * n, n) for n in (1, 3, 2)], ["en", "zh", "en"]
+    expected = []
+    for wav_N, language in zip(wavs, languages, strict=True):
+        inputs = processor(wav_N, sampling_rate=16000, return_tensors="pt", return_attention_mask=True)
+        named = {"language": language, "task": "transcribe"} if kind == "timing_folder" else {}
+        ids_BL = model.generate(
+            **inputs, **named, do_sample=False, num_beams=1, max_new_tokens=10 + 8 * len(wav_N) // 16000
+        )
+        expected.append(processor.batch_decode(ids_BL, skip_special_tokens=True)[0].strip())
+    assert AsrJudge(str(folder)).transcribe(wavs, 16000, languages) == expected
+    assert all(expected) and len(set(expected)) == 3, (
+        "the model of this test says one thing: it proves nothing"
+    )
 
 
 def test_nobody_could_have_said_more(whisper_folder):
