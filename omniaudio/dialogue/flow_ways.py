@@ -55,7 +55,10 @@ class FlowWays:
         found: dict[str, dict[str, Any]] = {}
         for *named, num in itertools.product(*(given or [None] for given in others), self.flow_steps):
             guidance, warp, solver = named
-            words = ["flow", str(num), solver, warp and warp.replace("_", "-")]
+            words = [
+                "flow",
+                *(str(word).replace("_", "-") for word in (num, solver, warp) if word is not None),
+            ]
             words += [] if guidance is None else [f"{GUIDANCE}{guidance:g}"]
             asked = {
                 "flow_steps": num,
@@ -63,7 +66,7 @@ class FlowWays:
                 "flow_warp": warp,
                 "flow_guidance": guidance,
             }
-            found["_".join(filter(None, words))] = {k: v for k, v in asked.items() if v is not None}
+            found["_".join(words)] = {k: v for k, v in asked.items() if v is not None}
         return found
 
 
