@@ -287,11 +287,8 @@ class FlowMatchingDecoder(nn.Module):
         Raises:
             UserError: it is longer than the mel.
         """
-        for given, wanted in zip(prompt_len_B.tolist(), mel_len_B.tolist(), strict=True):
-            if given > wanted:
-                raise UserError(
-                    f"flow: a prompt of {given} frames; the hidden states, which begin with its own, are {wanted}"
-                )
+        for given, num_frames in zip(prompt_len_B.tolist(), mel_len_B.tolist(), strict=True):
+            check_prompt(given, num_frames)
         num_frames = int(mel_len_B.max())
         known_BT = valid_steps(prompt_len_B, num_frames)
         prompt_BMT = F.pad(prompt_BMT, (0, num_frames - prompt_BMT.shape[2]))
@@ -350,6 +347,14 @@ class FlowMatchingDecoder(nn.Module):
 
         path: Tensor = odeint(velocity, noise, times, method=SOLVERS[solver])
         return path[-1]
+
+
+def check_prompt(num_given: int, num_frames: int) -> None:
+    """Refuse a prompt that is longer than the mel whose first frames it is."""
+    if num_given > num_frames:
+        raise UserError(
+            f"flow: a prompt of {num_given} frames; the hidden states, which begin with its own, are {num_frames}"
+        )
 
 
 def behind(mel_BMT: Tensor, first_B: Tensor, mel_len_B: Tensor) -> tuple[Tensor, Tensor]:

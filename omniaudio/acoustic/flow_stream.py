@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omniaudio.acoustic.flow_matching import CALLS, NOISE_FRAMES, SOLVERS, WARPS, FlowMatchingDecoder
+from omniaudio.acoustic.flow_matching import (
+    CALLS,
+    NOISE_FRAMES,
+    SOLVERS,
+    WARPS,
+    FlowMatchingDecoder,
+    check_prompt,
+)
 from omniaudio.errors import UserError, check_choice
 from omniaudio.past import Past
 from omniaudio.types import device_of
@@ -47,7 +54,7 @@ class FlowStream:
         num_steps, guidance, solver, time_warp: see FlowMatchingDecoder.decode.
         speaker_S: the speaker's vector, see Timbre; None: unknown.
         prompt_MT: log-mel of the first frames, as of ``decode``: their hidden states are pushed like all, and nothing
-            comes out for them.
+            comes out for them; ``finish`` refuses one that is longer than all of them.
 
     Raises:
         UserError: the hidden states are not at the rate of the mel, a speaker or prompt without a slot.
@@ -99,6 +106,15 @@ class FlowStream:
         )  # fmt: skip
         mel_MT: Tensor = mel[0] * self.flow.mel_std + self.flow.mel_mean
         return mel_MT if known_BT is None else mel_MT[:, int(known_BT.sum()) :]
+
+    def finish(self) -> None:
+        """The stretch is over.
+
+        Raises:
+            UserError: the prompt was longer than all that was pushed: nothing came out.
+        """
+        num_left = 0 if self._prompt_BMT is None else self._prompt_BMT.shape[2]
+        check_prompt(self._num_frames + num_left, self._num_frames)
 
     def _next_of_prompt(self, num_frames: int) -> tuple[Tensor | None, Tensor | None]:
         """See FlowMatchingDecoder.known; None when the prompt is over."""

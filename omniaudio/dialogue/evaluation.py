@@ -7,6 +7,8 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +242,12 @@ def judge_variants(
     starts = range(0, len(clips), judge.batch_size)
     for variant, start in track([(v, s) for v in wavs for s in starts], "judge"):
         part = slice(start, start + judge.batch_size)
-        rate = clips[0].sample_rate_hz if variant == "original" else rate_hz
-        heard[variant] += judge.transcribe(wavs[variant][part], rate, languages[part])
+        rates = [clip.sample_rate_hz if variant == "original" else rate_hz for clip in clips[part]]
+        for rate, run in groupby(
+            zip(rates, wavs[variant][part], languages[part], strict=True), itemgetter(0)
+        ):
+            _, alike, spoken = zip(*run, strict=True)
+            heard[variant] += judge.transcribe(alike, rate, spoken)
     return heard
 
 

@@ -77,6 +77,25 @@ def test_a_speaker_and_a_prompt_are_streamed_as_offline(solver: str, kind: str) 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("sizes", [[], [5], [3, 4], [3, 6], [12]])
+def test_a_prompt_that_is_longer_than_all_that_came_is_refused_as_offline(sizes: list[int]) -> None:
+    flow, prompt_MT = new_flow(slots=True), torch.randn(4, 9)
+    stream, num_frames = FlowStream(flow, seeded(), num_steps=1, prompt_MT=prompt_MT), sum(sizes)
+    pieces = [stream.push(torch.randn(size, 6)) for size in sizes]
+    assert sum(piece.shape[1] for piece in pieces) == max(0, num_frames - 9)
+    if num_frames >= 9:
+        stream.finish()
+        return
+    message = f"flow: a prompt of 9 frames; the hidden states, which begin with its own, are {num_frames}"
+    with pytest.raises(UserError, match=message):
+        stream.finish()
+    if num_frames == 0:
+        return
+    with pytest.raises(UserError, match=message):
+        flow.decode(torch.randn(1, num_frames, 6), torch.tensor([num_frames]), 1, prompt_BMT=prompt_MT[None])
+
+
+@torch.no_grad()
 def test_other_chunks_give_another_mel_and_the_far_past_is_forgotten() -> None:
     """What the parity above would not show: that chunks matter, and that the look-back really ends."""
     flow, hidden = new_flow(look_back=2), torch.randn(1, 60, 6)

@@ -151,6 +151,11 @@ def test_judge_hears_every_variant_at_its_rate(clips):
     heard = evaluation.judge_variants(EchoJudge(), clips, wavs, 24000, quiet)
     assert heard["flow"] == [f"{10 + i} 24000 {clip.language}" for i, clip in enumerate(clips)]
     assert heard["original"] == [f"{len(clip.wav_N)} 16000 {clip.language}" for clip in clips]
+    for at in (1, 3):  # other corpora may have other rates
+        clips = [*clips[:at], dataclasses.replace(clips[at], sample_rate_hz=8000), *clips[at + 1 :]]
+    heard = evaluation.judge_variants(EchoJudge(), clips, wavs, 24000, quiet)
+    assert [text.split()[1] for text in heard["original"]] == ["16000", "8000", "16000", "8000"]
+    assert {text.split()[1] for text in heard["flow"]} == {"24000"}
 
 
 def test_character_error_rate_of_perfect_hearing_is_zero(clips):
