@@ -159,10 +159,8 @@ def test_programs_are_written_and_read(chunked, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(chunked._modules, "vocoder", stirred(copy.deepcopy(chunked.vocoder)))
     assert write_programs(tmp_path, chunked) == ["flow_prenet.pt2", "flow_step.pt2", "vocoder.pt2"]
     flow, (x, mu) = chunked.flow, torch.randn(2, 1, chunked.mel_spec.num_mels, NUM_FRAMES)
-    hidden, scalars = (
-        torch.randn(1, NUM_FRAMES, flow.prenet.hidden_width),
-        (torch.tensor(0.2), torch.tensor(0.9)),
-    )
+    hidden = torch.randn(1, NUM_FRAMES, flow.prenet.hidden_width)
+    scalars = torch.tensor(0.2), torch.tensor(0.9)
     wanted = {
         "flow_prenet": (FlowPrenet(flow), (hidden,)),
         "flow_step": (FlowStep(flow, chunks), (x, mu, *scalars)),

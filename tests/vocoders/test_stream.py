@@ -74,7 +74,7 @@ def test_the_reach_is_where_a_frame_is_heard(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("look_ahead", [0, 3])
 def test_with_less_all_samples_come_and_seams_are_as_smooth_as_the_rest(name: str, look_ahead: int) -> None:
-    """Which they are neither without the fade nor where samples are said twice."""
+    """They would not be without the fade, nor if samples were said twice."""
     vocoder = slow_wave(new_vocoder(name))
     mel_MT = torch.randn(8, 90, generator=torch.Generator().manual_seed(1)).cumsum(1) / 4
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,11 +54,11 @@ def slow_wave(vocoder: nn.Module) -> nn.Module:
     heads = {HiFT: ("conv_post", 1, 1.0), ISTFTVocoder: ("head", 3, 4.0)}
     if type(vocoder) in heads:
         name, num_low, level = heads[type(vocoder)]
-        head = vocoder.get_submodule(name)
-        num_bins = len(head.bias) // 2  # type: ignore[arg-type]
-        head.weight[num_low:num_bins] = 0.0  # type: ignore[index,operator]
-        head.bias[:num_bins] = -20.0  # type: ignore[index,operator]
-        head.bias[:num_low] = level  # type: ignore[index,operator]
+        head: Any = vocoder.get_submodule(name)
+        num_bins = len(head.bias) // 2  # of magnitudes; phases follow
+        head.weight[num_low:num_bins] = 0.0
+        head.bias[:num_bins] = -20.0
+        head.bias[:num_low] = level
     if isinstance(vocoder, HiFT):
         vocoder.source.noise_std = 0.0
     return vocoder
