@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from omniaudio.config import build
 from omniaudio.errors import UserError
 from omniaudio.stage import STAMP, stage
 
@@ -29,6 +30,14 @@ def main(config: dict[str, Any]) -> None:
         raise UserError(
             "config int8: true; graphs (onnx, programs) are made of the weights as they are: leave one of them out"
         )
+    from omniaudio.dialogue.folder import num_parameters, settings_config, write_model
+    from omniaudio.dialogue.portable import check_onnx, write_onnx, write_programs
+
+    build(
+        settings_config(config["dialogue"]), "dialogue"
+    )  # a wrong word is said before an older export is set aside
+    if config["onnx"]:
+        check_onnx(config["dialogue"]["flow_solver"])
     parts = {name: Path(folder) for name, folder in config["parts"].items()}
     text_tokenizer = Path(config["text_tokenizer"])
     inputs = [made_by(folder) for folder in parts.values()] + [text_tokenizer]
@@ -36,11 +45,7 @@ def main(config: dict[str, Any]) -> None:
         if run.done:
             return
         from omniaudio.dialogue.card import read_attribution, write_card
-        from omniaudio.dialogue.folder import num_parameters, write_model
-        from omniaudio.dialogue.portable import check_onnx, write_onnx, write_programs
 
-        if config["onnx"]:
-            check_onnx(config["dialogue"]["flow_solver"])
         folder = Path(config["model_dir"])
         settings = {**config["dialogue"], "voices": trained_voices(made_by(parts["lm"]))}
         model = write_model(folder, parts, text_tokenizer, settings, config["int8"])

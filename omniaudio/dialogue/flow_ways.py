@@ -38,7 +38,7 @@ class FlowWays:
             if not isinstance(words, list | tuple) or not set(map(str, words)) <= set(known):
                 raise UserError(f"config {name}: {words} is not a list of {', '.join(known)}")
         numbers = self.flow_guidances
-        if not isinstance(numbers, list | tuple) or not all(map(_is_guidance, numbers)):
+        if not isinstance(numbers, list | tuple) or not all(map(is_guidance, numbers)):
             raise UserError(f"config flow_guidances: {numbers} is not a list of numbers, each at least 0")
         for name, given in others.items():
             if given and not self.flow_steps:
@@ -84,5 +84,6 @@ def way_name(variant: str) -> str:
     return told
 
 
-def _is_guidance(number: Any) -> bool:
+def is_guidance(number: Any) -> bool:
+    """Whether this can be the strength of guidance."""
     return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf

@@ -94,6 +94,11 @@ def layout_of(model: SpokenLanguageModel) -> Fingerprint:
     )
 
 
+def settings_config(dialogue: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of DialogueSettings as a config that ``build`` makes one of."""
+    return {"_target_": f"{DialogueSettings.__module__}.{DialogueSettings.__name__}", **plain(dialogue)}
+
+
 def write_model(
     folder: Path,
     parts: Mapping[str, Path],
@@ -125,10 +130,7 @@ def write_model(
         "omniaudio_version": omniaudio.__version__,
         "int8": int8,
         "parts": configs,
-        "dialogue": {
-            "_target_": f"{DialogueSettings.__module__}.{DialogueSettings.__name__}",
-            **plain(dialogue),
-        },
+        "dialogue": settings_config(dialogue),
     }
     model = SpokenLanguageModel(
         **cast(dict[str, Any], modules),

@@ -5,7 +5,6 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
 from omniaudio.data.prompts import prompt_for, with_voice
+from omniaudio.dialogue.flow_ways import is_guidance
 from omniaudio.dialogue.listening import Listener
 from omniaudio.dialogue.remel import remel
 from omniaudio.dialogue.replies import ReplyChunk, SpokenReply, in_chunks, spoken_reply
@@ -90,7 +90,7 @@ class DialogueSettings:
         check_decode_path(self.mel_path)
         if self.flow_steps < 1:
             raise UserError(f"dialogue.flow_steps {self.flow_steps}: at least 1")
-        if not 0 <= self.flow_guidance < math.inf:
+        if not is_guidance(self.flow_guidance):
             raise UserError(f"dialogue.flow_guidance {self.flow_guidance}: a finite number, at least 0")
         check_choice("dialogue.flow_solver", self.flow_solver, SOLVERS)
         check_choice("dialogue.flow_warp", self.flow_warp, WARPS)
@@ -248,7 +248,7 @@ class SpokenLanguageModel(nn.Module):
             messages, speak, seed, history, voice: see ``reply``.
             chunk_frames: code frames of a chunk, 0: stretches as a whole; None: that of ``settings.stream``, 12 in
                 exports unless they were made with another.
-            cancelled: asked before every token and every frame of codes; once it says True the reply is over: e.g.
+            cancelled: asked after every token and every frame of codes; once it says True nothing more comes: e.g.
                 ``is_set`` of a ``threading.Event`` that another thread sets when the user breaks in.
         """
         prompt, saved = self._asked(messages, speak, history, voice)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omniaudio.errors import UserError
+from omniaudio.init import unsharded
 from omniaudio.lm.attention import register
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
         "hidden_size": HEADS * width,
         "num_attention_heads": HEADS,
         "num_key_value_heads": {1: 1, config.num_attention_heads: HEADS}.get(kv, HEADS // 2),
-        "intermediate_size": FFN,
+        **{name: FFN for name, value in found.items() if name.endswith("intermediate_size") and value},
         "num_hidden_layers": min(2, config.num_hidden_layers),
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
@@ -43,7 +44,7 @@ def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
         sizes["num_hidden_layers"] = len(sizes["layer_types"])
     if found.get("sliding_window"):
         sizes["sliding_window"] = WINDOW
-    kept = {name: value for name, value in found.items() if name not in ("model_type", *sizes)}
+    kept = {name: value for name, value in found.items() if name not in ("model_type", "dtype", *sizes)}
     return type(config)(**copy.deepcopy(kept), **sizes)
 
 
@@ -57,18 +58,27 @@ def prove_alike(config: PreTrainedConfig, around: Callable[[Any], CausalBackbone
     Raises:
         UserError: it is not computed here as there.
     """
-    with torch.device("cpu"), torch.random.fork_rng(devices=()), torch.no_grad():
+    of_run = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    with unsharded(), torch.device("cpu"), torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(0)
         try:
             fault = _difference(small_config(config), around)
         except Exception as error:  # whatever another model's code does not bear
-            reason = str(error).strip().splitlines() or [""]
-            fault = f"{type(error).__name__}: {reason[0]}"
+            fault = reason_of(error)
+        finally:
+            torch.set_default_dtype(of_run)
     if fault:
         raise UserError(
             f"backbone.model_type: a {config.model_type!r} of this config is not computed here as transformers does "
             f"({fault}); see OtherBackbone for what can be"
         )
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong in another library, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"
 
 
 def _difference(config: PreTrainedConfig, around: Callable[[Any], CausalBackbone]) -> str:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from omniaudio.errors import UserError, check_choice
 from omniaudio.init import copy_whole, drawn_whole, unsharded
-from omniaudio.lm.alike import prove_alike
+from omniaudio.lm.alike import prove_alike, reason_of
 from omniaudio.lm.attention import CHOICES, Packing, register
 from omniaudio.lm.cross_entropy import chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
@@ -147,7 +147,10 @@ class CausalBackbone(nn.Module):
             raise UserError(
                 f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
             )
-        config = AutoConfig.for_model(self.model_type, **{**sizes, "pad_token_id": None, **entries})
+        try:
+            config = AutoConfig.for_model(self.model_type, **{**sizes, "pad_token_id": None, **entries})
+        except Exception as error:  # each kind checks its own entries
+            raise UserError(f"backbone: no {self.model_type!r} can be so ({reason_of(error)})") from error
         if wrong := [name for name in NOT_COMPUTED if getattr(config, name, None)]:
             raise UserError(
                 f"backbone.{wrong[0]}: {getattr(config, wrong[0])} is not computed here; must be null"

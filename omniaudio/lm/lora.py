@@ -39,6 +39,8 @@ def add_lora(
     maps = {
         name.rpartition(".")[2]: None for name, part in model.named_modules() if isinstance(part, nn.Linear)
     }
+    if targets is not None and not targets:
+        raise UserError(f"backbone.lora.targets: [] adapts nothing; null is all of {', '.join(maps)}")
     if wrong := sorted(set(targets or ()) - maps.keys()):
         raise UserError(f"backbone.lora.targets: {wrong[0]!r} is not one of {', '.join(maps)}")
     config = LoraConfig(

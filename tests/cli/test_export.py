@@ -44,13 +44,27 @@ def test_missing_part_is_one_line(composed, tmp_path):
     assert not Path(config["model_dir"]).exists()
 
 
-def test_a_solver_that_is_no_graph_is_refused_before_anything_is_written(composed, tmp_path):
-    words = ["onnx=true", "dialogue.flow_solver=midpoint", f"model_dir={tmp_path}/model"]
-    with pytest.raises(
-        UserError, match=r"config dialogue.flow_solver: 'midpoint'; a graph is one step of euler"
-    ):
-        export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
-    assert not (tmp_path / "model").exists()
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (
+            ["onnx=true", "dialogue.flow_solver=midpoint"],
+            "flow_solver: 'midpoint'; a graph is one step of euler",
+        ),
+        (["dialogue.flow_guidance=null"], "dialogue.flow_guidance None: a finite number, at least 0"),
+        (["dialogue.flow_warp=none"], "dialogue.flow_warp 'none': can be"),
+    ],
+)
+def test_what_no_export_can_be_is_refused_before_an_older_one_is_set_aside(
+    exported, composed, tmp_path, words, fault
+):
+    shutil.copytree(exported.parent, tmp_path / "export")
+    config = composed("export", *words)
+    config = {**config, "exp_dir": str(tmp_path), "model_dir": f"{tmp_path}/export/model"}
+    with pytest.raises(UserError, match=fault):
+        export.main(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    assert omniaudio.load(tmp_path / "export" / "model")
 
 
 def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed, tmp_path):

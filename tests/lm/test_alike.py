@@ -87,3 +87,20 @@ def test_the_trial_is_whole_on_the_meta_device():
     with torch.device("meta"):
         prove("mistral")
         assert torch.empty(1).is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_trial_is_in_float32_whatever_the_run_is_in(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        prove("mistral", dtype="bfloat16")
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_experts_are_small_too():
+    small = small_config(config_of("qwen3_moe", moe_intermediate_size=768, num_experts=128))
+    assert small.moe_intermediate_size == 24
+    prove("qwen3_moe")

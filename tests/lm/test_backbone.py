@@ -204,6 +204,15 @@ def test_another_model_that_is_built_otherwise_is_refused(kind, words):
         OtherBackbone(kind, vocab_size=50, **SIZES)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"num_heads": 0}, {"num_layers": 2, "layer_types": ["full_attention"]}], ids=["heads", "types"]
+)
+def test_sizes_that_no_model_of_a_kind_has_are_one_line(wrong):
+    with pytest.raises(UserError, match="a? 'olmo3'.* (can be so|as transformers does) ") as error:
+        OtherBackbone("olmo3", vocab_size=50, **{**SIZES, **wrong})
+    assert "\n" not in str(error.value)
+
+
 def test_an_entry_that_the_kind_does_not_know_is_refused():
     with pytest.raises(
         UserError, match="backbone.hiden_size: neither Qwen3Backbone nor a 'qwen3' knows this"

@@ -80,6 +80,10 @@ def test_some_maps_alone_and_mistakes():
         if ".lora_" in name
     }
     assert {name.split(".")[3] for name in names} == {"q_proj"}
+    with pytest.raises(
+        UserError, match=r"backbone\.lora\.targets: \[\] adapts nothing; null is all of q_proj"
+    ):
+        make(lora={"targets": []})
     with pytest.raises(UserError, match=r"backbone\.lora\.targets: 'qproj' is not one of q_proj"):
         make(lora={"targets": ["qproj"]})
     with pytest.raises(UserError, match=r"backbone\.lora\.rank: 0 must be at least 1"):

@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from omniaudio.cli.main import compose
 from omniaudio.cli.plan import make_plain_task
 from omniaudio.encoders.whisper import WhisperEncoder
-from omniaudio.lm.backbone import KINDS, CausalBackbone
+from omniaudio.lm.backbone import KINDS, CausalBackbone, OtherBackbone
 from omniaudio.tasks.base import Task
 from omniaudio.training.artifacts import load_state
 from omniaudio.training.strategies import gathered_state
@@ -57,6 +57,7 @@ def with_adapters() -> nn.Module:
 def tasks(folder: Path) -> dict[str, Task]:
     """Name -> what builds modules."""
     modules: dict[str, Any] = {"with_adapters": with_adapters}
+    modules["OtherBackbone"] = lambda: OtherBackbone("mistral", vocab_size=50, **SIZES)
     for tied in (False, True):
         for kind in KINDS:
             modules[f"{kind.__name__}-{tied}"] = lambda kind=kind, tied=tied: kind(
