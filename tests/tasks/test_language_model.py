@@ -101,7 +101,9 @@ def test_accumulation_changes_nothing_however_uneven_the_batches_are(whole, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("zero2", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("zero2", 2), ("zero3", 1), ("zero3", 2)]
+)
 def test_two_processes_accumulate_to_the_training_of_one(whole, tmp_path, strategy, accumulate):
     words = [
         sys.executable,
