@@ -33,9 +33,8 @@ def main(config: dict[str, Any]) -> None:
     from omniaudio.dialogue.folder import num_parameters, settings_config, write_model
     from omniaudio.dialogue.portable import check_onnx, write_onnx, write_programs
 
-    build(
-        settings_config(config["dialogue"]), "dialogue"
-    )  # a wrong word is said before an older export is set aside
+    # A wrong word is said before an older export is set aside.
+    build(settings_config(config["dialogue"]), "dialogue")
     if config["onnx"]:
         check_onnx(config["dialogue"]["flow_solver"])
     parts = {name: Path(folder) for name, folder in config["parts"].items()}

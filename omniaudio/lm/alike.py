@@ -61,7 +61,7 @@ def prove_alike(config: PreTrainedConfig, around: Callable[[Any], CausalBackbone
     of_run = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     with unsharded(), torch.device("cpu"), torch.random.fork_rng(devices=()), torch.no_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # that of the CPU: those of GPUs stay as they are
         try:
             fault = _difference(small_config(config), around)
         except Exception as error:  # whatever another model's code does not bear

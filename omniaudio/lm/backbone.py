@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class CausalBackbone(nn.Module):
             documents are attended to: one of ``omniaudio.lm.attention.CHOICES``.
     """
 
-    model_type: ClassVar[str] = "qwen2"
+    model_type = "qwen2"
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class CausalBackbone(nn.Module):
         self.layers: nn.ModuleList = model.model.layers
         self.norm: nn.Module = model.model.norm
         self.rotary: nn.Module = model.model.rotary_emb
+        self.rotary_by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
         self.lm_head: nn.Linear = model.lm_head
 
     def _config(self, sizes: dict[str, Any], entries: dict[str, Any]) -> PreTrainedConfig:
@@ -146,6 +147,12 @@ class CausalBackbone(nn.Module):
         if unknown := sorted(set(entries) - known):
             raise UserError(
                 f"backbone.{unknown[0]}: neither {type(self).__name__} nor a {self.model_type!r} knows this"
+            )
+        eps = sizes.pop("rms_norm_eps")
+        sizes.update({name: eps for name in NORM_EPS if name in known})
+        if foreign := sorted(set(sizes) - known):
+            raise UserError(
+                f"backbone.model_type: a {self.model_type!r} has no entry {foreign[0]}, so it is built otherwise"
             )
         try:
             config = AutoConfig.for_model(self.model_type, **{**sizes, "pad_token_id": None, **entries})
@@ -215,7 +222,7 @@ class CausalBackbone(nn.Module):
 
     def _rotary(self, hidden_BLD: Tensor, position_BL: Tensor) -> list[Any]:
         """Rotary positions for each layer."""
-        if "layer_type" not in inspect.signature(self.rotary.forward).parameters:
+        if not self.rotary_by_type:
             return [self.rotary(hidden_BLD, position_BL)] * self.num_layers
         types = self.config.layer_types
         by_type = {of: self.rotary(hidden_BLD, position_BL, of) for of in set(types)}
@@ -245,19 +252,10 @@ class OtherBackbone(CausalBackbone):
             raise UserError(
                 f"backbone.model_type: transformers knows no {model_type!r}; it stands in the model's config.json"
             )
-        self.model_type = model_type  # type: ignore[misc]
+        self.model_type = model_type
         super().__init__(**sizes)
 
     def _config(self, sizes: dict[str, Any], entries: dict[str, Any]) -> PreTrainedConfig:
-        from transformers import AutoConfig
-
-        known = AutoConfig.for_model(self.model_type).to_dict().keys()
-        eps = sizes.pop("rms_norm_eps")
-        sizes = {**sizes, **{name: eps for name in NORM_EPS if name in known}}
-        if foreign := sorted(set(sizes) - known):
-            raise UserError(
-                f"backbone.model_type: a {self.model_type!r} has no entry {foreign[0]}, so it is built otherwise"
-            )
         config = super()._config(sizes, entries)
         prove_alike(config, CausalBackbone.around)
         return config

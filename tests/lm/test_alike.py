@@ -77,7 +77,9 @@ def faulty(attention):
     return "packed_faulty"
 
 
-def test_the_trial_draws_nothing_of_the_run():
+def test_the_trial_draws_nothing_of_the_run(monkeypatch):
+    """Nor does it seed the generators of GPUs, which it does not use."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
     before = torch.get_rng_state()
     prove("mistral")
     assert torch.equal(before, torch.get_rng_state())

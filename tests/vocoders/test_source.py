@@ -18,7 +18,7 @@ def new_source(num_harmonics: int = 1, noise_std: float = 0.0) -> HarmonicSource
 @pytest.mark.parametrize("training", [False, True])
 def test_excitation_is_that_of_the_definition(training: bool) -> None:
     """Voices that move and fall silent, a frame at the threshold, odd rates, weights of both signs."""
-    source = HarmonicSource(22_050, 150, **SOURCE).train(training)  # type: ignore[arg-type]
+    source = HarmonicSource(22_050, 150, **SOURCE).train(training)
     source.mix.weight.copy_(torch.tensor([[2.0, -1.5, 1.0]]))
     f0_BT = torch.tensor(
         [[90.0, 130.5, 0.0, 10.0, 10.5, 410.0, 395.0], [0.0, 0.0, 220.0, 221.0, 180.0, 0.0, 333.0]]
@@ -59,7 +59,7 @@ def test_phase_runs_on_where_f0_changes() -> None:
 @pytest.mark.parametrize("hop", [1, 15, 480])
 def test_piece_by_piece_it_is_the_whole_at_any_hop(hop: int) -> None:
     """Also where hop x sines is no multiple of the 16 that torch draws at a time; with noise alone to be heard."""
-    source = HarmonicSource(24_000, hop, **{**SOURCE, "num_harmonics": 0}).eval()  # type: ignore[arg-type]
+    source = HarmonicSource(24_000, hop, **{**SOURCE, "num_harmonics": 0}).eval()
     f0_BT, stream = torch.tensor([[0.0, 120.0, 0.0, 95.5, 0.0, 0.0, 310.0] * 5]), SourceStream(source)
     pieces = [stream.push(piece_BT) for piece_BT in f0_BT.split([1, 0, 2, 9, 23], dim=1)]
     with torch.no_grad():

@@ -17,7 +17,12 @@ from omniaudio.vocoders.istft import ISTFTVocoder
 from omniaudio.vocoders.source import HarmonicSource
 
 SPEC = MelSpec(24000, 1920, 480, 1920, 8, 0.0, 8000.0, "ln", False)
-SOURCE = {"num_harmonics": 2, "sine_amplitude": 0.1, "noise_std": 0.003, "voiced_threshold_hz": 10.0}
+SOURCE: dict[str, Any] = {
+    "num_harmonics": 2,
+    "sine_amplitude": 0.1,
+    "noise_std": 0.003,
+    "voiced_threshold_hz": 10.0,
+}
 
 
 def new_v1(weight_norm: bool = True) -> HiFiGAN:
