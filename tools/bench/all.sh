@@ -20,7 +20,7 @@ cat > "$results" << END
 # Benches
 
 \`bash tools/bench/all.sh\`, $(date -u +%F), commit $(git describe --always --dirty), $processor, $versions.
-Process CPU time, medians of five pairs; the ratio is the peer's time over ours.
+Process CPU time, medians of five pairs where a row says no other number; the ratio is the peer's time over ours.
 
 | what | ours | peer | ratio | target | limit | threads |
 | --- | --- | --- | --- | --- | --- | --- |

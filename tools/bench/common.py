@@ -28,6 +28,7 @@ def compare(
     peer_name: str,
     target: float,
     limit: str = "",
+    pairs: int = PAIRS,
 ) -> None:
     """Time both and print ``name  ours  peer  ratio  target  limit``.
 
@@ -36,6 +37,7 @@ def compare(
         same: results to '' or to what differs.
         target: ratio that is promised (peer's time over ours).
         limit: what bounds the ratio, in words.
+        pairs: runs of each; the line says it where they are not PAIRS.
     """
     torch.set_num_threads(THREADS)
     wrong = same(ours(), peer())
@@ -44,7 +46,7 @@ def compare(
         sys.exit(1)
     cpu: dict[str, list[float]] = {"ours": [], "peer": []}
     wall: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(PAIRS):
+    for _ in range(pairs):
         for side, run in (("ours", ours), ("peer", peer)):
             began, began_cpu = time.perf_counter(), time.process_time()
             run()
@@ -52,6 +54,7 @@ def compare(
             wall[side].append(time.perf_counter() - began)
     times = {side: statistics.median(values) for side, values in cpu.items()}
     ratio, ratio_wall = (statistics.median(t["peer"]) / statistics.median(t["ours"]) for t in (cpu, wall))
+    name += "" if pairs == PAIRS else f" ({pairs} pairs)"
     print(
         f"| {name} | {times['ours']:.3f} s | {peer_name}: {times['peer']:.3f} s | {ratio:.2f} (wall {ratio_wall:.2f}) "
         f"| {target:.3g} | {limit} | {THREADS} of {os.cpu_count()} |",

@@ -87,4 +87,5 @@ if memory > 0.5 * half:
 compare(
     "10 loss over 152 k words, 2,048 positions", ours, torchs, same_mean, "torch linear_cross_entropy", 1,
     f"the three products; memory beside the gradient {memory:.0f} and {half:.0f} MiB",
+    pairs=3,
 )  # fmt: skip
