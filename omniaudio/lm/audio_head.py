@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from omniaudio.lm.cross_entropy import chunked_cross_entropy
+from omniaudio.lm.cross_entropy import LogitHead, chunked_cross_entropy
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -150,7 +150,7 @@ class AudioHead(nn.Module):
             DepthLayer(hidden_size, head_dim, ffn_size, num_depths, eps) for _ in range(num_layers)
         )
         self.norm = nn.RMSNorm(hidden_size, eps=eps)
-        self.heads = nn.ModuleList(nn.Linear(hidden_size, size + 1) for size in self.codebook_sizes)
+        self.heads = nn.ModuleList(LogitHead(hidden_size, size + 1) for size in self.codebook_sizes)
 
     def forward(self, hidden_FD: Tensor, prefix_FKD: Tensor) -> list[Tensor]:
         """States of every depth, teacher-forced.
@@ -185,8 +185,9 @@ class AudioHead(nn.Module):
         """Cross-entropy (F, K) in nats of every depth (see ``forward``), 0 where there is no label or no prefix."""
         losses = []
         for book, state_FD in enumerate(self.forward(hidden_FD, prefix_FKD)):
-            label_F, num_classes = label_FK[: len(state_FD), book], self.codebook_sizes[book] + 1
-            loss_F = chunked_cross_entropy(self.heads[book], state_FD, label_F, num_classes, z_weight)
+            head, label_F = self.heads[book], label_FK[: len(state_FD), book]
+            assert isinstance(head, LogitHead)
+            loss_F = chunked_cross_entropy(head, state_FD, label_F, z_weight)
             losses.append(functional.pad(loss_F, (0, len(label_FK) - len(loss_F))))
         return torch.stack(losses, dim=1)
 

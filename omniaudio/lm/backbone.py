@@ -15,7 +15,7 @@ from omniaudio.errors import UserError, check_choice
 from omniaudio.init import copy_whole, drawn_whole, unsharded
 from omniaudio.lm.alike import prove_alike, reason_of
 from omniaudio.lm.attention import CHOICES, Packing, register
-from omniaudio.lm.cross_entropy import chunked_cross_entropy
+from omniaudio.lm.cross_entropy import LogitHead, chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
 from omniaudio.lm.row_cache import RowCache
 from omniaudio.ranks import rank_and_number
@@ -137,7 +137,7 @@ class CausalBackbone(nn.Module):
         self.norm: nn.Module = model.model.norm
         self.rotary: nn.Module = model.model.rotary_emb
         self.rotary_by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
-        self.lm_head: nn.Linear = model.lm_head
+        self.lm_head: nn.Linear = LogitHead.around(model.lm_head)
 
     def _config(self, sizes: dict[str, Any], entries: dict[str, Any]) -> PreTrainedConfig:
         """The transformers config of this kind, of entries that it knows and that are computed here."""
@@ -204,7 +204,7 @@ class CausalBackbone(nn.Module):
 
     def text_loss(self, hidden_LD: Tensor, label_L: Tensor, z_weight: float = 0.0) -> Tensor:
         """Cross-entropy by position against ids; 0 where the label is NO_LABEL."""
-        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, self.vocab_size, z_weight)
+        return chunked_cross_entropy(self.lm_head, hidden_LD, label_L, z_weight)
 
     def _run(self, hidden_BLD: Tensor, position_BL: Tensor, **kwargs: Any) -> Tensor:
         for layer, rotary in zip(self.layers, self._rotary(hidden_BLD, position_BL), strict=True):

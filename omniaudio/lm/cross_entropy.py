@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from omniaudio.types import NO_LABEL, is_sharded
+from omniaudio.types import NO_LABEL
 
 MAX_LOGITS = 2**26
 """Logits held at once, in elements."""
@@ -20,24 +19,49 @@ FEW_LOGITS = 2**24
 """So many need no chunks."""
 
 
+class LogitHead(nn.Linear):
+    """A linear map to logits, or to the loss of labels: one use of it, whichever is asked for.
+
+    ZeRO 3 has the weights of a module whole while it is used, and every use is a collective. A loss that is made in
+    here, chunk by chunk, gathers them once, however many rows this or another process has.
+    """
+
+    @classmethod
+    def around(cls, linear: nn.Linear) -> LogitHead:
+        """One with the parameters of a linear map."""
+        head = cls.__new__(cls)
+        nn.Module.__init__(head)
+        head.in_features, head.out_features = linear.in_features, linear.out_features
+        head.weight, head.bias = linear.weight, linear.bias
+        return head
+
+    def forward(self, hidden: Tensor, label_N: Tensor | None = None, z_weight: float = 0.0) -> Tensor:
+        """Hidden states (..., D) to logits (..., V); (N, D) with classes (N,) to cross-entropy (N,)."""
+        if label_N is None:
+            return super().forward(hidden)
+        if len(label_N) * self.out_features <= FEW_LOGITS:
+            return _cross_entropy(super().forward, hidden, label_N, z_weight)
+        if self.bias is not None:
+            return _again_in_backward(super().forward, hidden, label_N, self.out_features, z_weight)
+        # Its gradient is taken at once, which none may want.
+        weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
+        chunk = max(1, MAX_LOGITS // self.out_features)
+        loss_N: Tensor = _LinearCrossEntropy.apply(hidden, weight, label_N, chunk, z_weight)  # type: ignore[no-untyped-call]
+        return loss_N
+
+
 def chunked_cross_entropy(
-    head: Callable[[Tensor], Tensor],
-    hidden_LD: Tensor,
-    label_L: Tensor,
-    num_classes: int,
-    z_weight: float = 0.0,
+    head: nn.Linear, hidden_LD: Tensor, label_L: Tensor, z_weight: float = 0.0
 ) -> Tensor:
     """Cross-entropy by position; logits are made only where there is a label, some rows at a time.
 
-    Gradients of a linear head are taken in the forward pass, chunk by chunk (arXiv:2410.10989), so that logits are
-    made once. Any other head makes those of a chunk again in the backward pass. Where ZeRO 3 has sharded the head,
-    every use of it is a collective: all ranks then make as many chunks, some of them empty.
+    Gradients of a LogitHead without bias are taken in the forward pass, chunk by chunk (arXiv:2410.10989), so that
+    logits are made once. Any other head makes those of a chunk again in the backward pass.
 
     Args:
-        head: hidden states (N, D) -> logits (N, num_classes).
+        head: hidden states (N, D) -> logits (N, V).
         hidden_LD: hidden states.
         label_L: class, or NO_LABEL.
-        num_classes: to choose the chunk.
         z_weight: of the squared logarithm of the softmax's denominator, which keeps logits from drifting away
             (z-loss, arXiv:2204.02311, section 5).
 
@@ -46,39 +70,23 @@ def chunked_cross_entropy(
     """
     rows_N = (label_L != NO_LABEL).nonzero()[:, 0]
     hidden_ND, label_N = hidden_LD[rows_N], label_L[rows_N]
-    sharded = isinstance(head, nn.Module) and is_sharded(head)
-    if not sharded and len(rows_N) * num_classes <= FEW_LOGITS:
-        loss_N = _cross_entropy(head, hidden_ND, label_N, z_weight)
-    elif not sharded and type(head) is nn.Linear and head.bias is None:
-        chunk = max(1, MAX_LOGITS // num_classes)
-        weight = (
-            head.weight if torch.is_grad_enabled() else head.weight.detach()
-        )  # its gradient is taken at once
-        loss_N = _LinearCrossEntropy.apply(hidden_ND, weight, label_N, chunk, z_weight)  # type: ignore[no-untyped-call]
+    if isinstance(head, LogitHead):
+        loss_N = head(hidden_ND, label_N=label_N, z_weight=z_weight)
     else:
-        chunk = max(1, FEW_LOGITS // num_classes)
-        loss_N = _again_in_backward(head, hidden_ND, label_N, chunk, sharded, z_weight)
+        loss_N = _again_in_backward(head, hidden_ND, label_N, head.out_features, z_weight)
     return torch.zeros(len(label_L), dtype=loss_N.dtype, device=loss_N.device).index_put((rows_N,), loss_N)
 
 
 def _again_in_backward(
-    head: Callable[[Tensor], Tensor],
-    hidden_ND: Tensor,
-    label_N: Tensor,
-    chunk: int,
-    sharded: bool,
-    z_weight: float,
+    head: Callable[[Tensor], Tensor], hidden_ND: Tensor, label_N: Tensor, num_classes: int, z_weight: float
 ) -> Tensor:
-    num_chunks = -(-len(label_N) // chunk)
-    if sharded:
-        most = torch.tensor(num_chunks, device=label_N.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        num_chunks = int(most)
-    if num_chunks <= 1:
+    chunks = _chunks(len(label_N), max(1, FEW_LOGITS // num_classes))
+    if len(chunks) <= 1:
         return _cross_entropy(head, hidden_ND, label_N, z_weight)
-    bounds = [min(i * chunk, len(label_N)) for i in range(num_chunks + 1)]
-    pairs = [(hidden_ND[start:end], label_N[start:end]) for start, end in pairwise(bounds)]
-    losses = [checkpoint(_cross_entropy, head, h, label, z_weight, use_reentrant=False) for h, label in pairs]
+    losses = [
+        checkpoint(_cross_entropy, head, hidden_ND[here], label_N[here], z_weight, use_reentrant=False)
+        for here in chunks
+    ]
     return torch.cat(losses)
 
 

@@ -114,8 +114,6 @@ def losses_of(folder: Path) -> dict[tuple[int, str], float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if (
-        sys.argv[1] == "zero3"
-    ):  # the sharded head is used for four positions at a time, equally often on all ranks
-        cross_entropy.FEW_LOGITS = 4 * SPACE.vocab_size
+    if sys.argv[1] == "zero3":  # four positions at a time: the ranks have other numbers of chunks, or none
+        cross_entropy.FEW_LOGITS = cross_entropy.MAX_LOGITS = 4 * SPACE.vocab_size
     fit(make_task(int(sys.argv[3])), UnevenSteps, Path(sys.argv[4]), sys.argv[1], int(sys.argv[2]))

@@ -14,18 +14,18 @@ from common import close, compare
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniaudio.lm.cross_entropy import chunked_cross_entropy
+from omniaudio.lm.cross_entropy import LogitHead, chunked_cross_entropy
 
 VOCABULARY, WIDTH, POSITIONS = 151_936, 896, 2048
 torch.manual_seed(0)
-head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+head = LogitHead(WIDTH, VOCABULARY, bias=False)
 weight_VD = head.weight
 hidden_LD = torch.randn(POSITIONS, WIDTH, requires_grad=True)
 label_L = torch.randint(VOCABULARY, (POSITIONS,))
 
 
 def ours() -> tuple[Tensor, ...]:
-    loss_L = chunked_cross_entropy(head, hidden_LD, label_L, VOCABULARY)
+    loss_L = chunked_cross_entropy(head, hidden_LD, label_L)
     return loss_L.detach(), *torch.autograd.grad(loss_L.mean(), [hidden_LD, weight_VD])
 
 
