@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from omniaudio.errors import UserError
 from omniaudio.fingerprint import Fingerprint
+from omniaudio.init import whole
 from omniaudio.lm.audio_head import AudioHead
 from omniaudio.lm.backbone import CausalBackbone
-from omniaudio.sequence.vocab import TokenSpace
+from omniaudio.sequence.vocab import WITHOUT_ROWS, TokenSpace
 from omniaudio.types import NO_LABEL, LMOutput, PackedBatch
 
 
@@ -138,3 +142,32 @@ class AudioLM(nn.Module):
         if share < 1:
             loss_FK = torch.cat([loss_FK[:, :1], loss_FK[:, 1:] / share], dim=1)
         return loss_LK.index_copy(0, rows_F, loss_FK)
+
+
+def indistinct_specials(lm: AudioLM, most: float = 0.999) -> list[str]:
+    """What to tell of special tokens whose rows are nearly one vector in a table that does not learn.
+
+    Published models leave rows behind their tokenizer's vocabulary as training shrank them: all alike, nearly. A
+    special token that is put there and frozen there is the same word to the model as the next one.
+
+    Args:
+        most: cosine above which two rows are not told apart.
+    """
+    names = {row: name for name, row in lm.token_space.special_ids.items() if name not in WITHOUT_ROWS}
+    tables = {"embed_tokens": lm.backbone.embed_tokens.weight, "lm_head": lm.backbone.lm_head.weight}
+    told = []
+    for table, weight_VD in tables.items():
+        if weight_VD.requires_grad or weight_VD.is_meta:
+            continue
+        with torch.no_grad(), whole([weight_VD]):
+            row_SD = functional.normalize(weight_VD[list(names)].float(), dim=-1)
+        cosines = (row_SD @ row_SD.T).tolist()
+        pairs = [(i, j) for i, j in combinations(range(len(names)), 2) if cosines[i][j] > most]
+        if pairs:
+            one, other = ([*names.values()][i] for i in pairs[0])
+            more = f" (so are {len(pairs) - 1} other pairs)" if len(pairs) > 1 else ""
+            told.append(
+                f"lm.backbone.{table}: the rows of {one} and {other} are nearly one vector{more} and do not learn, so "
+                f"the model cannot tell them apart: let task.trainable match lm.backbone.{table}.*"
+            )
+    return told

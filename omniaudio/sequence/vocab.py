@@ -27,6 +27,9 @@ SPECIALS: dict[str, str] = {
 }
 """Special tokens in the order in which they are appended after the text vocabulary."""
 
+WITHOUT_ROWS = ("audio_pad", "audiotext_end", "audiotext_pad", "pad")
+"""Nothing reads or predicts their rows of the text tables."""
+
 OF_THE_TEXT_MODEL = ("eos", "pad", "bos")
 """They may be ids that the text tokenizer reserves; all others lie outside the text vocabulary."""
 

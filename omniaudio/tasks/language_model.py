@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from omniaudio.errors import UserError
-from omniaudio.lm.audio_lm import AudioLM
+from omniaudio.lm.audio_lm import AudioLM, indistinct_specials
 from omniaudio.lm.backbone import CausalBackbone
+from omniaudio.ranks import rank_and_number
 from omniaudio.tasks.base import LossTerm, Task
 from omniaudio.types import NO_LABEL, PackedBatch
 
@@ -54,6 +55,14 @@ class AudioLMTask(Task):
         if book_weights is not None and (not book_weights or min(book_weights) < 0 or sum(book_weights) <= 0):
             raise UserError(f"task.book_weights: {list(book_weights)} must be >= 0 and not all 0")
         self.book_weights = None if book_weights is None else tuple(book_weights)
+
+    def configure_model(self) -> None:
+        if self._modules:
+            return
+        super().configure_model()
+        for told in indistinct_specials(self.lm):
+            if rank_and_number()[0] == 0:
+                print(f"warning: {told}")
 
     def losses(self, batch: PackedBatch, split: str) -> dict[str, LossTerm]:
         output = self.lm(batch)

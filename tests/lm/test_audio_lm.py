@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from omniaudio.errors import UserError
 from omniaudio.lm.audio_head import AudioHead
-from omniaudio.lm.audio_lm import AudioLM
+from omniaudio.lm.audio_lm import AudioLM, indistinct_specials
 from omniaudio.lm.backbone import CausalBackbone, GemmaBackbone
 from omniaudio.sequence.spans import DocumentLayouts, pack
 from omniaudio.sequence.vocab import TokenSpace
@@ -129,3 +129,19 @@ def test_z_loss_is_in_both_losses_of_training_alone():
     assert_close(with_z.eval()(data).text_loss_L, plain.eval()(data).text_loss_L)
     with pytest.raises(UserError, match=r"lm\.z_weight: -1 must be >= 0"):
         make(z_weight=-1)
+
+
+def test_special_tokens_that_share_a_vector_in_a_frozen_table_are_told():
+    lm, table = make(), "backbone.embed_tokens"
+    lm.backbone.embed_tokens.requires_grad_(False)
+    assert indistinct_specials(lm) == []
+    rows, eps = lm.backbone.embed_tokens.weight.data, 1e-4 * torch.randn(16)
+    rows[SPACE.audio_pad] = rows[SPACE.pad] = rows[SPACE.eos]  # nothing reads them
+    assert indistinct_specials(lm) == []
+    rows[SPACE.audio_end] = 2 * (rows[SPACE.audio_start] + eps)  # another length is no other direction
+    (told,) = indistinct_specials(lm)
+    assert f"lm.{table}: the rows of audio_start and audio_end are nearly one vector and do not" in told
+    rows[SPACE.c_q] = rows[SPACE.audio_end]
+    assert "(so are 2 other pairs)" in indistinct_specials(lm)[0]
+    lm.backbone.embed_tokens.requires_grad_(True)
+    assert indistinct_specials(lm) == []

@@ -52,6 +52,18 @@ def audio_task(**changes):
     return task.eval()
 
 
+def test_a_training_tells_of_frozen_special_tokens_that_are_alike(monkeypatch, capsys):
+    audio_task(trainable=["lm.audio_head.*"])
+    assert not capsys.readouterr().out
+    lm = make_lm()
+    lm.backbone.lm_head.weight.data[SPACE.eos] = lm.backbone.lm_head.weight.data[SPACE.c_a]
+    monkeypatch.setattr(sys.modules[__name__], "make_lm", lambda: lm)
+    audio_task(trainable=["lm.audio_head.*"])
+    assert "warning: lm.backbone.lm_head: the rows of c_a and eos are nearly one" in capsys.readouterr().out
+    audio_task()
+    assert not capsys.readouterr().out
+
+
 def test_text_task_is_the_mean_over_labels():
     task = TextLMTask(modules={"backbone": make_backbone}, loss_weights={"ce/text": 1.0}, **COMMON)
     task.configure_model()
