@@ -99,6 +99,7 @@ class Task(LightningModule):
         self._current: Batch | None = None
         self.step_keys: list[str] = []  # of all batches of the step, on this rank
         self.whole = WholeStep(accumulate)
+        self.shown: dict[str, float] = {}  # what was logged of training last, on the first rank
         self._values_seen: dict[str, float] = {}  # by which a step under ZeRO was judged, and what came of it
         self._fault_seen = ""
         self._watched: Any = None  # DeepSpeed's optimizer
@@ -252,8 +253,6 @@ class Task(LightningModule):
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         if split == "train":
             self.whole.add({**losses, "loss": total})
-            if self.whole.complete:
-                self._log({f"train/{name}": value for name, value in self.whole.losses.items()}, sync=True)
             return total
         for name, loss in losses.items():
             if weight := round(self.counts[name]):
@@ -362,17 +361,22 @@ class Task(LightningModule):
             self._log({f"{split}/{name}": torch.tensor(total / count)}, sync=False, weight=round(count))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, rest = divmod(self.batches_seen, self.accumulate)
-        if rest or step % self.trainer.log_every_n_steps:
+        # Lightning's log() takes every value of every step: a third of all work outside of the step itself.
+        if self.batches_seen % self.accumulate or not self._logs_step:
             return
-        if self.trainer.world_size > 1:
-            sums = over_ranks(self.whole.sums)
-            self.log_stats({name: total / count for name, (total, count) in sums.items()})
+        means = {name: (loss, 1.0) for name, loss in self.whole.losses.items()}
+        sums = over_ranks({**self.whole.sums, **means})
+        self.log_stats({name: total / count for name, (total, count) in sums.items()})
         if self.trainer.is_global_zero:
             told = self.memo["told"] if self.memo is not None else {}
-            values = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
+            self.shown = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
+            step = self.step_number - 1  # Lightning's clock: the first step is 0
             for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=step - 1)  # Lightning's clock: the first step is 0
+                logger.log_metrics(self.shown, step=step)
+
+    @property
+    def _logs_step(self) -> bool:
+        return self.step_number % self.trainer.log_every_n_steps == 0
 
     def _log(self, values: dict[str, Tensor], sync: bool, weight: int = 1) -> None:
         # Synced values are means over all ranks' samples already: every batch counts alike on every rank.
@@ -391,7 +395,7 @@ class Task(LightningModule):
         if not gradients:
             return
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.log_stats({"grad_norm": norm, **norms_of_parts(self)})
+        self.log_stats({"grad_norm": norm, **(norms_of_parts(self) if self._logs_step else {})})
         values = self._values(float(norm))
         if fault := self.watch.fault(values):
             optimizer.zero_grad(set_to_none=True)
@@ -427,7 +431,7 @@ class Task(LightningModule):
         def fault(norm: float) -> str:
             self._values_seen = self._values(norm)
             self._fault_seen = self.watch.fault(self._values_seen)
-            if self.step_number % self.trainer.log_every_n_steps == 0:  # all ranks ask, and get copies
+            if self._logs_step:  # all ranks ask, and get copies
                 self.log_stats(norms_of_parts(self, sharded=True))
             return self._fault_seen
 

@@ -38,7 +38,7 @@ class ProgressBar(Callback):
 
     @staticmethod
     def _note(trainer: Trainer, task: LightningModule) -> str:
-        metrics = trainer.callback_metrics
+        metrics = {**trainer.callback_metrics, **task.shown}
         shown = [name for name in ("train/loss", "val/loss") if name in metrics]
         words = [f"{name} {float(metrics[name]):.3f}" for name in shown]
         return "  ".join([*words, task.note()]).rstrip()

@@ -74,7 +74,7 @@ class WholeStep:
             self.sums[name] = (before[0] + total, before[1] + count)
 
 
-def over_ranks(sums: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
+def over_ranks(sums: Mapping[str, tuple[Tensor, Tensor | float]]) -> dict[str, tuple[float, float]]:
     """Totals and counts of all ranks, which may know different ones; all of them ask."""
     parts = [{name: (float(total), float(count)) for name, (total, count) in sums.items()}]
     if num_ranks() > 1:

@@ -98,7 +98,7 @@ def fit(folder: Path, task: TokenizerTask, waves: Waves, steps: int = 2) -> None
         check_val_every_n_epoch=None, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(task, StepData(lambda: waves, lambda: waves, max_steps=steps, val_steps=1))
-    stats = {f"train/{name}": value for name, value in task.stats.items()}
+    stats = {f"train/{name}": value for name, value in {**task.stats, **task.whole.losses}.items()}
     task.seen = {**trainer.callback_metrics, **stats}  # type: ignore[assignment]
 
 

@@ -8,7 +8,7 @@ peers=.venv/bench-peers  # without their dependencies, which ask for other versi
 [[ -d $peers/moshi && -d $peers/encodec && -d $peers/lhotse ]] || "$python" -m pip install -q --no-deps --target "$peers" encodec==0.1.1 moshi==0.2.13 \
   lhotse==1.33.0 intervaltree==3.2.1 cytoolz==1.2.0 toolz==1.2.0 sortedcontainers==2.4.0 tabulate==0.10.0 audioread==3.1.0
 export DS_ACCELERATOR=cpu PYTHONPATH=$peers
-results=tools/bench/RESULTS.md
+results=tools/bench/RESULTS.md commit=$(git describe --always --dirty)
 rows="" failed=""
 for row in tools/bench/row*.py; do
   output=$("$python" "$row" 2>&1) || failed+=" $row"
@@ -19,7 +19,7 @@ versions=$("$python" -c 'import torch, transformers as t; print(f"torch {torch._
 cat > "$results" << END
 # Benches
 
-\`bash tools/bench/all.sh\`, $(date -u +%F), commit $(git describe --always --dirty), $processor, $versions.
+\`bash tools/bench/all.sh\`, $(date -u +%F), commit $commit, $processor, $versions.
 Process CPU time, medians of five pairs where a row says no other number; the ratio is the peer's time over ours.
 
 | what | ours | peer | ratio | target | limit | threads |
