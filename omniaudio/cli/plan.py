@@ -153,7 +153,9 @@ def memory_of(config: dict[str, Any], count: ParameterCount, strategy: str, offl
     """Of one device of this training under a strategy."""
     from omniaudio.training.needs import device_memory
 
-    return device_memory(count, strategy, num_devices(config), is_mixed(config), offload)
+    return device_memory(
+        count, strategy, num_devices(config), is_mixed(config), offload, config["accumulate"]
+    )
 
 
 def print_states(memory: Memory) -> None:

@@ -67,7 +67,12 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def model_states(
-    count: ParameterCount, strategy: str, num_devices: int, mixed: bool, offload: bool = False
+    count: ParameterCount,
+    strategy: str,
+    num_devices: int,
+    mixed: bool,
+    offload: bool = False,
+    accumulate: int = 1,
 ) -> States:
     """Bytes of weights, gradients and AdamW on each device.
 
@@ -76,6 +81,7 @@ def model_states(
         mixed: bfloat16 computation. Outside ZeRO the weights stay in float32; ZeRO keeps a float32 copy of what
             learns among the states that it shares out.
         offload: ZeRO: that copy and AdamW, from stage 2 gradients, in stage 3 weights stand in host memory.
+        accumulate: batches of a step; ZeRO sums the gradients of several in float32 from stage 2 on.
     """
     buffers = FP32 * count.buffers
     if not strategy.startswith("zero"):
@@ -86,7 +92,8 @@ def model_states(
     one = BF16 if mixed else FP32
     stage = int(strategy[-1])
     shared = [num_devices if stage >= needed else 1 for needed in (3, 2, 1)]
-    weights, gradients = one * count.total / shared[0], one * count.learning / shared[1]
+    held = FP32 if stage >= 2 and accumulate > 1 else one
+    weights, gradients = one * count.total / shared[0], held * count.learning / shared[1]
     optimizer = (ADAM + FP32) * count.learning / shared[2]
     if not offload:
         return States(weights + buffers, gradients, optimizer)
@@ -117,16 +124,22 @@ class Memory:
 
 
 def device_memory(
-    count: ParameterCount, strategy: str, num_devices: int, mixed: bool, offload: bool = False
+    count: ParameterCount,
+    strategy: str,
+    num_devices: int,
+    mixed: bool,
+    offload: bool = False,
+    accumulate: int = 1,
 ) -> Memory:
     """See ``model_states``; AdamW takes a square root of all that it moves, and ZeRO widens the gradients before."""
-    states = model_states(count, strategy, num_devices, mixed, offload)
+    states = model_states(count, strategy, num_devices, mixed, offload, accumulate)
     if not strategy.startswith("zero"):
         return Memory(states, 0.0, float(FP32 * count.learning))
     one = BF16 if mixed else FP32
     moved = 0 if offload else count.learning / num_devices
     gathered = min(GATHERED, count.total) if strategy == "zero3" else BUCKET
-    return Memory(states, float(one * (BUCKET + gathered)), FP32 * moved * (2 if mixed else 1))
+    widened = mixed and (strategy == "zero1" or accumulate == 1)
+    return Memory(states, float(one * (BUCKET + gathered)), FP32 * moved * (2 if widened else 1))
 
 
 class PeakMemory(TorchDispatchMode):

@@ -86,6 +86,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         dtype = self.precision_plugin._desired_dtype
         self.config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
+        several = self.lightning_module.trainer.accumulate_grad_batches > 1
+        if several and self.config["zero_optimization"]["stage"] > 1:
+            self.config["data_types"] = {"grad_accum_dtype": "fp32"}  # for stage 1 it is another optimizer
         keep_shares(model, dtype)
         found = super()._setup_model_and_optimizer(model, *args, **kwargs)
         start_masters(model)

@@ -151,3 +151,8 @@ def test_in_bfloat16_one_process_goes_on_with_the_masters_of_two(folder: Path, s
     for key, value in unbroken["end"].items():
         for one, other in zip(went_on["end"][key], value, strict=True):
             assert one == pytest.approx(other, abs=1e-3), key
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_gradients_of_a_step_in_bfloat16_are_summed_in_float32(folder: Path, strategy: str) -> None:
+    assert record(folder, "fewer", "summed")[strategy] == (1 + 2**-9) / 2

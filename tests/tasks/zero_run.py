@@ -61,6 +61,20 @@ class EvenTask(PointTask):
         return {"mse": batch.x_BD.numel()}
 
 
+class LargeAndSmall(PointSteps):
+    """Two batches of one number: the gradient of the second is lost in bfloat16 beside that of the first."""
+
+    def batch(self, step, part, num_parts):  # type: ignore[no-untyped-def]
+        return Points(keys=["one"], x_BD=torch.full((1, 1), 2.0 ** (-9 * part)))
+
+
+class ProductTask(PointTask):
+    """A loss whose gradient is what the batch holds."""
+
+    def losses(self, batch: Points, split: str) -> dict[str, LossTerm]:
+        return {"mse": LossTerm(self.net(batch.x_BD).sum(), 1)}
+
+
 def linear(optimizer: torch.optim.Optimizer, num_training_steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 - step / (num_training_steps + 1))
 
@@ -197,6 +211,15 @@ def rounded(
     return {**states, "written": written, "computed_with": computed_with, "moved": moved}
 
 
+def summed(folder: Path, strategy: str) -> float:
+    """The norm of a step whose second batch has a gradient of a 512th of the first one's, in bfloat16."""
+    task = make_task(1, ProductTask, accumulate=2, modules={"net": lambda: nn.Linear(1, 1, bias=False)})
+    trainer = make_trainer(folder, 1, strategy, precision="bf16-mixed", accumulate_grad_batches=2)
+    found = record_steps(task)
+    trainer.fit(task, StepData(lambda: LargeAndSmall(), lambda: PointSteps(), max_steps=1, val_steps=1))
+    return float(found["norms"][0])
+
+
 def step(folder: Path, strategy: str, number: int) -> Path:
     return folder / strategy / f"step-{number:08d}.ckpt"
 
@@ -216,7 +239,7 @@ def fewer(folder: Path) -> dict[str, Any]:
         found[name] = train(folder / f"{name}-fewer", 1, name, stop=5, since=step(folder, name, 2))
         since = step(folder, f"{name}-bf16", 2)
         found[f"{name}-bf16"] = rounded(folder / f"{name}-fewer-bf16", 1, name, since=since)
-    return found
+    return {**found, "summed": {name: summed(folder / f"{name}-summed", name) for name in ZERO}}
 
 
 def more(folder: Path) -> dict[str, Any]:
