@@ -6,6 +6,7 @@ Reads ${exp_dir}/export/model and the shards of a split; writes ${exp_dir}/evalu
 
 Measured: mel error by number of books, use of the books; copy synthesis and decoded speech against the recording
 (measures=, of omniaudio.metrics.quality); error rates of an independent recogniser on all of these (asr_judge=);
+whether replies have the voice that was asked for, where the training named voices (num_voiced=);
 held-out losses of the LLM, its own recognition, text perplexity and questions of text before and after audio training,
 real-time factors. Without a judge, or the package of a measure, its rows say so.
 
@@ -108,7 +109,7 @@ def check_words(config: dict[str, Any]) -> None:
 
     FlowWays.of(config)
     check_measures(config["measures"])
-    for name in ("batch_size", "num_clips", "num_asked"):
+    for name in ("batch_size", "num_clips", "num_asked", "num_voiced"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise UserError(f"config {name}: {config[name]} must be a whole number, at least 1")
     if config["corpora"] is not None and not isinstance(config["corpora"], list):
@@ -224,6 +225,7 @@ def measure(
     """All rows, and what the report needs besides."""
     from omniaudio.dialogue.asked import asked_rows
     from omniaudio.dialogue.evaluation import choose_clips, recognise, score_tokenizer
+    from omniaudio.dialogue.voices import voice_rows
     from omniaudio.metrics import promises
     from omniaudio.metrics.asr_judge import load_judge
     from omniaudio.progress import track
@@ -240,6 +242,9 @@ def measure(
     rows += [*judge_part, *llm_rows(config, model, clips, own), *speed_rows(config, model, clips)]
     asked_part, asked = asked_rows(model, clips[: config["num_asked"]], judge, track, config["batch_size"])
     rows += asked_part
+    held_out = config["shards_dir"], config["split"], config["num_voiced"]
+    voice_part, voiced = voice_rows(model, *held_out, track, config["batch_size"])
+    rows += voice_part
     rows += promises.all_rows(config, rows, scores.mae["refined"])
     for i, sample in enumerate(samples):
         sample["heard"] = {variant: texts[i] for variant, texts in heard.items()}
@@ -256,6 +261,7 @@ def measure(
         "books": [dataclasses.asdict(book) for book in scores.books],
         "samples": samples,
         "asked": asked,
+        "voiced": voiced,
         "sample_rate_hz": model.sample_rate_hz,
         "corpus_rate_hz": sorted({clip.sample_rate_hz for clip in clips}),
         "mel": {"num_mels": model.mel_spec.num_mels, "hop": model.mel_spec.hop},

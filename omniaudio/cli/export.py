@@ -72,14 +72,18 @@ def record_folder(config: dict[str, Any]) -> Path:
     return usual if folder == usual / "model" else folder.with_name(f"{folder.name}.record")
 
 
-def trained_voices(stage_dir: Path) -> list[str]:
-    """Names that the documents of a stage gave to voices (``mixture.voices``), or of the stage that it began from."""
+def trained_voices(stage_dir: Path) -> dict[str, list[str]]:
+    """Names that the documents of a stage gave to voices (``mixture.voices``), or of the stage that it began from,
+    each with its speakers."""
     path = stage_dir / "config.yaml"
     config = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
     steps, begun_from = config.get("train_steps", {}), (config.get("init") or {}).get("lm")
     if "mixture" not in steps and begun_from:  # preferences have pairs
         return trained_voices(Path(begun_from).parents[1])
-    return sorted(set((steps.get("mixture", {}).get("voices") or {}).values()))
+    voices = steps.get("mixture", {}).get("voices") or {}
+    return {
+        name: [label for label in voices if voices[label] == name] for name in sorted(set(voices.values()))
+    }
 
 
 def made_by(folder: Path) -> Path:

@@ -139,7 +139,7 @@ class SampleMaker:
 
     def speak(self, text: str, source: str) -> None:
         """Text to speech."""
-        reply = self.model.speak(text, seed=self.config["seed"])
+        reply = self.model.speak(text, *(self.config[name] for name in ("seed", "voice", "language")))
         self._keep("speak", source, {"prompt_text": text}, reply)
 
     def transcribe(self, clip: Clip, source: str) -> None:

@@ -18,7 +18,7 @@ from omniaudio.data.chats import exchanges
 from omniaudio.data.clip_mixture import CorporaOfClips
 from omniaudio.data.index import text_number
 from omniaudio.data.planning import CHUNK, ShuffledWindows
-from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for, with_voice
+from omniaudio.data.prompts import ANSWERS, LANGUAGE_NAMES, prompt_for, to_read, with_voice
 from omniaudio.data.shards import ShardReader, load_npy
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import UNSPACED_LANGUAGES
@@ -43,9 +43,12 @@ KINDS = (
     "itts",
     "sft_transcribe",
     "sft_repeat",
+    "sft_read",
     "sft_continue",
     "sft_language",
 )
+SPEAKING = ("sft_repeat", "sft_read", "sft_continue")
+"""Kinds whose documents are chats made of clips, with a spoken reply."""
 
 MAX_KNOWN = 1 << 16  # texts whose ids are remembered
 CLAUSE_ENDS = ".,;:!?…—。，；：！？"
@@ -80,8 +83,8 @@ class DocumentComposer:
         max_joined_frames: code frames that it joins at most; 375 is half a minute at 12.5 Hz.
         loss_on_intlv_audio: see DocumentLayouts.
         longest: LLM positions of a document; a longer chat is cut behind replies. None cuts none.
-        voices: fact ``speaker`` -> name. Chats whose spoken replies are all of one of these voices begin with a
-            system message that names it (``with_voice``), each piece of a chat that is cut too.
+        voices: fact ``speaker`` -> name. Chats, of the corpus or made of clips, whose spoken replies are all of one of
+            these voices begin with a system message that names it (``with_voice``), each piece of one that is cut too.
     """
 
     def __init__(
@@ -147,22 +150,25 @@ class DocumentComposer:
         chunks = (np.arange(start, min(start + CHUNK, end)) for start in range(begin, end, CHUNK))
         return any(self._fits(kind, corpus, items).any() for items in chunks)
 
-    def check_voices(self) -> None:
-        """Every voice that has a name replies in some chat.
+    def check_voices(self, kinds: Sequence[str]) -> None:
+        """Every voice that has a name replies in some chat of these kinds.
 
         Raises:
             UserError: otherwise, with the labels in question.
         """
         missing = {text_number(label): label for label in self.voices}
+        of_clips, of_chats = bool({*kinds} & {*SPEAKING}), "sft_chat" in kinds
         role, speaker = (self.reader.column(name) for name in ("role", "speaker"))
-        for start in range(0, len(self.reader) if missing else 0, CHUNK):
+        for start in range(0, len(self.reader) if missing and (of_clips or of_chats) else 0, CHUNK):
             part = slice(start, start + CHUNK)
-            replying = np.asarray(speaker[part])[np.asarray(role[part]) == text_number("assistant")]
+            replying = np.asarray(speaker[part])
+            if not of_clips:
+                replying = replying[np.asarray(role[part]) == text_number("assistant")]
             missing = {number: label for number, label in missing.items() if number not in replying}
         if missing:
             raise UserError(
-                f"mixture.voices: no reply is spoken by {', '.join(missing.values())}; give labels that the "
-                "assistant's clips have as `speaker`"
+                f"mixture.voices: no reply is spoken by {', '.join(missing.values())}; give labels that clips (in "
+                f"chats the assistant's) have as `speaker`, and a weight to one of sft_chat, {', '.join(SPEAKING)}"
             )
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:
@@ -215,11 +221,16 @@ class DocumentComposer:
             name = facts["passage"] if not facts["place"] else f"{facts['passage']}+{facts['place']}"
             return name, _sounding(said, codes)
         heard, reply = self._task(kind, item_ids, rng, codes)
-        asked = prompt_for(kind, "en" if kind == "sft_language" else facts["language"], rng)
-        return "+".join(self.reader.entries[i].key for i in item_ids), [
-            {"role": "user", "content": [*heard, asked]},
-            {"role": "assistant", "content": reply},
-        ]
+        if kind == "sft_read":
+            question = to_read(facts["text"], facts["language"], rng)
+        else:
+            asked = prompt_for(kind, "en" if kind == "sft_language" else facts["language"], rng)
+            question = {"role": "user", "content": [*heard, asked]}
+        messages: list[Message] = [question, {"role": "assistant", "content": reply}]
+        spoken = any(not isinstance(segment, str) for segment in reply)
+        voice = self._voice(item_ids) if spoken else None
+        name = "+".join(self.reader.entries[i].key for i in item_ids)
+        return name, with_voice(messages, voice) if voice else messages
 
     def _task(
         self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Any]
@@ -230,6 +241,8 @@ class DocumentComposer:
             return [audio], [facts["text"]]
         if kind == "sft_language":
             return [audio], [LANGUAGE_NAMES.get(facts["language"], facts["language"])]
+        if kind == "sft_read":
+            return [], [facts["text"], audio]
         if kind == "sft_repeat":
             reply: list[Segment] = []
             for place, i in enumerate(item_ids):
@@ -255,7 +268,7 @@ class DocumentComposer:
         """
         chat, speech = self._chat(first), kind.partition("@")[0] == "sft_chat"
         clips: Iterator[tuple[Any, Any]] = ((self.reader.entries[i].facts, i) for i in chat)
-        voice = self._voice(chat) if speech else None
+        voice = self._voice(self._replies(chat)) if speech else None
         pieces: list[tuple[int, list[Message]]] = []  # first clip, messages
         length = begin = 0
         for messages, num_clips in exchanges(clips, speech):
@@ -279,10 +292,12 @@ class DocumentComposer:
     def _length(self, messages: Sequence[Message]) -> int:
         return len(self._counted.chat.document(_sounding(messages, self._frames), "sft_chat", ""))
 
-    def _voice(self, chat: Group) -> str | None:
-        """The name of the voice that speaks all replies of a chat, if it has one."""
-        facts = (self.reader.entries[i].facts for i in chat)
-        speakers = {each.get("speaker", "") for each in facts if each["role"] == "assistant"}
+    def _replies(self, chat: Group) -> list[int]:
+        return [i for i in chat if self.reader.entries[i].facts["role"] == "assistant"]
+
+    def _voice(self, clips: Iterable[int]) -> str | None:
+        """The name of the voice that speaks all of these clips, if it has one."""
+        speakers = {self.reader.entries[i].facts.get("speaker", "") for i in clips}
         return self.voices.get(*speakers) if len(speakers) == 1 else None
 
     def encode(self, text: str) -> list[int]:

@@ -67,7 +67,7 @@ class DocumentSteps:
             voices=mixture.voices,
         )
         if split == "train":
-            self.composer.check_voices()
+            self.composer.check_voices(mixture.kinds())
         streams = mixture.streams(self.composer.occurs, all_named=split == "train")
         self.plan = MixturePlan(
             self.composer, streams, tokens_per_step, seed, mixture.temperature, max_positions

@@ -53,6 +53,14 @@ PROMPTS: dict[str, dict[str, tuple[str, ...]]] = {
         "ru": ("Пожалуйста, продолжай.",),
         "zh": ("请继续。",),
     },
+    "sft_read": {
+        "en": ("Please read this aloud: ", "Say these words: "),
+        "es": ("Por favor, lee esto en voz alta: ",),
+        "fr": ("Lis ceci à voix haute, s'il te plaît : ",),
+        "it": ("Per favore, leggi questo ad alta voce: ",),
+        "ru": ("Пожалуйста, прочитай это вслух: ",),
+        "zh": ("请朗读：",),
+    },
     "sft_language": {"en": ("Which language is this?", "Name the language that you heard.")},
 }
 
@@ -70,6 +78,11 @@ def prompt_for(task: str, language: str, rng: np.random.Generator | None = None)
     """One wording of a task: a random one, or the first without ``rng``."""
     wordings = PROMPTS[task].get(language, PROMPTS[task]["en"])
     return wordings[int(rng.integers(len(wordings)))] if rng is not None else wordings[0]
+
+
+def to_read(text: str, language: str, rng: np.random.Generator | None = None) -> Message:
+    """The user's turn that asks for a text to be read aloud, in writing."""
+    return {"role": "user", "content": prompt_for("sft_read", language, rng) + text}
 
 
 def written_prompt(kind: str, language: str) -> str:

@@ -77,6 +77,7 @@ def choose_clips(
     min_words: int = 4,
     max_words: int | None = None,
     corpora: Sequence[str] | None = None,
+    speakers: Sequence[str] | None = None,
 ) -> list[Clip]:
     """Clips of a split, the same every time: languages in turn, and first those of a fit number of words.
 
@@ -84,12 +85,13 @@ def choose_clips(
     the key, so that neighbours in the corpus do not stand together.
 
     Args:
-        corpora: names of those whose clips are taken; None: all.
+        corpora, speakers: names of those whose clips are taken; None: all.
     """
     reader = ShardReader(shards_dir, split)
     by_language: dict[str, list[tuple[bool, str, int]]] = {}
     for i, entry in enumerate(reader.entries):
-        if corpora is not None and entry.facts.get("corpus") not in corpora:
+        wanted = (("corpus", corpora), ("speaker", speakers))
+        if any(names is not None and entry.facts.get(fact) not in names for fact, names in wanted):
             continue
         text, language = entry.facts["text"], entry.facts["language"]
         if normalise_text(text, language):
@@ -101,7 +103,7 @@ def choose_clips(
     longest = max(map(len, queues), default=0)
     chosen = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)][:num_clips]
     if not chosen:
-        of = "" if corpora is None else f" of {', '.join(corpora)}"
+        of = "".join(f" of {', '.join(names)}" for names in (corpora, speakers) if names is not None)
         raise UserError(f"{shards_dir}: split {split!r} has no clip{of} with words to evaluate")
     return [_clip(reader, i) for i in chosen]
 

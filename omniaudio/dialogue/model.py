@@ -5,7 +5,7 @@ speech -> codes -> LLM -> text and codes -> hidden states -> flow matching -> me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omniaudio.acoustic.flow_matching import SOLVERS, WARPS, FlowMatchingDecoder
-from omniaudio.data.prompts import prompt_for, with_voice
+from omniaudio.data.prompts import prompt_for, to_read, with_voice
 from omniaudio.dialogue.flow_ways import is_guidance
 from omniaudio.dialogue.listening import Listener
 from omniaudio.dialogue.remel import remel
@@ -53,11 +53,6 @@ def check_decode_path(path: DecodePath) -> DecodePath:
     return path
 
 
-def _checked(wav_N: np.ndarray, rate_hz: int, wanted_hz: int) -> np.ndarray:
-    """Speech of one channel at another rate."""
-    return resample(one_channel(wav_N), rate_hz, wanted_hz)
-
-
 @dataclass(frozen=True, kw_only=True)
 class DialogueSettings:
     """How an exported model speaks unless told otherwise.
@@ -70,7 +65,7 @@ class DialogueSettings:
         flow_solver, flow_warp: see FlowMatchingDecoder.decode.
         mel_path: what codes become speech through: "flow", or the tokenizer's own mels "refined" and "coarse",
             which are the clearer ones as long as flow matching has had little training.
-        voices: names of the voices that replies may be asked in: those that the training named.
+        voices: that replies may be asked in, by the names that the training gave them -> its speakers of that name.
         stream: chunks of speech.
     """
 
@@ -83,7 +78,7 @@ class DialogueSettings:
     flow_solver: str = "euler"
     flow_warp: str = "cosine"
     mel_path: DecodePath = "flow"
-    voices: Sequence[str] = ()
+    voices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     stream: StreamSettings = field(default_factory=StreamSettings)
 
     def __post_init__(self) -> None:
@@ -161,7 +156,7 @@ class SpokenLanguageModel(nn.Module):
     @torch.inference_mode()
     def encode(self, wav_N: np.ndarray, sample_rate_hz: int) -> Codes:
         """Speech, float32 in [-1, 1] of any rate and length, to codes (batch of one)."""
-        at_tokenizer = _checked(wav_N, sample_rate_hz, self.tokenizer.sample_rate_hz)
+        at_tokenizer = resample(one_channel(wav_N), sample_rate_hz, self.tokenizer.sample_rate_hz)
         wav_BN = torch.from_numpy(at_tokenizer)[None].to(self.device)
         return self.tokenizer.encode(wav_BN, torch.tensor([len(at_tokenizer)], device=self.device))
 
@@ -218,7 +213,7 @@ class SpokenLanguageModel(nn.Module):
     @torch.inference_mode()
     def true_mel(self, wav_N: np.ndarray, sample_rate_hz: int) -> tuple[Tensor, Tensor]:
         """The vocoder's mel of recorded speech: mel_BMT, mel_len_B."""
-        wav_N = _checked(wav_N, sample_rate_hz, self.sample_rate_hz)
+        wav_N = resample(one_channel(wav_N), sample_rate_hz, self.sample_rate_hz)
         length_B = torch.tensor([len(wav_N)], device=self.device)
         return self.vocoder_mel(torch.from_numpy(wav_N)[None].to(self.device), length_B)
 
@@ -418,8 +413,10 @@ class SpokenLanguageModel(nn.Module):
         words = prompt_for(f"sft_{task}", "en" if task == "language" else language)
         return {"role": "user", "content": [codes, words]}
 
-    def speak(self, text: str, seed: int = 0) -> SpokenReply:
-        """Read a text aloud: one stretch of speech."""
+    def speak(self, text: str, seed: int = 0, voice: str | None = None, language: str = "en") -> SpokenReply:
+        """Read a text aloud, one stretch of speech. A ``voice``, see ``reply``, is asked for in that language."""
+        if voice is not None:
+            return self.reply([to_read(text, language)], seed=seed, voice=voice)
         return self.speak_all([text], [seed])[0]
 
     def speak_all(self, texts: Sequence[str], seeds: Sequence[int]) -> list[SpokenReply]:

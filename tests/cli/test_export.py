@@ -71,19 +71,18 @@ def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed,
     stage = tmp_path / "sft"
     shutil.copytree(composed("export")["parts"]["lm"], stage / "final" / "lm")
     (stage / "stamp.json").write_text(json.dumps({"key": "sft"}))
+    named = {"a bright one": ["s2"], "a calm one": ["s1", "s3"]}
     mixture = {"voices": {"s1": "a calm one", "s2": "a bright one", "s3": "a calm one"}}
     (stage / "config.yaml").write_text(yaml.safe_dump({"train_steps": {"mixture": mixture}}))
     words = [f"model_dir={tmp_path}/model", f"parts.lm={stage}/final/lm"]
     export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
-    assert omniaudio.load(tmp_path / "model").settings.voices == ["a bright one", "a calm one"]
-    assert omniaudio.load(exported).settings.voices == []
+    assert omniaudio.load(tmp_path / "model").settings.voices == named
+    assert omniaudio.load(exported).settings.voices == {}
     dpo = tmp_path / "dpo"
     dpo.mkdir()
     later = {"train_steps": {"pairs_dir": "p"}, "init": {"lm": str(stage / "final" / "lm")}}
     (dpo / "config.yaml").write_text(yaml.safe_dump(later))
-    assert export.trained_voices(dpo) == ["a bright one", "a calm one"], (
-        "a stage of pairs keeps what SFT taught"
-    )
+    assert export.trained_voices(dpo) == named, "a stage of pairs keeps what SFT taught"
 
 
 def test_graphs_stand_beside_the_weights_and_8_bits_apart(composed, tmp_path, capsys):

@@ -7,6 +7,7 @@ import torch
 from omniaudio.data.chats import to_clips
 from omniaudio.data.compose import CHATS, KINDS, DocumentComposer, split_clip
 from omniaudio.data.planning import ShuffledWindows
+from omniaudio.data.prompts import prompt_for
 from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.errors import UserError
 from omniaudio.sequence.vocab import TokenSpace
@@ -243,6 +244,34 @@ def test_the_voice_of_spoken_replies_is_named_before_the_chat(voices):
             assert len(document) == chats.num_tokens(kind, group, 0)
 
 
+def test_a_written_text_is_read_aloud(composer):
+    document = composer.compose("sft_read", (1,), 0)
+    asked, goodbye = prompt_for("sft_read", "en", np.random.default_rng(0)).encode(), b"Goodbye"
+    space = [SPACE.audiotext_start, SPACE.c_a]
+    head = [SPACE.bos_sys, SPACE.c_q, *asked, *goodbye, *space, *goodbye]
+    assert document.ids_L.tolist()[: len(head)] == head
+    labels = document.text_label_L[document.text_label_L != NO_LABEL]
+    assert text_of(labels) == "Goodbye", "loss on the reply alone"
+    learned = document.audio_label_LK[(document.audio_label_LK != NO_LABEL).all(1)]
+    assert np.array_equal(learned[:-1], codes_of(1)), "then its end"
+
+
+def test_spoken_replies_made_of_clips_are_in_the_voice_that_is_named(composer, monkeypatch):
+    monkeypatch.setattr(composer, "voices", {"ann": "a calm voice"})
+    words = "You speak with this voice: a calm voice."
+    seen = set()
+    for kind in (kind for kind in KINDS if kind.startswith("sft_") and kind not in CHATS):
+        for group in items(composer, kind):
+            for seed in range(4):
+                document = composer.compose(kind, group, seed)
+                named = text_of(document.ids_L).startswith(words)
+                spoken = bool((document.audio_label_LK != NO_LABEL).any())
+                assert named == (spoken and CLIPS[group[0]][1] == "ann")
+                assert len(document) == composer.num_tokens(kind, group, seed)
+                seen.add((kind, named))
+    assert {kind for kind, named in seen if named} == {"sft_repeat", "sft_read", "sft_continue"}
+
+
 def test_every_piece_of_a_long_chat_names_its_voice_and_is_no_longer_than_it_may_be(voices):
     chats = voices(longest=70)
     documents = [chats.compose("sft_chat", group, 0) for group in sorted(chats.groups("sft_chat", 0, 0))]
@@ -258,10 +287,14 @@ def test_every_piece_of_a_long_chat_names_its_voice_and_is_no_longer_than_it_may
 
 def test_a_voice_that_replies_in_no_chat_is_an_error(voices):
     chats = voices()
-    chats.check_voices()
+    chats.check_voices(["sft_chat"])
     chats.voices = {"ann": "a calm voice", "user": "who only asks", "bbo": "a typing error"}
     with pytest.raises(UserError, match="mixture.voices: no reply is spoken by user, bbo; give labels"):
-        chats.check_voices()
+        chats.check_voices(["sft_chat", "tts"])
+    with pytest.raises(UserError, match="no reply is spoken by bbo; give labels"):
+        chats.check_voices(["sft_chat", "sft_read"])  # which reads what users say aloud too
+    with pytest.raises(UserError, match="no reply is spoken by ann, user, bbo; give labels"):
+        chats.check_voices(["sft_transcribe", "sft_chat_text"])
 
 
 def test_clips_of_a_passage_that_are_no_part_of_its_chat_end_it(tmp_path):

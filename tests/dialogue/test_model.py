@@ -316,7 +316,7 @@ def test_a_voice_is_asked_for_in_the_words_of_the_training(model, tmp_path, monk
     encode, space = model.text_tokenizer.encode, model.lm.token_space
     composer = DocumentComposer(ShardReader(tmp_path, "train"), encode, space, voices={"s": "a calm one"})
     trained = composer.compose("sft_chat", *composer.groups("sft_chat", 0, 0), 0).ids_L.tolist()
-    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices=["a calm one"]))
+    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices={"a calm one": ["s"]}))
     asked = []
     monkeypatch.setattr(
         Generator, "replies", lambda self, prompts, *_: asked.extend(prompts) or [Reply()] * len(prompts)
@@ -327,6 +327,10 @@ def test_a_voice_is_asked_for_in_the_words_of_the_training(model, tmp_path, monk
     model.reply(chat[:-1], voice="a calm one")
     for prompt in asked:
         assert prompt.ids_L.tolist() == trained[: len(prompt)]
+    model.speak("a1", voice="a calm one")
+    read, num = asked.pop().ids_L.tolist(), len(asked)
+    in_words = [composer.compose("sft_read", (1,), seed).ids_L.tolist() for seed in range(9)]
+    assert num == 2 and any(ids[: len(read)] == read for ids in in_words)
     assert trained[len(asked[0]) :][: len(encode("a2"))] == encode("a2"), "the reply follows"
 
 
@@ -334,7 +338,7 @@ def test_wrong_voices_are_one_line(model, monkeypatch):
     chat = [{"role": "user", "content": "hello"}]
     with pytest.raises(UserError, match="voice 'ann': this model's training named none"):
         model.reply(chat, voice="ann")
-    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices=["ann", "bob"]))
+    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices={"ann": ["1"], "bob": []}))
     with pytest.raises(UserError, match="voice 'eve': can be ann, bob"):
         next(model.stream(chat, voice="eve"))
     with pytest.raises(UserError, match="voice 'ann': a reply in text has none"):
