@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from omniaudio.cli import generate
+from omniaudio.dialogue.model import SpokenLanguageModel
 from omniaudio.errors import UserError
 from tests.dialogue.tiny_experiment import speech
 
@@ -105,6 +106,20 @@ def test_recording_too_short_to_code_is_one_line(exported, composed, tmp_path):
 def test_text_without_words_is_refused(exported, composed, tmp_path):
     with pytest.raises(UserError, match="empty"):
         generate.main({**composed("generate", f"own_dir={tmp_path}/own"), "text": "  "})
+
+
+def test_a_text_is_read_in_the_voice_that_is_asked_for(exported, composed, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="voice 'ann': this model's training named none"):
+        generate.main(composed("generate", "text=hello", "voice=ann", f"own_dir={tmp_path}/own"))
+    asked = []
+    answer = {"text": "", "wav": None, "events": [], "prompt_positions": 1}
+    monkeypatch.setattr(
+        SpokenLanguageModel, "reply", lambda _, *chat, **how: asked.append((*chat, how)) or answer
+    )
+    words = ["text=ciao", "voice=ann", "language=it", "seed=3", f"own_dir={tmp_path}/own"]
+    generate.main(composed("generate", *words))
+    content = "Per favore, leggi questo ad alta voce: ciao"
+    assert asked == [([{"role": "user", "content": content}], {"seed": 3, "voice": "ann"})]
 
 
 def test_folder_that_is_no_export_is_one_line(composed, tmp_path):

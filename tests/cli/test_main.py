@@ -117,12 +117,9 @@ def test_a_key_that_is_also_a_group_takes_a_path():
     assert cli.compose("build", ["recogniser=none", "engine=http", "engine.url=http://a", "engine.names=[b]"])
 
 
-def test_voices_are_named_on_the_command_line():
-    words = [
-        "experiment=baichuan_audio/sft",
-        "mixture@mixture.sft=chat",
-        "mixture.sft.voices={amy-1: a calm woman}",
-    ]
+@pytest.mark.parametrize("more", ["mixture@mixture.sft=chat", "mixture.sft.weights.sft_read=6"])
+def test_voices_are_named_on_the_command_line(more):
+    words = ["experiment=baichuan_audio/sft", more, "mixture.sft.voices={amy-1: a calm woman}"]
     assert cli.compose("train", words)["train_steps"]["mixture"]["voices"] == {"amy-1": "a calm woman"}
 
 

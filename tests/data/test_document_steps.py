@@ -55,6 +55,9 @@ def test_interleaved_audio_bears_loss_where_the_mixture_says_so(folder, bears_lo
 def test_names_of_voices_that_do_not_reply_are_told_before_the_first_step(folder):
     with pytest.raises(UserError, match="no reply is spoken by s0"):
         steps(folder, voices={"s0": "a calm voice"})
+    with pytest.raises(UserError, match="no reply is spoken by s0"):
+        steps(folder, weights={"sft_read": 0, "asr": 1}, voices={"s0": "a calm voice"})
+    assert steps(folder, weights={"sft_read": 1, "asr": 1}, voices={"s0": "a calm voice"})
 
 
 def test_parts_of_a_step_are_the_whole(folder):
