@@ -2,7 +2,8 @@
 
 Held-out texts are read aloud in every voice that the training named. A speaker encoder says which of these voices each
 reply is nearest to, as it does for held-out recordings of the voices, and for the same made again from their codes by
-what decodes the replies: no reply can be expected to do better than these.
+what decodes the replies: no reply can be expected to do better than these. Over all voices, replies of a model that is
+deaf to the name are as similar to the right voice as to the others.
 """
 
 from __future__ import annotations
