@@ -1,6 +1,5 @@
 import re
 import time
-from functools import cache
 
 import pytest
 
@@ -124,7 +123,8 @@ def test_the_language_model_has_its_published_size(capsys, stage, learning, gpus
     assert told.startswith(f"{stage}, zero3 on {where}, bf16-mixed\n")
     for words in ("7,615.6 M parameters", "1,457.1 M parameters", "69.8 M parameters", f"{learning} M learn"):
         assert words in told
-    states = (2 * 9142.5e6 + (2 + 12) * float(learning.replace(",", "")) * 1e6) / gpus
+    # Gradients in float32: a step is more batches than one.
+    states = (2 * 9142.5e6 + (4 + 12) * float(learning.replace(",", "")) * 1e6) / gpus
     assert f"model states on each device: {states / 1e9:.2f} GB" in told
 
 
@@ -132,11 +132,13 @@ def test_the_language_model_has_its_published_size(capsys, stage, learning, gpus
 def test_full_size_is_measured_within_seconds_and_fits(capsys, monkeypatch):
     """Twice the weights forward, again on the way back, and four times for the gradients: each a product."""
     words = ["experiment=baichuan_audio/pretrain_stage2", "scale=full", "strategy=zero3", "data_too=false"]
-    began, once = (
-        time.process_time(),
-        cache(lambda: measure(compose("plan", [*words, "gpus=64", "trainer=gpu"]))),
-    )
-    monkeypatch.setattr("omniaudio.cli.plan.measure", lambda config: once())
+    began, found = time.process_time(), []
+
+    def once(config):
+        found.extend([] if found else [measure(config)])
+        return found[0]
+
+    monkeypatch.setattr("omniaudio.cli.plan.measure", once)
     main(compose("plan", [*words, "gpus=64", "utilisation=0.5", "tokens=50e9", "gpu=h100_80gb"]))
     assert time.process_time() - began < 60
     told = capsys.readouterr().out

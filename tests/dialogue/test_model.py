@@ -338,7 +338,9 @@ def test_wrong_voices_are_one_line(model, monkeypatch):
     chat = [{"role": "user", "content": "hello"}]
     with pytest.raises(UserError, match="voice 'ann': this model's training named none"):
         model.reply(chat, voice="ann")
-    monkeypatch.setattr(model, "settings", dataclasses.replace(model.settings, voices={"ann": ["1"], "bob": []}))
+    monkeypatch.setattr(
+        model, "settings", dataclasses.replace(model.settings, voices={"ann": ["1"], "bob": []})
+    )
     with pytest.raises(UserError, match="voice 'eve': can be ann, bob"):
         next(model.stream(chat, voice="eve"))
     with pytest.raises(UserError, match="voice 'ann': a reply in text has none"):
