@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from omniaudio.lm.backbone import CausalBackbone
 
-HEADS, VOCAB, FFN, WINDOW = 4, 32, 24, 3
+HEADS, VOCAB, FFN, WINDOW, CAP = 4, 32, 24, 3, 2.0
 DOCUMENTS = (4, 5)
 """Lengths of the two documents of the trial; longer than ``WINDOW``."""
 TOLERANCE = 1e-4
@@ -44,6 +44,7 @@ def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
         sizes["num_hidden_layers"] = len(sizes["layer_types"])
     if found.get("sliding_window"):
         sizes["sliding_window"] = WINDOW
+    sizes.update({name: CAP for name, value in found.items() if name.endswith("softcapping") and value})
     kept = {name: value for name, value in found.items() if name not in ("model_type", "dtype", *sizes)}
     return type(config)(**copy.deepcopy(kept), **sizes)
 

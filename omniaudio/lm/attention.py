@@ -7,6 +7,9 @@ compute every pair of the row. Instead:
     flex        one kernel that skips blocks without a pair (arXiv:2412.05496), compiled on a GPU
     varlen      one flash kernel for documents of any lengths (arXiv:2307.08691); a GPU, half precision
 
+Some models cap their scores before the softmax, ``cap * tanh(scores / cap)`` (Gemma 2, arXiv:2408.00118). Flex does
+that, varlen by the package flash-attn alone; document by document scores are then made, some queries at a time.
+
 The function is registered with transformers, whose layers call it by name.
 """
 
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from omniaudio.errors import UserError
 from omniaudio.sdpa import sdpa
@@ -30,6 +34,9 @@ PACKED = "packed_documents"
 """Name under which transformers' layers find ``packed_attention``."""
 
 CHOICES = ("auto", "documents", "flex", "varlen")
+
+CAPPED_QUERIES = 512
+"""Queries of a document whose capped scores are held at once."""
 
 
 def register() -> str:
@@ -51,26 +58,26 @@ class Packing:
     def __init__(self, lengths: Sequence[int], choice: str = "documents") -> None:
         self.lengths, self.choice = list(lengths), choice
         self.total, self.longest = sum(self.lengths), max(self.lengths)
-        self._way: str | None = None
+        self._ways: dict[float | None, str] = {}
         self._starts: Tensor | None = None
         self._blocks: dict[int | None, Any] = {}
 
-    def way(self, query: Tensor, dropout: float) -> str:
-        """The way to go for such queries.
+    def way(self, query: Tensor, dropout: float, cap: float | None = None) -> str:
+        """The way to go for such queries, and scores that are capped or not.
 
         Raises:
             UserError: the one that was chosen cannot be gone here.
         """
-        if self._way is None:
+        if cap not in self._ways:
             if self.choice == "auto":
                 ways = ("varlen", "flex") if query.device.type == "cuda" else ()
-                able = (way for way in ways if not hindrance(way, query, dropout))
-                self._way = next(able, "documents")
-            elif reason := hindrance(self.choice, query, dropout):
+                able = (way for way in ways if not hindrance(way, query, dropout, cap))
+                self._ways[cap] = next(able, "documents")
+            elif reason := hindrance(self.choice, query, dropout, cap):
                 raise UserError(f"backbone.attention={self.choice} {reason}; take auto or documents")
             else:
-                self._way = self.choice
-        return self._way
+                self._ways[cap] = self.choice
+        return self._ways[cap]
 
     def starts(self, device: torch.device) -> Tensor:
         """Where each document begins, and the last one ends: (documents + 1,) int32."""
@@ -98,7 +105,7 @@ class Packing:
         return self._blocks[window]
 
 
-def hindrance(way: str, query: Tensor, dropout: float) -> str:
+def hindrance(way: str, query: Tensor, dropout: float, cap: float | None = None) -> str:
     """Why this machine cannot go a way for such queries; empty if it can."""
     if way == "documents":
         return ""
@@ -115,7 +122,11 @@ def hindrance(way: str, query: Tensor, dropout: float) -> str:
         return f"needs half precision (trainer.precision), not {query.dtype}"
     if torch.cuda.get_device_capability(query.device) < (8, 0):
         return f"needs a GPU of compute capability 8.0, not {torch.cuda.get_device_name(query.device)}"
-    return "" if varlen_kernel() else "needs a newer torch, or the package flash-attn"
+    if varlen_kernel(cap):
+        return ""
+    if cap is not None:
+        return f"needs flash-attn 2.6 or newer where scores are capped (at {cap})"
+    return "needs a newer torch, or the package flash-attn"
 
 
 def packed_attention(
@@ -129,6 +140,7 @@ def packed_attention(
     packing: Packing | None = None,
     sliding_window: int | None = None,
     visible: Tensor | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers' layers call.
@@ -144,6 +156,7 @@ def packed_attention(
         sliding_window: how many positions, its own the last, a position sees; None sees all before it.
         visible: True at the keys that a row has, broadcastable to (B, H, 1, past + 1), when rows go on by one
             position from pasts of different lengths; None: all.
+        softcap: scores go to ``softcap * tanh(scores / softcap)``; None: they stay.
 
     Returns:
         (1 or B, L, H, Dh), zero in padding, and None for the weights.
@@ -152,19 +165,19 @@ def packed_attention(
     query = query.to(value.dtype)  # rotary embeddings may have widened them
     key = key.to(value.dtype)
     if packing is None:
-        out = _one_document(query, key, value, scaling, sliding_window, dropout, visible)
+        out = _one_document(query, key, value, scaling, sliding_window, dropout, softcap, visible)
         return out.transpose(1, 2).contiguous(), None
     rest = query.shape[2] - packing.total
     assert rest >= 0 and query.shape[2] == key.shape[2], (
         f"documents {packing.lengths} in {query.shape[2]} positions"
     )
     query, key, value = (tensor[:, :, : packing.total] for tensor in (query, key, value))
-    way = packing.way(query, dropout)
+    way = packing.way(query, dropout, softcap)
     if way == "documents":
-        out = _by_documents(query, key, value, packing, scaling, sliding_window, dropout)
+        out = _by_documents(query, key, value, packing, scaling, sliding_window, dropout, softcap)
     else:
         attend = {"flex": _by_flex, "varlen": _by_varlen}[way]
-        out = attend(query, key, value, packing, scaling, sliding_window)
+        out = attend(query, key, value, packing, scaling, sliding_window, softcap)
     if rest:
         out = functional.pad(out, (0, 0, 0, rest))
     return out.transpose(1, 2).contiguous(), None
@@ -178,10 +191,12 @@ def _by_documents(
     scaling: float | None,
     window: int | None,
     dropout: float,
+    cap: float | None,
 ) -> Tensor:
     splits = (tensor.split(packing.lengths, 2) for tensor in (query, key, value))
     return torch.cat(
-        [_one_document(q, k, v, scaling, window, dropout) for q, k, v in zip(*splits, strict=True)], dim=2
+        [_one_document(q, k, v, scaling, window, dropout, cap) for q, k, v in zip(*splits, strict=True)],
+        dim=2,
     )
 
 
@@ -192,11 +207,14 @@ def _one_document(
     scaling: float | None,
     window: int | None,
     dropout: float,
+    cap: float | None,
     has: Tensor | None = None,
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if cap is not None:
+        return _capped(query, key, value, scaling, window, dropout, cap, has)
     new, total = query.shape[2], key.shape[2]
     past = total - new  # of the keys that come from a cache: the causal diagonal starts there
     visible = None
@@ -212,14 +230,80 @@ def _one_document(
     return sdpa(query, key, value, visible, is_causal=is_causal, scale=scaling, dropout=dropout)
 
 
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    dropout: float,
+    cap: float,
+    has: Tensor | None,
+) -> Tensor:
+    """One document whose scores are made, since torch's kernel cannot cap them.
+
+    Those of some queries with the keys that they see; where there are more, again in the backward pass.
+    """
+    new, past = query.shape[2], key.shape[2] - query.shape[2]
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    outs = []
+    for begin in range(0, new, CAPPED_QUERIES):
+        end = min(begin + CAPPED_QUERIES, new)
+        first = 0 if window is None else max(0, past + begin - window + 1)
+        seen = slice(first, past + end)
+        own = past + begin - first  # the first query's own key among them
+        visible = torch.ones(end - begin, seen.stop - first, dtype=torch.bool, device=query.device).tril(own)
+        if window is not None:
+            visible = visible.triu(own - window + 1)
+        if has is not None:  # one new position a row
+            visible = visible & has[..., seen]
+        rows = (query[:, :, begin:end], key[:, :, seen], value[:, :, seen], visible, scale, dropout, cap)
+        if new > CAPPED_QUERIES:
+            outs.append(checkpoint(_capped_rows, *rows, use_reentrant=False))
+        else:
+            outs.append(_capped_rows(*rows))
+    return torch.cat(outs, dim=2)
+
+
+def _capped_rows(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float, dropout: float, cap: float
+) -> Tensor:
+    """Every score of these queries; on CPUs in float32, as ``sdpa``."""
+    device, dtype = query.device.type, value.dtype
+    with torch.autocast(device, enabled=False):
+        if device == "cpu":
+            query, key, value = query.float(), key.float(), value.float()
+        score = (query @ key.transpose(2, 3)).float() * scale
+        weight = (cap * (score / cap).tanh()).masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        return (functional.dropout(weight, dropout).to(value.dtype) @ value).to(dtype)
+
+
 def _by_flex(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
 ) -> Tensor:
     assert len(query) == 1, f"{len(query)} rows; flex takes one"
     blocks = packing.blocks(query.device, window)
     attend = _flex_attention(compiled=query.device.type == "cuda")
-    out: Tensor = attend(query, key, value, block_mask=blocks, scale=scaling, enable_gqa=True)
+    out: Tensor = attend(query, key, value, _cap_of(cap), blocks, scale=scaling, enable_gqa=True)
     return out
+
+
+@functools.cache
+def _cap_of(cap: float | None) -> Callable[..., Tensor] | None:
+    """FlexAttention's function of a score, the same one for all layers: another one would be compiled again."""
+    if cap is None:
+        return None
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return capped
 
 
 @functools.cache
@@ -233,10 +317,16 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
 
 
 def _by_varlen(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
 ) -> Tensor:
     assert len(query) == 1, f"{len(query)} rows; varlen takes one"
-    attend = varlen_kernel()
+    attend = varlen_kernel(cap)
     assert attend is not None
     rows = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]  # (L, heads, Dh)
     span = (-1 if window is None else window - 1, 0)  # keys before a query, and behind it
@@ -244,17 +334,18 @@ def _by_varlen(
     return attend(*rows, starts, packing.longest, scaling, span).transpose(0, 1)[None]
 
 
-def varlen_kernel() -> Callable[..., Tensor] | None:
+def varlen_kernel(cap: float | None = None) -> Callable[..., Tensor] | None:
     """(query, key, value, starts, longest, scale, span) -> (L, H, Dh): torch's kernel, or flash-attn's, or None.
 
     Both take ``starts`` (documents + 1,) int32, the length of the longest document, and the keys that a query sees
-    before and behind it, -1 for all.
+    before and behind it, -1 for all. Scores are capped by flash-attn's alone.
     """
     try:
         torchs = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):
         torchs = None
-    if torchs is not None and {"window_size", "enable_gqa"} <= inspect.signature(torchs).parameters.keys():
+    known = {} if torchs is None else inspect.signature(torchs).parameters
+    if cap is None and {"window_size", "enable_gqa"} <= known.keys():
         return lambda q, k, v, starts, longest, scale, span: torchs(
             q, k, v, starts, starts, longest, longest, scale=scale, window_size=span, enable_gqa=True
         )
@@ -262,6 +353,9 @@ def varlen_kernel() -> Callable[..., Tensor] | None:
         flash = importlib.import_module("flash_attn").flash_attn_varlen_func
     except (ImportError, AttributeError):
         return None
+    more = {} if cap is None else {"softcap": cap}
+    if not more.keys() <= inspect.signature(flash).parameters.keys():  # an older one
+        return None
     return lambda q, k, v, starts, longest, scale, span: flash(
-        q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True, window_size=span
+        q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True, window_size=span, **more
     )

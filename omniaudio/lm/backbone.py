@@ -46,9 +46,6 @@ WITHOUT_MEANING = frozenset(
 )
 """Entries of a transformers config that do not change what the layers compute (the vocabulary has its own check)."""
 
-NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
-"""Entries of Gemma's kin that the attention or the losses here know nothing of."""
-
 NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon")
 """What kinds of models call the smallest variance of their norms."""
 
@@ -75,6 +72,8 @@ class CausalBackbone(nn.Module):
     """
 
     model_type = "qwen2"
+    not_computed: tuple[str, ...] = ("use_bidirectional_attention",)
+    """Entries that the attention here does not compute, or transformers' layers of this kind leave out."""
 
     def __init__(
         self,
@@ -137,7 +136,9 @@ class CausalBackbone(nn.Module):
         self.norm: nn.Module = model.model.norm
         self.rotary: nn.Module = model.model.rotary_emb
         self.rotary_by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
-        self.lm_head: nn.Linear = LogitHead.around(model.lm_head)
+        self.lm_head: nn.Linear = LogitHead.around(
+            model.lm_head, getattr(model.config, "final_logit_softcapping", None)
+        )
 
     def _config(self, sizes: dict[str, Any], entries: dict[str, Any]) -> PreTrainedConfig:
         """The transformers config of this kind, of entries that it knows and that are computed here."""
@@ -158,7 +159,7 @@ class CausalBackbone(nn.Module):
             config = AutoConfig.for_model(self.model_type, **{**sizes, "pad_token_id": None, **entries})
         except Exception as error:  # each kind checks its own entries
             raise UserError(f"backbone: no {self.model_type!r} can be so ({reason_of(error)})") from error
-        if wrong := [name for name in NOT_COMPUTED if getattr(config, name, None)]:
+        if wrong := [name for name in self.not_computed if getattr(config, name, None)]:
             raise UserError(
                 f"backbone.{wrong[0]}: {getattr(config, wrong[0])} is not computed here; must be null"
             )
@@ -279,11 +280,19 @@ class GemmaBackbone(CausalBackbone):
     model_type = "gemma"
 
 
+class Gemma2Backbone(CausalBackbone):
+    """The same around the layers of Gemma 2 (arXiv:2408.00118): every other one sees ``sliding_window`` positions,
+    scores are capped (``attn_logit_softcapping``), and so are logits (``final_logit_softcapping``)."""
+
+    model_type = "gemma2"
+
+
 class Gemma3Backbone(CausalBackbone):
     """The same around the layers of Gemma 3's text models (arXiv:2503.19786): five see ``sliding_window`` positions,
     each sixth all. ``rope_theta`` is of the sixth; ``rope_parameters`` says both."""
 
     model_type = "gemma3_text"
+    not_computed = (*CausalBackbone.not_computed, "attn_logit_softcapping")
 
     @staticmethod
     def _rope(theta: float) -> dict[str, Any]:
@@ -294,7 +303,7 @@ class Gemma3Backbone(CausalBackbone):
 
 
 KINDS: tuple[type[CausalBackbone], ...] = (
-    CausalBackbone, LlamaBackbone, Qwen3Backbone, GemmaBackbone, Gemma3Backbone,
+    CausalBackbone, LlamaBackbone, Qwen3Backbone, GemmaBackbone, Gemma2Backbone, Gemma3Backbone,
 )  # fmt: skip
 
 

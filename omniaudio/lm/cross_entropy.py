@@ -24,30 +24,44 @@ class LogitHead(nn.Linear):
 
     ZeRO 3 has the weights of a module whole while it is used, and every use is a collective. A loss that is made in
     here, chunk by chunk, gathers them once, however many rows this or another process has.
+
+    Attributes:
+        cap: logits go to ``cap * tanh(logits / cap)`` (Gemma 2, arXiv:2408.00118, section 2); None: they stay.
     """
 
+    cap: float | None = None
+
     @classmethod
-    def around(cls, linear: nn.Linear) -> LogitHead:
+    def around(cls, linear: nn.Linear, cap: float | None = None) -> LogitHead:
         """One with the parameters of a linear map."""
         head = cls.__new__(cls)
         nn.Module.__init__(head)
         head.in_features, head.out_features = linear.in_features, linear.out_features
-        head.weight, head.bias = linear.weight, linear.bias
+        head.weight, head.bias, head.cap = linear.weight, linear.bias, cap
         return head
 
     def forward(self, hidden: Tensor, label_N: Tensor | None = None, z_weight: float = 0.0) -> Tensor:
         """Hidden states (..., D) to logits (..., V); (N, D) with classes (N,) to cross-entropy (N,)."""
         if label_N is None:
-            return super().forward(hidden)
+            return self._logits(hidden)
         if len(label_N) * self.out_features <= FEW_LOGITS:
-            return _cross_entropy(super().forward, hidden, label_N, z_weight)
+            return _cross_entropy(self._logits, hidden, label_N, z_weight)
         if self.bias is not None:
-            return _again_in_backward(super().forward, hidden, label_N, self.out_features, z_weight)
+            return _again_in_backward(self._logits, hidden, label_N, self.out_features, z_weight)
         # Its gradient is taken at once, which none may want.
         weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
         chunk = max(1, MAX_LOGITS // self.out_features)
-        loss_N: Tensor = _LinearCrossEntropy.apply(hidden, weight, label_N, chunk, z_weight)  # type: ignore[no-untyped-call]
+        words = (hidden, weight, label_N, chunk, z_weight, self.cap)
+        loss_N: Tensor = _LinearCrossEntropy.apply(*words)  # type: ignore[no-untyped-call]
         return loss_N
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return capped(super().forward(hidden), self.cap)
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits of any shape as a LogitHead of this cap gives them."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def chunked_cross_entropy(
@@ -99,13 +113,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, chunk: int, z_weight: float
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        label_N: Tensor,
+        chunk: int,
+        z_weight: float,
+        cap: float | None,
     ) -> Tensor:
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, weight_VD, label_N)
-        ctx.chunk, ctx.dtype, ctx.z_weight, ctx.grad_VD = chunk, dtype, z_weight, None
+        ctx.chunk, ctx.dtype, ctx.z_weight, ctx.cap, ctx.grad_VD = chunk, dtype, z_weight, cap, None
         ctx.grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         if ctx.needs_input_grad[1]:
             ctx.grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -114,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = weight_VD.to(dtype)
             for here in _chunks(len(label_N), chunk):
                 hidden, label = hidden_ND[here].to(dtype), label_N[here]
-                loss_N[here], error_nV = _loss_and_error(hidden, weight, label, z_weight)
+                loss_N[here], error_nV = _loss_and_error(hidden, weight, label, z_weight, cap)
                 if ctx.grad_ND is not None:
                     ctx.grad_ND[here] = error_nV @ weight
                 if ctx.grad_VD is not None:
@@ -126,7 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         (grad_N,) = grads
         if grad_N is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         hidden_ND, weight_VD, label_N = ctx.saved_tensors
         grad_ND = grad_VD = None
         if ctx.grad_ND is not None:
@@ -139,14 +159,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 grad_VD = _weight_gradient(ctx, hidden_ND, weight_VD, label_N, grad_N)
             grad_VD = grad_VD.to(weight_VD.dtype)
-        return grad_ND, grad_VD, None, None, None
+        return grad_ND, grad_VD, None, None, None, None
 
 
 def _loss_and_error(
-    hidden_nD: Tensor, weight_VD: Tensor, label_n: Tensor, z_weight: float
+    hidden_nD: Tensor, weight_VD: Tensor, label_n: Tensor, z_weight: float, cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss by row, and its gradient by the logits in the type of the weight, in the memory of the logits."""
-    error_nV = functional.linear(hidden_nD, weight_VD).float()
+    """Loss by row, and its gradient by the logits before a cap in the type of the weight, in the memory of the logits.
+
+    The slope of a cap is 1 - (capped / cap) ** 2, which takes as much memory again.
+    """
+    error_nV = capped(functional.linear(hidden_nD, weight_VD).float(), cap)
+    slope_nV = None if cap is None else (error_nV / cap).square_().neg_().add_(1)
     most_n1 = error_nV.amax(dim=-1, keepdim=True)
     error_nV -= most_n1
     chosen_n1 = error_nV.gather(1, label_n[:, None])
@@ -155,6 +179,8 @@ def _loss_and_error(
     z_n1 = log_total_n1 + most_n1
     error_nV *= (1 + 2 * z_weight * z_n1) / total_n1
     error_nV.scatter_add_(1, label_n[:, None], error_nV.new_full((len(label_n), 1), -1.0))
+    if slope_nV is not None:
+        error_nV *= slope_nV
     return (log_total_n1 - chosen_n1 + z_weight * z_n1**2)[:, 0], error_nV.to(weight_VD.dtype)
 
 
@@ -167,7 +193,7 @@ def _weight_gradient(
     with torch.autocast(weight.device.type, enabled=False):
         for here in _chunks(len(label_N), ctx.chunk):
             hidden = hidden_ND[here].to(ctx.dtype)
-            _, error_nV = _loss_and_error(hidden, weight, label_N[here], ctx.z_weight)
+            _, error_nV = _loss_and_error(hidden, weight, label_N[here], ctx.z_weight, ctx.cap)
             error_nV *= grad_N[here, None].to(ctx.dtype)
             _add_product(grad_VD, error_nV, hidden)
             del error_nV

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniaudio.lm.audio_head import DepthLinear
+from omniaudio.lm.cross_entropy import LogitHead, capped
 from omniaudio.lm.lora import ADAPTER
 
 LARGE_PAGE = 2**21
@@ -48,7 +49,7 @@ def lay_out_for_decoding(model: nn.Module) -> None:
 
 
 class PanelLinear(nn.Linear):
-    """A linear map whose weights lie in panels.
+    """A linear map whose weights lie in panels; one to logits caps them as before.
 
     Args:
         linear: the map; it is not changed.
@@ -59,6 +60,7 @@ class PanelLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.panels = nn.Parameter(in_panels(linear.weight.detach()), requires_grad=False)
         self.bias = linear.bias
+        self.cap = linear.cap if isinstance(linear, LogitHead) else None
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -70,7 +72,7 @@ class PanelLinear(nn.Linear):
         out_RO = times_panels(x.reshape(-1, self.in_features), self.panels)[:, : self.out_features]
         if self.bias is not None:
             out_RO = out_RO + self.bias
-        return out_RO.view(*x.shape[:-1], self.out_features)
+        return capped(out_RO.view(*x.shape[:-1], self.out_features), self.cap)
 
 
 class PanelDepthLinear(DepthLinear):

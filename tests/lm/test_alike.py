@@ -3,7 +3,7 @@ import torch
 from transformers import AutoConfig
 
 from omniaudio.errors import UserError
-from omniaudio.lm import alike
+from omniaudio.lm import alike, cross_entropy
 from omniaudio.lm.alike import prove_alike, small_config
 from omniaudio.lm.attention import packed_attention
 from omniaudio.lm.backbone import CausalBackbone
@@ -19,7 +19,7 @@ def prove(model_type, **entries):
 
 
 @pytest.mark.parametrize(
-    "kind", ["mistral", "phi3", "olmo2", "smollm3", "glm4", "starcoder2", "granite", "mixtral"]
+    "kind", ["mistral", "phi3", "olmo2", "smollm3", "glm4", "starcoder2", "granite", "mixtral", "vaultgemma"]
 )
 def test_kinds_that_are_built_alike_pass(kind):
     prove(kind)
@@ -30,24 +30,29 @@ def test_a_layer_of_each_type_is_tried():
     prove("olmo3", layer_types=["sliding_attention"] * 3 + ["full_attention"], sliding_window=4096)
     small = small_config(config_of("olmo3"))
     assert set(small.layer_types) == {"sliding_attention", "full_attention"} and small.sliding_window == 3
+    prove("gemma2")
+    small = small_config(config_of("gemma2", final_logit_softcapping=None))
+    assert small.attn_logit_softcapping == 2 and small.final_logit_softcapping is None
 
 
 @pytest.mark.parametrize(
     ("kind", "entries"),
     [
         ("granite", {"embedding_multiplier": 2.0}), ("granite", {"logits_scaling": 3.0}), ("cohere", {}),
-        ("gpt_oss", {}), ("gemma2", {}), ("phi", {}), ("stablelm", {}), ("deepseek_v3", {}),
+        ("gpt_oss", {}), ("nanochat", {}), ("phi", {}), ("stablelm", {}), ("deepseek_v3", {}),
     ],
 )  # fmt: skip
 def test_kinds_that_compute_otherwise_are_refused(kind, entries):
-    """Scaled embeddings and logits, sinks and caps of the attention, other norms, other names, other attention."""
+    """Scaled embeddings and logits, sinks of the attention, other norms, other names, other attention."""
     with pytest.raises(
         UserError, match=rf"a '{kind}' of this config is not computed here as transformers does \("
     ):
         prove(kind, **entries)
 
 
-@pytest.mark.parametrize("fault", ["documents", "causal", "scale", "window", "cache"])
+@pytest.mark.parametrize(
+    "fault", ["documents", "causal", "scale", "window", "cache", "score cap", "logit cap"]
+)
 def test_no_fault_of_ours_passes(fault, monkeypatch):
     """The trial itself: each of these has been a bug somewhere."""
 
@@ -58,16 +63,21 @@ def test_no_fault_of_ours_passes(fault, monkeypatch):
             words["scaling"] = 0.9 * words["scaling"]
         if fault == "window":
             words["sliding_window"] = None
+        if fault == "score cap":
+            words["softcap"] = None
         if fault == "cache" and query.shape[2] < key.shape[2]:
             key, value = key.roll(1, 2), value
         if fault == "causal":
             query = query.flip(2)
         return packed_attention(module, query, key, value, None, packing=packing, **words)
 
-    prove("mistral", sliding_window=4096)
+    kind = "gemma2" if "cap" in fault else "mistral"
+    prove(kind, sliding_window=4096)
     monkeypatch.setattr(alike, "register", lambda: faulty(wrong))
+    if fault == "logit cap":
+        monkeypatch.setattr(cross_entropy, "capped", lambda logits, cap: logits)
     with pytest.raises(UserError, match="differ by"):
-        prove("mistral", sliding_window=4096)
+        prove(kind, sliding_window=4096)
 
 
 def faulty(attention):

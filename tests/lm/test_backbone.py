@@ -11,9 +11,11 @@ from transformers import (
 )
 
 from omniaudio.errors import UserError
+from omniaudio.lm import cross_entropy
 from omniaudio.lm.backbone import (
     KINDS,
     CausalBackbone,
+    Gemma2Backbone,
     Gemma3Backbone,
     LlamaBackbone,
     OtherBackbone,
@@ -30,6 +32,8 @@ THEIR_SIZES = {
     "num_key_value_heads": 2,
     "intermediate_size": 24,
 }
+
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 
 
 @pytest.fixture
@@ -133,12 +137,15 @@ def test_pretrained_keeps_text_ids_and_extends(backbone, tmp_path, capsys):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.model_type)
 def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind):
     """Later stages read the weights from a folder of ours, where nothing names the published model."""
-    entries = {"head_dim": 6} if kind.model_type in ("qwen3", "gemma", "gemma3_text") else {}
+    entries = {"head_dim": 6} if kind.model_type in ("qwen3", "gemma", "gemma2", "gemma3_text") else {}
+    if kind.model_type == "gemma2":
+        entries |= {"sliding_window": 3, "query_pre_attn_scalar": 9, **CAPS}
     rope = {"rope_type": "default", "rope_theta": 1e6}
     if kind.model_type == "gemma3_text":
         entries |= {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
         rope = {"full_attention": rope, "sliding_attention": {**rope, "rope_theta": 1e4}}
     tied = "gemma" in kind.model_type
+    theirs_alone = {"attn_implementation": "eager"} if kind.model_type == "gemma2" else {}
     theirs = {
         **THEIR_SIZES,
         **entries,
@@ -147,7 +154,9 @@ def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind
         "pad_token_id": None,
     }
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind.model_type, **theirs)).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind.model_type, **theirs), **theirs_alone
+    ).eval()
     model.save_pretrained(tmp_path)
     sizes = {**SIZES, **entries, "tie_embeddings": tied}
     ours = kind(50, **sizes, pretrained=str(tmp_path))
@@ -162,6 +171,62 @@ def test_what_was_pretrained_is_built_again_from_its_config_alone(tmp_path, kind
         cache = again.new_cache()
         steps = [again.step(part, cache) for part in again.embed_text(ids[4:]).split([3, 1, 1])]
         assert_close(torch.cat(steps), hidden_LD[4:])
+
+
+def capped_pair(**entries):
+    """Transformers' Gemma 2 and ours with the same weights, far from the first ones so that the caps bite."""
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    words = {"head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 9, **CAPS, **entries}
+    config = AutoConfig.for_model("gemma2", **THEIR_SIZES, **rope, **words, pad_token_id=None)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.5 * torch.randn(weight.shape, generator=rng))
+    ours = Gemma2Backbone(40, **SIZES, **words, tie_embeddings=config.tie_word_embeddings).eval()
+    head = {"lm_head.weight": model.lm_head.weight}
+    ours.load_state_dict(model.model.state_dict() | head)
+    return model, ours
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_capped_scores_and_logits_have_transformers_own_loss_and_gradients(monkeypatch, tied, chunks):
+    """Over two documents in one pack; in chunks the gradient of the cap is taken by hand."""
+    if chunks:
+        monkeypatch.setattr(cross_entropy, "FEW_LOGITS", 120)
+        monkeypatch.setattr(cross_entropy, "MAX_LOGITS", 120)
+    model, ours = capped_pair(tie_word_embeddings=tied)
+    ids = torch.randint(40, (12,))
+    label = ids.roll(-1)
+    label[[4, 11]] = NO_LABEL
+    logits = torch.cat([model(part[None]).logits[0] for part in ids.split([5, 7])])
+    wanted = torch.nn.functional.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="sum")
+    loss = ours.text_loss(ours(ours.embed_text(ids), [5, 7]), label).sum()
+    assert_close(loss, wanted)
+    wanted.backward()
+    loss.backward()
+    grads = {name.removeprefix("model."): weight.grad for name, weight in model.named_parameters()}
+    for name, weight in ours.named_parameters():
+        assert_close(
+            weight.grad, grads[name], rtol=1e-4, atol=1e-5, msg=lambda words, name=name: f"{name}: {words}"
+        )
+
+
+@pytest.mark.parametrize("ignored", ["attn_logit_softcapping", "final_logit_softcapping", "sliding_window"])
+@torch.no_grad()
+def test_what_gemma_2_does_to_scores_and_logits_matters(ignored):
+    """With it ours are transformers' own logits, in one pack and in steps; without it they are far from them."""
+    model, ours = capped_pair()
+    other, _ = capped_pair(**{ignored: 100 if ignored == "sliding_window" else None})
+    embeds, ids = ours.embed_text(torch.arange(12)), torch.arange(12)
+    cache = ours.new_cache()
+    steps = torch.cat([ours.step(part, cache) for part in embeds.split([5, 1, 4, 1, 1])])
+    for ours.attention in ("auto", "flex"):
+        logits = ours.lm_head(ours(embeds, [12]))
+        assert_close(logits, model(ids[None]).logits[0], rtol=1e-4, atol=1e-4)
+        assert_close(ours.lm_head(steps), logits, rtol=1e-4, atol=1e-4)
+    assert (logits - other(ids[None]).logits[0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["mistral", "phi3", "starcoder2"])
@@ -220,9 +285,17 @@ def test_an_entry_that_the_kind_does_not_know_is_refused():
         Qwen3Backbone(50, **SIZES, hiden_size=3)
 
 
-def test_what_the_attention_does_not_compute_is_refused():
-    with pytest.raises(UserError, match=r"backbone.attn_logit_softcapping: 50.0 is not computed here"):
-        Gemma3Backbone(50, **SIZES, attn_logit_softcapping=50.0)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (Gemma2Backbone, "use_bidirectional_attention", True),
+        (Gemma3Backbone, "use_bidirectional_attention", True),
+        (Gemma3Backbone, "attn_logit_softcapping", 50.0),  # its layers have left it
+    ],
+)
+def test_what_the_attention_does_not_compute_is_refused(kind, name, value):
+    with pytest.raises(UserError, match=rf"backbone.{name}: {value} is not computed here"):
+        kind(50, **SIZES, **{name: value})
 
 
 @pytest.mark.parametrize(

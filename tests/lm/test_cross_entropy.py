@@ -9,9 +9,9 @@ from omniaudio.lm.cross_entropy import LogitHead, chunked_cross_entropy
 from omniaudio.types import NO_LABEL
 
 
-def setting(bias: bool):
+def setting(bias: bool, cap: float | None = None):
     torch.manual_seed(0)
-    head = LogitHead(6, 11, bias=bias)
+    head = LogitHead.around(nn.Linear(6, 11, bias=bias), cap)
     hidden = torch.randn(10, 6, requires_grad=True)
     label = torch.randint(11, (10,))
     label[[0, 4, 5]] = NO_LABEL
@@ -33,16 +33,28 @@ def in_chunks_of_three_rows(monkeypatch):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("z_weight", [0.0, 0.3])
-def test_equals_full_logits_with_gradients(monkeypatch, chunks, bias, even, z_weight):
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_equals_full_logits_with_gradients(monkeypatch, chunks, bias, even, z_weight, cap):
     if chunks:
         in_chunks_of_three_rows(monkeypatch)
-    head, hidden, label = setting(bias)
+    head, hidden, label = setting(bias, cap)
     scale = torch.full((10,), 0.3) if even else torch.rand(10)
     wanted = full_logits(head, hidden, label, z_weight)
     wanted_grads = torch.autograd.grad((wanted * scale).sum(), [hidden, *head.parameters()])
     loss = chunked_cross_entropy(head, hidden, label, z_weight)
     assert_close(loss, wanted)
     assert_close(torch.autograd.grad((loss * scale).sum(), [hidden, *head.parameters()]), wanted_grads)
+
+
+def test_logits_are_capped_as_written():
+    """With the slope that the hand-made gradient takes."""
+    head, hidden, _ = setting(bias=False, cap=0.5)
+    plain = functional.linear(hidden, head.weight)
+    logits = head(hidden)
+    assert_close(logits, 0.5 * (plain / 0.5).tanh())
+    assert plain.abs().max() > 1 and logits.abs().max() < 0.5
+    (grad,) = torch.autograd.grad(logits.sum(), [hidden])
+    assert_close(grad, (1 - (logits / 0.5) ** 2) @ head.weight)
 
 
 def test_a_second_backward_pass_has_the_same_gradients(monkeypatch):
@@ -79,10 +91,11 @@ def test_logits_of_a_linear_head_are_made_once_and_a_frozen_one_gets_no_gradient
     assert made == [3, 3, 1] * 2 and head.weight.grad is not None
 
 
-def test_mixed_precision_makes_the_products_alone_in_bf16(monkeypatch):
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_mixed_precision_makes_the_products_alone_in_bf16(monkeypatch, cap):
     """As close to float32 as full logits under autocast are, and with gradients of the parameters' type."""
     in_chunks_of_three_rows(monkeypatch)
-    head, hidden, label = setting(bias=False)
+    head, hidden, label = setting(bias=False, cap=cap)
     exact = torch.autograd.grad(full_logits(head, hidden, label).sum(), [hidden, head.weight])
     with torch.autocast("cpu", torch.bfloat16):
         loss = chunked_cross_entropy(head, hidden, label)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from omniaudio.lm.audio_head import AudioHead, KeyValue
+from omniaudio.lm.cross_entropy import LogitHead
 from omniaudio.lm.decoding import PanelDepthLinear, PanelLinear, lay_out_for_decoding
 
 
@@ -55,6 +56,19 @@ def test_shared_and_small_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out_for_decoding(model)
     assert [type(part) for part in model.values()] == [nn.Embedding, nn.Linear, PanelLinear, nn.Linear]
     assert model["table"].weight is model["tied"].weight
+
+
+def test_a_head_caps_its_logits_as_before() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"head": LogitHead.around(nn.Linear(16, 40, bias=False), cap=0.5)})
+    x = torch.randn(3, 16)
+    wanted = model["head"](x)
+    lay_out_for_decoding(model)
+    torch.testing.assert_close(model["head"](x), wanted)
+    assert (
+        isinstance(model["head"], PanelLinear)
+        and wanted.abs().max() < 0.5 < (x @ model["head"].weight.T).max()
+    )
 
 
 def test_old_weights_are_let_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

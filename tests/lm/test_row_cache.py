@@ -2,17 +2,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from omniaudio.lm.backbone import CausalBackbone, Gemma3Backbone, GemmaBackbone, Qwen3Backbone
+from omniaudio.lm.backbone import CausalBackbone, Gemma2Backbone, Gemma3Backbone, GemmaBackbone, Qwen3Backbone
 from omniaudio.lm.row_cache import RowCache
 
 LENGTHS = (3, 7, 1, 7)
 
 
-@pytest.fixture(params=[CausalBackbone, Qwen3Backbone, GemmaBackbone, Gemma3Backbone])
+@pytest.fixture(params=[CausalBackbone, Qwen3Backbone, GemmaBackbone, Gemma2Backbone, Gemma3Backbone])
 def backbone(request):
     torch.manual_seed(0)
-    windows = {"sliding_window": 4} if request.param is Gemma3Backbone else {}
-    return request.param(40, 16, 2, 2, 1, 24, **windows).eval()
+    entries = {"sliding_window": 4} if request.param in (Gemma2Backbone, Gemma3Backbone) else {}
+    if request.param is Gemma2Backbone:
+        entries |= {"attn_logit_softcapping": 0.05, "query_pre_attn_scalar": 1}
+    return request.param(40, 16, 2, 2, 1, 24, **entries).eval()
 
 
 def read(backbone, documents):
