@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omniaudio.lm.cross_entropy import LogitHead, capped
 from omniaudio.lm.lora import ADAPTER
 
 LEVELS = 127
@@ -23,13 +24,15 @@ class Int8Linear(nn.Module):
     Args:
         in_width, out_width: sizes.
         bias: whether it adds one.
+        cap: of its outputs, if they are logits that are capped (see ``LogitHead``).
     """
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, in_width: int, out_width: int, bias: bool) -> None:
+    def __init__(self, in_width: int, out_width: int, bias: bool, cap: float | None = None) -> None:
         super().__init__()
+        self.out_features, self.cap = out_width, cap
         self.register_buffer("weight", torch.zeros(out_width, in_width, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(out_width))
         self.bias = nn.Parameter(torch.zeros(out_width), requires_grad=False) if bias else None
@@ -37,7 +40,7 @@ class Int8Linear(nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
         """The rounded form of a layer."""
-        made = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        made = cls(*sizes_of(linear))
         weight, scale_O1 = rounded(linear.weight.detach().float())
         made.weight, made.scale = weight, scale_O1[:, 0]
         if made.bias is not None:
@@ -46,6 +49,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_width) -> (..., out_width) in the dtype of ``x``."""
+        return capped(self._product(x), self.cap)
+
+    def _product(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             weight = (self.weight * self.scale[:, None]).to(x.dtype)
             return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
@@ -54,6 +60,12 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             out = out + self.bias
         return out.to(x.dtype).reshape(*x.shape[:-1], len(self.weight))
+
+
+def sizes_of(linear: nn.Linear) -> tuple[int, int, bool, float | None]:
+    """What an Int8Linear in place of a layer is built of."""
+    cap = linear.cap if isinstance(linear, LogitHead) else None
+    return linear.in_features, linear.out_features, linear.bias is not None, cap
 
 
 def rounded(x_RD: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,12 +87,11 @@ def to_int8(module: nn.Module, empty: bool = False) -> nn.Module:
     for parent_name, parent in list(module.named_modules()):
         for name, child in list(parent.named_children()):
             if (
-                type(child) is not nn.Linear
+                type(child) not in (nn.Linear, LogitHead)
                 or child.weight.numel() < MIN_SIZE
                 or owners[id(child.weight)] > 1
                 or ADAPTER in f"{name}.{parent_name}"  # peft takes their dtype for that of the inputs
             ):
                 continue
-            sizes = child.in_features, child.out_features, child.bias is not None
-            setattr(parent, name, Int8Linear(*sizes) if empty else Int8Linear.of(child))
+            setattr(parent, name, Int8Linear(*sizes_of(child)) if empty else Int8Linear.of(child))
     return module

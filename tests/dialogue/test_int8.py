@@ -9,6 +9,7 @@ from torch import nn
 import omniaudio
 from omniaudio.dialogue.folder import write_model
 from omniaudio.dialogue.int8 import Int8Linear, rounded, to_int8
+from omniaudio.lm.cross_entropy import LogitHead, chunked_cross_entropy
 from omniaudio.lm.lora import add_lora
 from omniaudio.types import Codes
 
@@ -51,6 +52,29 @@ def test_tied_and_small_layers_stay_and_empty_ones_take_the_state(monkeypatch) -
     again.load_state_dict(made.state_dict())
     x = torch.randn(3, 64)
     assert torch.equal(again["big"](x), made["big"](x))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_heads_are_rounded_too_and_cap_as_before(monkeypatch, empty: bool) -> None:
+    """Of logits, and of the loss by which texts are scored."""
+    monkeypatch.setattr("omniaudio.dialogue.int8.MIN_SIZE", 1)
+
+    def make() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"head": LogitHead.around(nn.Linear(64, 40, bias=False), cap=0.5)})
+
+    whole, made = make()["head"], to_int8(make())
+    if empty:
+        made, state = to_int8(make(), empty=True), made.state_dict()
+        made.load_state_dict(state)
+    x, label = torch.randn(3, 64), torch.tensor([1, 7, 39])
+    assert isinstance(made["head"], Int8Linear) and whole(x).abs().max() > 0.4
+    for found, wanted in [
+        (made["head"](x), whole(x)),
+        (chunked_cross_entropy(made["head"], x, label), chunked_cross_entropy(whole, x, label)),
+    ]:
+        torch.testing.assert_close(found, wanted, atol=0.03, rtol=0)
+    assert not torch.equal(made["head"](x), whole(x))
 
 
 def test_adapters_stay_as_they_are(monkeypatch) -> None:
