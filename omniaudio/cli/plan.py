@@ -377,7 +377,8 @@ def measure(config: dict[str, Any]) -> dict[str, Line]:
 
     def needs(model: dict[str, Any], units: int) -> dict[str, float]:
         with torch.device("meta"):
-            task = make_plain_task({**config, "model": model})
+            one_batch = {**config, "model": model, "accumulate": 1}  # of a step of several, too
+            task = make_plain_task(one_batch)
             task.configure_model()
         if mixed and config["strategy"].startswith("zero"):
             task.to(torch.bfloat16)

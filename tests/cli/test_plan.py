@@ -90,6 +90,14 @@ def test_a_frozen_backbone_costs_no_products_for_its_gradients():
     assert saved == pytest.approx(2 * 64 * weights, rel=1e-6)
 
 
+def test_a_batch_of_a_step_of_several_is_measured():
+    found = [
+        measure(compose("plan", ["experiment=baichuan_audio/text_lm", *TINY, f"accumulate={n}"]))
+        for n in (1, 4)
+    ]
+    assert found[0] == found[1]
+
+
 def test_what_is_frozen_has_no_gradients(capsys):
     lines = plan(capsys, "tokenizer", "measure=false").splitlines()
     judge, encoder = (
