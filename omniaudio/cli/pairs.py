@@ -1,12 +1,19 @@
-"""Preference pairs for the DPO stage: of the export's own replies, or given ones.
+"""Preference pairs for the DPO stage: of the export's own replies, of recordings, or given ones.
 
-Without path=: asks the export what the clips and chats of the code shards ask (kinds=), num_replies= times each, lets a
+of=replies: asks the export what the clips and chats of the code shards ask (kinds=), num_replies= times each, lets a
 recogniser hear every reply, and keeps the best and the worst where they differ by margin=. The reward of a reply is
 minus the error rate of what is heard (against=, unit=). Writes ${exp_dir}/pairs/<split>-*.tar; how many prompts have
 no pair, and why, is told. Prompts are done in jobs; one that is done stays done, whoever is killed, and the same
 command ends in the same bytes. executor=local executor.num_workers=8 and executor=ray share them out.
 
     omniaudio pairs system=NAME scale=mini asr_judge=openai/whisper-base
+
+of=recordings: pairs of the clips of the code shards, without export and recogniser. The prompt is a clip's text, to be
+read aloud as in documents of the kind tts; chosen are its codes, rejected those of another clip of the same speaker and
+language, of about its length and with other words, for which in turn the first is rejected. At most num_prompts= a
+split, train pairs of train clips and dev pairs of dev clips; the same seed= gives the same pairs.
+
+    omniaudio pairs system=NAME scale=mini of=recordings 'num_prompts={train: 5000, dev: 300}'
 
 With path=FILE.jsonl: pairs that somebody gives, a line each, of speech or of text alone:
 
@@ -26,34 +33,52 @@ from pathlib import Path
 from typing import Any
 
 from omniaudio.cli.export import made_by
-from omniaudio.errors import UserError
+from omniaudio.errors import UserError, check_choice
 from omniaudio.stage import Stage, stage, without
+
+ADVICE = {
+    "path": "name a split in some lines",
+    "recordings": "two clips of one speaker and language with texts are needed in each split: see the counts above",
+    "replies": "lower margin, or raise num_replies or num_prompts",
+}
+"""What to do when there are no pairs, by where they were to come from."""
 
 
 def main(config: dict[str, Any]) -> None:
     """Make pairs, or take given ones, unless it is done."""
-    inputs = [made_by(Path(config["model_dir"])), config["path"] or config["codes_dir"]]
+    of = origin(config)
+    exports = [] if of == "recordings" else [made_by(Path(config["model_dir"]))]
+    inputs = [*exports, config["path"] or config["codes_dir"]]
     decisive = without(config, {"executor", "device"})  # another machine may go on
     folder = Path(config["exp_dir"]) / "pairs"
     with stage(folder, config=config, inputs=inputs, decisive=decisive) as run:
         if run.done:
             return
-        if config["path"]:
+        if of == "path":
             from omniaudio.corpus.preferences import write_given
 
             told = write_given(config["path"], config["model_dir"], folder, config["device"])
+        elif of == "recordings":
+            from omniaudio.corpus.recorded_pairs import write_recorded
+
+            told = write_recorded(config["codes_dir"], folder, config["num_prompts"], config["seed"])
         else:
             told = make(config, folder)
         for split, counts in told.items():
             tell(run, split, counts)
         if empty := [split for split, counts in told.items() if not counts.get("pairs")]:
-            advice = (
-                "name a split in some lines"
-                if config["path"]
-                else "lower margin, or raise num_replies or num_prompts"
-            )
-            raise UserError(f"{folder}: no pairs for {' and '.join(empty)}; {advice}")
+            raise UserError(f"{folder}: no pairs for {' and '.join(empty)}; {ADVICE[of]}")
     shutil.rmtree(folder / "jobs", ignore_errors=True)  # its shards have other names now
+
+
+def origin(config: dict[str, Any]) -> str:
+    """Where the pairs come from: ``path``, ``recordings`` or ``replies``."""
+    of: str = check_choice("config of", config["of"], ("replies", "recordings"))
+    if config["path"] and of == "recordings":
+        raise UserError(
+            f"config of=recordings path={config['path']}: pairs are of one or the other; leave one out"
+        )
+    return "path" if config["path"] else of
 
 
 def make(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:

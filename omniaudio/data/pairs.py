@@ -2,7 +2,8 @@
 
 A sample has the facts
 
-    prompt              json [[role, [part, ...]], ...]: the chat up to the user's last message
+    prompt              json [[role, [part, ...]], ...]: the chat up to the user's last message; or a text alone, to be
+                        read aloud as in documents of the kind ``tts``: then each reply is one sound
     chosen, rejected    json [part, ...]: the replies
     sounds              frames of every sound, in the order of their numbers; num_frames: of all
     language            of the prompt
@@ -29,7 +30,7 @@ from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy, load_npy
 from omniaudio.data.steps import none_whole, readable
 from omniaudio.fingerprint import Fingerprint, check_fingerprints
 from omniaudio.sequence.chat import ChatLayout, Message, Segment, segments_of
-from omniaudio.sequence.spans import Document, DocumentBuilder, LengthBuilder, pack
+from omniaudio.sequence.spans import Document, DocumentBuilder, DocumentLayouts, LengthBuilder, pack
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import PackedBatch
 
@@ -39,11 +40,11 @@ PAIR, CHOSEN, REJECTED = "pair", "chosen", "rejected"
 
 @dataclass(kw_only=True)
 class Pair:
-    """Two replies to a prompt; sounds are codes (S, K)."""
+    """Two replies to a prompt, a chat or a text to be read aloud; sounds are codes (S, K)."""
 
     key: str
     language: str
-    prompt: Sequence[Message]
+    prompt: Sequence[Message] | str
     chosen: list[Segment]
     rejected: list[Segment]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +62,9 @@ def write_pair(writer: ShardWriter, pair: Pair) -> None:
             found.append(part if isinstance(part, str) else len(sounds) - 1)
         return found
 
-    prompt = [[m["role"], numbered(segments_of(m["content"]))] for m in pair.prompt]
+    prompt: Any = pair.prompt
+    if not isinstance(prompt, str):
+        prompt = [[m["role"], numbered(segments_of(m["content"]))] for m in prompt]
     told = {"prompt": prompt, CHOSEN: numbered(pair.chosen), REJECTED: numbered(pair.rejected)}
     facts = {
         **{name: json.dumps(value, ensure_ascii=False) for name, value in told.items()},
@@ -103,7 +106,8 @@ class PairSteps:
         self.token_space, self.decode = token_space, tokenizer.decode
         encode = functools.lru_cache(maxsize=1 << 16)(tokenizer.encode)
         self._whole, self._counted = (
-            ChatLayout(token_space, encode, builder) for builder in (DocumentBuilder, LengthBuilder)
+            (ChatLayout(token_space, encode, builder), DocumentLayouts(token_space, builder=builder))
+            for builder in (DocumentBuilder, LengthBuilder)
         )
         self._longest = max_positions or tokens_per_step
         self.plan = MixturePlan(
@@ -148,9 +152,17 @@ class PairSteps:
     def check_layout(self, layout: Fingerprint) -> None:
         check_fingerprints(layout, self.reader.fingerprint, str(self.reader.folder))
 
-    def _replies(self, item: int, chat: ChatLayout, sounds: Sequence[Any]) -> list[Document]:
-        entry = self.reader.entries[item]
+    def _replies(
+        self, item: int, form: tuple[ChatLayout, DocumentLayouts], sounds: Sequence[Any]
+    ) -> list[Document]:
+        (chat, layouts), entry = form, self.reader.entries[item]
         prompt, *replies = (json.loads(entry.facts[name]) for name in ("prompt", CHOSEN, REJECTED))
+
+        if isinstance(prompt, str):
+            return [
+                layouts.tts(f"{entry.key}/{kind}", chat.encode(prompt), sounds[number], kind)
+                for (number,), kind in zip(replies, (CHOSEN, REJECTED), strict=True)
+            ]
 
         def sounding(parts: Sequence[str | int]) -> list[Segment]:
             return [part if isinstance(part, str) else sounds[part] for part in parts]

@@ -200,10 +200,10 @@ class DocumentLayouts:
     def asr(self, key: str, prompt: Sequence[int], audio: Frames, transcript: Sequence[int]) -> Document:
         return self.answer("asr", key, prompt, audio, transcript)
 
-    def tts(self, key: str, text: Sequence[int], audio: Frames) -> Document:
+    def tts(self, key: str, text: Sequence[int], audio: Frames, kind: str = "tts") -> Document:
         """<text, audio>: loss on audio; audiogen_start and eos belong to the audio."""
         builder = self._begin(text).spoken(audio, loss=True)
-        return builder.text([self.space.eos], loss=True).build("tts", key)
+        return builder.text([self.space.eos], loss=True).build(kind, key)
 
     def to_read(self, key: str, text: Sequence[int]) -> Document:
         """<text> as ``tts`` begins: what the model is to read aloud."""

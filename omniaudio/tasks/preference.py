@@ -26,9 +26,10 @@ class PreferenceTask(Task):
     the cross-entropy of the chosen replies, a mean over their positions, the books of a frame added up: with a weight
     it keeps them from becoming rare along with the rejected.
 
-    Logged: ``margin`` of the implicit rewards, ``accuracy`` (share of pairs whose margin is positive),
-    ``log_prob/...`` of the replies, and ``drift``, half the mean square of log(model / reference) by position: about
-    the divergence of the two in nats.
+    Logged: ``margin`` of the implicit rewards, ``accuracy`` (share of pairs whose margin is positive), ``likelier``
+    (share of pairs whose chosen reply is the likelier one by position, whatever the reference says; ``likelier/first``:
+    under the reference, so what there was before training), ``log_prob/...`` of the replies, and ``drift``, half the
+    mean square of log(model / reference) by position: about the divergence of the two in nats.
 
     Args:
         modules, loss_weights: see Task, with the other arguments.
@@ -73,6 +74,8 @@ class PreferenceTask(Task):
             "accuracy": ((margin_P > 0).sum(), num_pairs),
             "log_prob/chosen": (ours_P2[:, 0].detach().sum(), num_pairs),
             "log_prob/rejected": (ours_P2[:, 1].detach().sum(), num_pairs),
+            "likelier": (num_likelier(ours_P2 / count_P2), num_pairs),
+            "likelier/first": (num_likelier(first_P2 / count_P2), num_pairs),
             "drift": (drift_L.sum(), count_P2.sum()),
         }
         self.log_means({name: (x, torch.as_tensor(n)) for name, (x, n) in told.items()}, split)
@@ -96,6 +99,11 @@ def log_probs(output: LMOutput, batch: PackedBatch, space: TokenSpace) -> Tensor
     ends_L = batch.audio_label_LK[:, 0] == space.end_frame[0]
     audio_L = output.audio_loss_LK[:, 0] + (output.audio_loss_LK[:, 1:].sum(1) * ~ends_L)
     return -(output.text_loss_L + audio_L)
+
+
+def num_likelier(log_prob_P2: Tensor) -> Tensor:
+    """Pairs whose chosen reply is the likelier one."""
+    return (log_prob_P2[:, 0] > log_prob_P2[:, 1]).sum()
 
 
 def num_positions(batch: PackedBatch) -> Tensor:

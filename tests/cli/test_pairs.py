@@ -6,7 +6,7 @@ import pytest
 
 from omniaudio.cli import pairs
 from omniaudio.data.pairs import Pair
-from omniaudio.data.shards import ShardReader
+from omniaudio.data.shards import ShardReader, ShardWriter, dump_npy
 from omniaudio.dialogue.pairs import PairMaker
 from omniaudio.errors import UserError
 
@@ -59,9 +59,39 @@ def test_given_pairs_are_taken(exported, composed, tmp_path, capsys):
     assert "pairs.jsonl:4: chosen: " in told
 
 
+def test_pairs_of_recordings_need_no_export(tmp_path, composed, capsys):
+    with_voices = tmp_path / "exp" / "codes"
+    for split in ("train", "dev"):
+        with ShardWriter(with_voices, split) as writer:
+            for i in range(5):
+                facts = {"text": f"text {i}", "language": "en", "speaker": "ann", "num_frames": 3}
+                writer.write(f"{split}/{i}", {"codes.npy": dump_npy(np.full((3, 2), i, np.uint16))}, facts)
+    words = ["of=recordings", f"exp_dir={tmp_path}/exp", "num_prompts={train: 4, dev: 2}"]
+    pairs.main(composed("pairs", *words))
+    told = capsys.readouterr().out
+    assert "train: 4 pairs of 5 prompts" in told and "dev: 2 pairs of 5 prompts" in told
+    assert "  2 x left out: num_prompts asks for no more" in told
+    found = ShardReader(tmp_path / "exp" / "pairs", "dev").entries
+    assert [e.key.split("/")[0] for e in found] == ["dev"] * 2
+    pairs.main(composed("pairs", *words))
+    assert "skipped" in capsys.readouterr().out
+    pairs.main(composed("pairs", *words, "seed=2"))
+    assert "made anew" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["of=recording"], "config of 'recording': can be replies, recordings"),
+        (
+            ["of=recordings", "path=a.jsonl"],
+            "config of=recordings path=a.jsonl: pairs are of one or the other",
+        ),
+        (
+            ["of=recordings", "num_prompts={train: 1, dev: 2}"],
+            r"config num_prompts\.train: 1 must be at least 2",
+        ),
+        (["of=recordings"], "no pairs for train and dev; two clips of one speaker and language"),
         ([], "config asr_judge: null; the replies need a recogniser"),
         (["asr_judge=x", "kinds=[sft_language]"], "config kinds: 'sft_language'"),
         ([*FEW, "num_prompts={train: 1, dev: 0}"], "no pairs for dev; lower margin, or raise num_replies"),

@@ -10,6 +10,7 @@ from omniaudio.data.shards import ShardReader, ShardWriter
 from omniaudio.errors import UserError
 from omniaudio.frontend.text import TextTokenizer
 from omniaudio.sequence.chat import ChatLayout
+from omniaudio.sequence.spans import BY_POSITION, DocumentLayouts
 from omniaudio.sequence.vocab import TokenSpace
 from omniaudio.types import NO_LABEL
 
@@ -70,6 +71,20 @@ def test_a_pair_comes_back_as_two_documents_of_one_prompt(folder):
             assert (document.text_label_L[: start - 1] == NO_LABEL).all()
         assert found[0].ids_L[:start].equal(found[1].ids_L[:start]), "also where one reply is text alone"
         assert source.length(i) == sum(map(len, found))
+
+
+def test_a_text_to_be_read_aloud_is_laid_out_as_tts(folder, tmp_path):
+    first, second = codes(3, 1), codes(5, 2)
+    with ShardWriter(tmp_path, "train", fingerprint=FACTS) as writer:
+        write_pair(writer, Pair(key="r", language="en", prompt="say it", chosen=[first], rejected=[second]))
+    source = PairSteps(SPACE, folder / "tokenizer.json", tmp_path, "train", 120)
+    found = source.documents(PlannedDocument("pair", (0,), 0, 0))
+    ids = TextTokenizer.from_file(folder / "tokenizer.json").encode("say it")
+    for document, kind, frames in zip(found, (CHOSEN, REJECTED), (first, second), strict=True):
+        wanted = DocumentLayouts(SPACE).tts("r", ids, frames)
+        assert all(getattr(document, name).equal(getattr(wanted, name)) for name in BY_POSITION)
+        assert (document.kind, document.key) == (kind, f"r/{kind}")
+    assert source.length(0) == sum(map(len, found)) and source.batch(0, 0, 1).kinds[:2] == [CHOSEN, REJECTED]
 
 
 def test_pairs_of_text_need_no_codes(folder):

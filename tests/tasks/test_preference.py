@@ -191,8 +191,34 @@ def test_held_out_numbers_are_means_over_all_pairs():
     task._trainer = SimpleNamespace(world_size=1)
     task.losses(pack([*spoken_pair(), *written_pair()]), "val")
     assert {name: weight for values, weight in logged for name in values if "drift" not in name} == {
-        f"val/{name}": 2 for name in ("margin", "accuracy", "log_prob/chosen", "log_prob/rejected")
+        f"val/{name}": 2
+        for name in (
+            "margin",
+            "accuracy",
+            "likelier",
+            "likelier/first",
+            "log_prob/chosen",
+            "log_prob/rejected",
+        )
     }
+
+
+def test_the_likelier_reply_is_told_by_position_before_and_now():
+    task, pairs = make_task(), [spoken_pair(), written_pair(), pair(["yes"], ["a longer reply than that"])]
+    found = []
+    for _ in range(2):
+        batch = pack([document for documents in pairs for document in documents])
+        task.begin_step(batch)
+        task.losses(batch, "train")
+        by_hand = [
+            [x / n for x, n in (reply_by_reading(task.lm, d) for d in documents)] for documents in pairs
+        ]
+        found.append(sum(float(chosen) > float(rejected) for chosen, rejected in by_hand) / len(pairs))
+        assert task.logged["likelier"] == pytest.approx(found[-1])
+        assert task.logged["likelier/first"] == pytest.approx(found[0])
+        with torch.no_grad():  # what it says of text turns round
+            task.lm.backbone.lm_head.weight.neg_()
+    assert found[0] != found[1]
 
 
 def test_beta_must_be_positive():
