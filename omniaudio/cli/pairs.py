@@ -10,8 +10,9 @@ command ends in the same bytes. executor=local executor.num_workers=8 and execut
 
 of=recordings: pairs of the clips of the code shards, without export and recogniser. The prompt is a clip's text, to be
 read aloud as in documents of the kind tts; chosen are its codes, rejected those of another clip of the same speaker and
-language, of about its length and with other words, for which in turn the first is rejected. At most num_prompts= a
-split, train pairs of train clips and dev pairs of dev clips; the same seed= gives the same pairs.
+language with other words, for which in turn the first is rejected. same_length=true: of about its length, or else the
+length of a text tells something. At most num_prompts= a split, train pairs of train clips and dev pairs of dev clips;
+the same seed= gives the same pairs.
 
     omniaudio pairs system=NAME scale=mini of=recordings 'num_prompts={train: 5000, dev: 300}'
 
@@ -61,7 +62,8 @@ def main(config: dict[str, Any]) -> None:
         elif of == "recordings":
             from omniaudio.corpus.recorded_pairs import write_recorded
 
-            told = write_recorded(config["codes_dir"], folder, config["num_prompts"], config["seed"])
+            names = ("num_prompts", "seed", "same_length")
+            told = write_recorded(config["codes_dir"], folder, **{name: config[name] for name in names})
         else:
             told = make(config, folder)
         for split, counts in told.items():

@@ -1,8 +1,9 @@
 """Preference pairs of recordings: a text to be read aloud, and two clips of one voice of which one says it.
 
-The clips of each voice (speaker and language) are put in order of length, and every two neighbours are each other's
-rejected reply. So neither voice nor language nor length tells which one is better; and as each clip is chosen once and
-rejected once, a model that does not read the text is right in just half of the pairs.
+The clips of each voice (speaker and language) are put in random order, or in that of their length, and every two
+neighbours are each other's rejected reply. So neither voice nor language, in the latter case nor length, tells which
+one is better; and as each clip is chosen once and rejected once, a model that does not read the text is right in just
+half of the pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from omniaudio.frontend.text import normalise_text
 
 
 def write_recorded(
-    codes_dir: str | Path, folder: Path, num_prompts: Mapping[str, int], seed: int
+    codes_dir: str | Path, folder: Path, num_prompts: Mapping[str, int], seed: int, same_length: bool = False
 ) -> dict[str, dict[str, int]]:
     """Pairs of the clips of code shards into shards.
 
@@ -31,6 +32,7 @@ def write_recorded(
         folder: of the pairs' shards; train pairs are of train clips, dev pairs of dev clips.
         num_prompts: by split, how many pairs at most; two clips make two.
         seed: which of them, and in which order.
+        same_length: the two clips are nearly as long as each other.
 
     Returns:
         by split: prompts (clips), pairs, and clips left out by reason.
@@ -46,7 +48,7 @@ def write_recorded(
         counts = Counter(prompts=len(reader))
         rng = np.random.default_rng(seed_of(seed, "recordings", 0, split))
         with ShardWriter(folder, split, fingerprint=reader.fingerprint) as writer:
-            for couple in _couples(reader, most, rng, counts):
+            for couple in _couples(reader, most, rng, counts, same_length):
                 for chosen, rejected in (couple, couple[::-1]):
                     write_pair(writer, _pair(reader, chosen, rejected))
                 counts["pairs"] += 2
@@ -55,20 +57,22 @@ def write_recorded(
 
 
 def _couples(
-    reader: ShardReader, most: int, rng: np.random.Generator, counts: Counter[str]
+    reader: ShardReader, most: int, rng: np.random.Generator, counts: Counter[str], same_length: bool
 ) -> Iterator[tuple[int, int]]:
-    """Two clips of one voice, nearly as long as each other, with other words; what is left out is counted."""
+    """Two clips of one voice with other words each; what is left out is counted."""
     items = rng.permutation(_with_words(reader, counts))
     language, speaker, num_frames = (
         np.asarray(reader.column(name))[items] for name in ("language", "speaker", "num_frames")
     )
-    order = np.lexsort((num_frames, speaker, language))  # equally long clips stay in random order
+    order = np.lexsort(
+        (*[num_frames] * same_length, speaker, language)
+    )  # what is equal stays in random order
     items, voice = items[order], np.stack([language, speaker], axis=1)[order]
     begins = np.flatnonzero(np.r_[True, (voice[1:] != voice[:-1]).any(1)][: len(items)])
     sizes = np.diff(np.r_[begins, len(items)])
     firsts = np.flatnonzero((np.arange(len(items)) - np.repeat(begins, sizes)) % 2 == 0)
     ends = np.repeat(begins + sizes, sizes)[firsts]
-    counts["left out: its voice has no other clip of about its length"] += int((firsts + 1 == ends).sum())
+    counts["left out: its voice has no other clip that is free"] += int((firsts + 1 == ends).sum())
     firsts = rng.permutation(firsts[firsts + 1 < ends])
     taken = 0
     for first in firsts.tolist():
@@ -76,7 +80,7 @@ def _couples(
         if taken + 2 > most:
             counts["left out: num_prompts asks for no more"] += 2
         elif len({_words(reader, item) for item in couple}) < 2:
-            counts["left out: the clip of about its length has the same words"] += 2
+            counts["left out: the clip beside it has the same words"] += 2
         else:
             taken += 2
             yield couple

@@ -49,18 +49,19 @@ def made(clips, folder, split, **changes):
     return ShardReader(folder, split), told
 
 
+@pytest.mark.parametrize("same_length", [True, False])
 @pytest.mark.parametrize(("split", "number"), [("train", 20), ("dev", 4)])
-def test_a_clip_against_another_of_its_voice_split_and_length(clips, tmp_path, split, number):
-    reader, told = made(clips, tmp_path, split)
+def test_a_clip_against_another_of_its_voice_and_split(clips, tmp_path, split, number, same_length):
+    reader, told = made(clips, tmp_path, split, same_length=same_length)
     entries = {entry.key: entry for entry in ShardReader(clips, split).entries}
     assert told[split]["prompts"] == told[split]["pairs"] == len(reader) == 3 * number
     assert reader.fingerprint == FACTS
-    rejected_of = {}
+    rejected_of, differences = {}, []
     for i, pair in enumerate(reader.entries):
         own, other = entries[pair.key].facts, entries[pair.facts["rejected_of"]].facts
         assert json.loads(pair.facts["prompt"]) == own["text"] != other["text"] == pair.facts["rejected_text"]
         assert (own["language"], own["speaker"]) == (other["language"], other["speaker"])
-        assert abs(own["num_frames"] - other["num_frames"]) <= (1 if number == 20 else 14)
+        differences.append(abs(own["num_frames"] - other["num_frames"]))
         assert (pair.facts["language"], pair.facts["chosen"], pair.facts["rejected"]) == (
             own["language"],
             "[0]",
@@ -73,6 +74,7 @@ def test_a_clip_against_another_of_its_voice_split_and_length(clips, tmp_path, s
         ]
         assert np.array_equal(sounds, np.concatenate(first)) and pair.facts["sounds"] == [*map(len, first)]
         rejected_of[pair.key] = pair.facts["rejected_of"]
+    assert number == 4 or (max(differences) == 1) == same_length
     assert all(rejected_of[rejected_of[key]] == key for key in entries), (
         "each is chosen once and rejected once"
     )
@@ -105,12 +107,12 @@ def test_what_cannot_be_paired_is_counted_by_reason(tmp_path):
         speaker=lambda i: "" if i == 2 else "ann",
     )
     told = write_recorded(codes, pairs, ALL, seed=1)
-    assert told["train"]["left out: its voice has no other clip of about its length"] == 3
+    assert told["train"]["left out: its voice has no other clip that is free"] == 3
     assert told["train"]["pairs"] == 12 == told["train"]["prompts"] - 3
     dev = told["dev"]
     assert dev["left out: it has no text, or is for another kind of document"] == 6
     assert dev["left out: its speaker is unknown"] == 3
-    same = "left out: the clip of about its length has the same words"
+    same = "left out: the clip beside it has the same words"
     assert dev[same] > 0 and sum(n for name, n in dev.items() if name != "prompts") == dev["prompts"] == 18
     for entry in ShardReader(pairs, "dev").entries:
         assert "c" in (json.loads(entry.facts["prompt"]), entry.facts["rejected_text"])
