@@ -42,6 +42,8 @@ def write_recorded(
             raise UserError(
                 f"config num_prompts.{split}: {most} must be at least 2: two clips make two pairs"
             )
+    if not isinstance(same_length, bool):
+        raise UserError(f"config same_length: {same_length!r} must be true or false")
     told: dict[str, dict[str, int]] = {}
     for split, most in num_prompts.items():
         reader = ShardReader(codes_dir, split)

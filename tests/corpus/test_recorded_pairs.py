@@ -121,6 +121,8 @@ def test_what_cannot_be_paired_is_counted_by_reason(tmp_path):
 def test_mistakes_are_one_line(clips, tmp_path):
     with pytest.raises(UserError, match=r"config num_prompts\.dev: 1 must be at least 2"):
         write_recorded(clips, tmp_path / "pairs", {"train": 2, "dev": 1}, seed=1)
+    with pytest.raises(UserError, match="config same_length: 'some' must be true or false"):
+        write_recorded(clips, tmp_path / "pairs", ALL, seed=1, same_length="some")
     with pytest.raises(UserError, match="test"):
         write_recorded(clips, tmp_path / "pairs", {"test": 2}, seed=1)
     write_clips(tmp_path / "codes", "train", 0)
