@@ -278,11 +278,15 @@ def test_commands_of_the_results_begin_from_what_those_before_them_made(results:
             named = [*config["inputs"], *filter(None, config["init"].values())]
         elif verb == "export":
             named = [*config["parts"].values(), config["text_tokenizer"]]
+        elif verb == "pairs":
+            named = [config["codes_dir"], *([] if config["of"] == "recordings" else [config["model_dir"]])]
         else:
             named = [config["model_dir" if config.get("task") == "all" else "tokenizer"]]
             named += [config["text_tokenizer"]] if verb == "evaluate" else []
         needed = {"/".join(path.split("/")[:3]) for path in named if path.startswith(f"exp/{tag}/")}
         assert needed <= made, f"{line}: nothing above makes {sorted(needed - made)}"
-        made.add(f"exp/{tag}/{ {'train': config.get('stage'), 'export': 'export'}.get(verb, 'codes') }")
+        made.add(
+            f"exp/{tag}/{ {'train': config.get('stage'), 'export': 'export', 'pairs': 'pairs'}.get(verb, 'codes') }"
+        )
         checked += 1
     assert checked
