@@ -201,6 +201,7 @@ def test_two_processes_make_the_tokenizer_of_one(tiny_chain, tiny_data, tmp_path
             ["backbone.recompute=true", "audio_head.recompute=true"],
         ),  # as the full size is shipped
         ("zero2", (1, 2), LORA),
+        ("zero3", (1, 2), LORA),
     ],
 )
 def test_zero_trains_the_model_of_one_process_and_goes_on_with_other_ranks(
