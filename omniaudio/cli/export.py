@@ -80,7 +80,7 @@ def trained_voices(stage_dir: Path) -> dict[str, list[str]]:
     steps, begun_from = config.get("train_steps", {}), (config.get("init") or {}).get("lm")
     if "mixture" not in steps and begun_from:  # preferences have pairs
         return trained_voices(Path(begun_from).parents[1])
-    voices = steps.get("mixture", {}).get("voices") or {}
+    voices = {str(label): name for label, name in (steps.get("mixture", {}).get("voices") or {}).items()}
     return {
         name: [label for label in voices if voices[label] == name] for name in sorted(set(voices.values()))
     }

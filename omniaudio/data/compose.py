@@ -220,41 +220,41 @@ class DocumentComposer:
             (said,) = (messages for group, messages in pieces if group[0] == item_ids[0])
             name = facts["passage"] if not facts["place"] else f"{facts['passage']}+{facts['place']}"
             return name, _sounding(said, codes)
-        heard, reply = self._task(kind, item_ids, rng, codes)
+        heard, reply, speaking = self._task(kind, item_ids, rng, codes)
         if kind == "sft_read":
             question = to_read(facts["text"], facts["language"], rng)
         else:
             asked = prompt_for(kind, "en" if kind == "sft_language" else facts["language"], rng)
             question = {"role": "user", "content": [*heard, asked]}
         messages: list[Message] = [question, {"role": "assistant", "content": reply}]
-        spoken = any(not isinstance(segment, str) for segment in reply)
-        voice = self._voice(item_ids) if spoken else None
+        voice = self._voice(speaking)
         name = "+".join(self.reader.entries[i].key for i in item_ids)
         return name, with_voice(messages, voice) if voice else messages
 
     def _task(
         self, kind: str, item_ids: Sequence[int], rng: np.random.Generator, codes: Callable[[int], Any]
-    ) -> tuple[list[Segment], list[Segment]]:
-        """What the user lets hear, and the reply, of a chat task."""
+    ) -> tuple[list[Segment], list[Segment], Sequence[int]]:
+        """What the user lets hear, the reply, and the clips that speak it, of a chat task."""
         facts, audio = self.reader.entries[item_ids[0]].facts, codes(item_ids[0])
         if kind == "sft_transcribe":
-            return [audio], [facts["text"]]
+            return [audio], [facts["text"]], ()
         if kind == "sft_language":
-            return [audio], [LANGUAGE_NAMES.get(facts["language"], facts["language"])]
+            return [audio], [LANGUAGE_NAMES.get(facts["language"], facts["language"])], ()
         if kind == "sft_read":
-            return [], [facts["text"], audio]
+            return [], [facts["text"], audio], item_ids
         if kind == "sft_repeat":
             reply: list[Segment] = []
             for place, i in enumerate(item_ids):
                 reply += [self._segment_text(i, place), codes(i)]
-            return [codes(i) for i in item_ids], reply
+            return [codes(i) for i in item_ids], reply, item_ids
         cut = _split(facts, len(audio))
         if cut is not None:
             _, rest, frame = cut
-            heard, spoken = audio[:frame], audio[frame:]
+            heard, spoken, by = audio[:frame], audio[frame:], item_ids[:1]
         else:
-            heard, rest, spoken = audio, self._segment_text(item_ids[-1], 0), codes(item_ids[-1])
-        return [heard], [rest, spoken] if rng.integers(2) else [rest]
+            by = item_ids[-1:]
+            heard, rest, spoken = audio, self._segment_text(by[0], 0), codes(by[0])
+        return ([heard], [rest, spoken], by) if rng.integers(2) else ([heard], [rest], ())
 
     def goes_on(self, kind: str, item_ids: Sequence[int]) -> bool:
         """Whether a document is a piece of a chat that another document begins."""
@@ -297,8 +297,8 @@ class DocumentComposer:
 
     def _voice(self, clips: Iterable[int]) -> str | None:
         """The name of the voice that speaks all of these clips, if it has one."""
-        speakers = {self.reader.entries[i].facts.get("speaker", "") for i in clips}
-        return self.voices.get(*speakers) if len(speakers) == 1 else None
+        names = {self.voices.get(self.reader.entries[i].facts.get("speaker", "")) for i in clips}
+        return names.pop() if len(names) == 1 else None
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, remembered."""

@@ -55,6 +55,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.optional) - set(self.weights)):
             raise UserError(f"mixture.optional: {unknown[0]!r} is none of {', '.join(self.weights)}")
+        if self.voices is not None:  # a label like 1089 comes as a number
+            object.__setattr__(self, "voices", {str(label): name for label, name in self.voices.items()})
         for label, name in (self.voices or {}).items():
             if not isinstance(name, str) or not name.strip():
                 raise UserError(

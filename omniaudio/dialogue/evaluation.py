@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omniaudio.data.index import text_number
 from omniaudio.data.shards import ShardReader
 from omniaudio.data.steps import band_hz
 from omniaudio.dialogue.flow_ways import FlowWays, way_name
@@ -70,6 +71,15 @@ class Clip:
         return self.key.replace("/", "_")
 
 
+def _items_of(reader: ShardReader, speakers: Sequence[str] | None) -> Iterable[int]:
+    """Numbers of the clips of these speakers, found without reading the facts of others; None: of all."""
+    if speakers is None:
+        return range(len(reader))
+    numbers = [text_number(label) for label in speakers]
+    items: list[int] = np.flatnonzero(np.isin(reader.column("speaker"), numbers)).tolist()
+    return items
+
+
 def choose_clips(
     shards_dir: str | Path,
     split: str,
@@ -89,9 +99,9 @@ def choose_clips(
     """
     reader = ShardReader(shards_dir, split)
     by_language: dict[str, list[tuple[bool, str, int]]] = {}
-    for i, entry in enumerate(reader.entries):
-        wanted = (("corpus", corpora), ("speaker", speakers))
-        if any(names is not None and entry.facts.get(fact) not in names for fact, names in wanted):
+    for i in _items_of(reader, speakers):
+        entry = reader.entries[i]
+        if corpora is not None and entry.facts.get("corpus") not in corpora:
             continue
         text, language = entry.facts["text"], entry.facts["language"]
         if normalise_text(text, language):

@@ -57,10 +57,10 @@ def voice_rows(
     try:
         train = clips_of_voices(model.settings.voices, shards_dir, "train", NUM_KNOWN)
         own = clips_of_voices(model.settings.voices, shards_dir, split, num_clips)
+        names, ear = list(train), Ear()
+        known_VD = np.stack([ear.mean(train[name]) for name in track(names, "voices")])
     except UserError as error:
         return [Row(section=SECTION, name=REPLIES, value=None, text="not measurable", note=str(error))], []
-    names, ear = list(train), Ear()
-    known_VD = np.stack([ear.mean(train[name]) for name in track(names, "voices")])
     spoken = [(name, clip) for name in names for clip in own[name]]
     asked = [(name, clip) for name in names for _, clip in spoken]
     seeds = list(range(len(spoken))) * len(names)

@@ -13,7 +13,7 @@ from omniaudio.fingerprint import Fingerprint
 from omniaudio.init import whole
 from omniaudio.lm.audio_head import AudioHead
 from omniaudio.lm.backbone import CausalBackbone
-from omniaudio.sequence.vocab import WITHOUT_ROWS, TokenSpace
+from omniaudio.sequence.vocab import PREDICTED, WITHOUT_ROWS, TokenSpace
 from omniaudio.types import NO_LABEL, LMOutput, PackedBatch
 
 
@@ -153,18 +153,22 @@ def indistinct_specials(lm: AudioLM, most: float = 0.999) -> list[str]:
     Args:
         most: cosine above which two rows are not told apart.
     """
-    names = {row: name for name, row in lm.token_space.special_ids.items() if name not in WITHOUT_ROWS}
-    tables = {"embed_tokens": lm.backbone.embed_tokens.weight, "lm_head": lm.backbone.lm_head.weight}
+    read = [name for name in lm.token_space.special_ids if name not in WITHOUT_ROWS]
+    tables = {
+        "embed_tokens": (lm.backbone.embed_tokens.weight, read),
+        "lm_head": (lm.backbone.lm_head.weight, PREDICTED),
+    }
     told = []
-    for table, weight_VD in tables.items():
+    for table, (weight_VD, names) in tables.items():
         if weight_VD.requires_grad or weight_VD.is_meta:
             continue
         with torch.no_grad(), whole([weight_VD]):
-            row_SD = functional.normalize(weight_VD[list(names)].float(), dim=-1)
-        cosines = (row_SD @ row_SD.T).tolist()
+            row_SD = weight_VD[[lm.token_space.special_ids[name] for name in names]].double()
+        row_SD = torch.where(row_SD.any(-1, keepdim=True), row_SD, 1.0)  # rows of zeros are one vector too
+        cosines = functional.cosine_similarity(row_SD[:, None], row_SD[None], dim=-1, eps=1e-300).tolist()
         pairs = [(i, j) for i, j in combinations(range(len(names)), 2) if cosines[i][j] > most]
         if pairs:
-            one, other = ([*names.values()][i] for i in pairs[0])
+            one, other = (names[i] for i in pairs[0])
             more = f" (so are {len(pairs) - 1} other pairs)" if len(pairs) > 1 else ""
             told.append(
                 f"lm.backbone.{table}: the rows of {one} and {other} are nearly one vector{more} and do not learn, so "

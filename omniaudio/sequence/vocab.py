@@ -30,6 +30,9 @@ SPECIALS: dict[str, str] = {
 WITHOUT_ROWS = ("audio_pad", "audiotext_end", "audiotext_pad", "pad")
 """Nothing reads or predicts their rows of the text tables."""
 
+PREDICTED = ("audiogen_start", "eos")
+"""The only ones that are labels of text."""
+
 OF_THE_TEXT_MODEL = ("eos", "pad", "bos")
 """They may be ids that the text tokenizer reserves; all others lie outside the text vocabulary."""
 

@@ -99,7 +99,6 @@ class Task(LightningModule):
         self._current: Batch | None = None
         self.step_keys: list[str] = []  # of all batches of the step, on this rank
         self.whole = WholeStep(accumulate)
-        self.shown: dict[str, float] = {}  # what was logged of training last, on the first rank
         self._values_seen: dict[str, float] = {}  # by which a step under ZeRO was judged, and what came of it
         self._fault_seen = ""
         self._watched: Any = None  # DeepSpeed's optimizer
@@ -369,10 +368,10 @@ class Task(LightningModule):
         self.log_stats({name: total / count for name, (total, count) in sums.items()})
         if self.trainer.is_global_zero:
             told = self.memo["told"] if self.memo is not None else {}
-            self.shown = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
+            values = {f"train/{name}": float(value) for name, value in {**self.stats, **told}.items()}
             step = self.step_number - 1  # Lightning's clock: the first step is 0
             for logger in self.trainer.loggers:
-                logger.log_metrics(self.shown, step=step)
+                logger.log_metrics(values, step=step)
 
     @property
     def _logs_step(self) -> bool:

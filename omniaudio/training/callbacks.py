@@ -38,9 +38,9 @@ class ProgressBar(Callback):
 
     @staticmethod
     def _note(trainer: Trainer, task: LightningModule) -> str:
-        metrics = {**trainer.callback_metrics, **task.shown}
-        shown = [name for name in ("train/loss", "val/loss") if name in metrics]
-        words = [f"{name} {float(metrics[name]):.3f}" for name in shown]
+        step, held_out = task.whole.losses.get("loss"), trainer.callback_metrics.get("val/loss")
+        shown = {"train/loss": step, "val/loss": held_out}
+        words = [f"{name} {float(value):.3f}" for name, value in shown.items() if value is not None]
         return "  ".join([*words, task.note()]).rstrip()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -81,7 +81,7 @@ def model_states(
         mixed: bfloat16 computation. Outside ZeRO the weights stay in float32; ZeRO keeps a float32 copy of what
             learns among the states that it shares out.
         offload: ZeRO: that copy and AdamW, from stage 2 gradients, in stage 3 weights stand in host memory.
-        accumulate: batches of a step; ZeRO sums the gradients of several in float32 from stage 2 on.
+        accumulate: batches of a step; ZeRO 3, and 2 without offload, sums the gradients of several in float32.
     """
     buffers = FP32 * count.buffers
     if not strategy.startswith("zero"):
@@ -92,7 +92,8 @@ def model_states(
     one = BF16 if mixed else FP32
     stage = int(strategy[-1])
     shared = [num_devices if stage >= needed else 1 for needed in (3, 2, 1)]
-    held = FP32 if stage >= 2 and accumulate > 1 else one
+    wide = stage == 3 or (stage == 2 and not offload)
+    held = FP32 if wide and accumulate > 1 else one
     weights, gradients = one * count.total / shared[0], held * count.learning / shared[1]
     optimizer = (ADAM + FP32) * count.learning / shared[2]
     if not offload:

@@ -88,7 +88,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.config["torch_autocast"] = {"enabled": True, "dtype": str(dtype).removeprefix("torch.")}
         several = self.lightning_module.trainer.accumulate_grad_batches > 1
         if several and self.config["zero_optimization"]["stage"] > 1:
-            self.config["data_types"] = {"grad_accum_dtype": "fp32"}  # for stage 1 it is another optimizer
+            # For stage 1 it is another optimizer; what stage 2 sums in host memory stays in the weights' type.
+            self.config["data_types"] = {"grad_accum_dtype": "fp32"}
         keep_shares(model, dtype)
         found = super()._setup_model_and_optimizer(model, *args, **kwargs)
         start_masters(model)

@@ -202,3 +202,7 @@ def test_the_first_step_is_the_largest_of_its_chapter():
 def test_a_voice_has_words_for_a_name(name):
     with pytest.raises(UserError, match=r"mixture.voices.maria: .* is not a name"):
         Mixture(weights={"sft_chat": 1}, voices={"maria": name})
+
+
+def test_a_speaker_may_be_called_by_a_number():
+    assert Mixture(weights={"sft_read": 1}, voices={1089: "a calm woman"}).voices == {"1089": "a calm woman"}

@@ -143,5 +143,10 @@ def test_special_tokens_that_share_a_vector_in_a_frozen_table_are_told():
     assert f"lm.{table}: the rows of audio_start and audio_end are nearly one vector and do not" in told
     rows[SPACE.c_q] = rows[SPACE.audio_end]
     assert "(so are 2 other pairs)" in indistinct_specials(lm)[0]
+    rows.zero_()
+    assert "(so are " in indistinct_specials(lm)[0], "unused rows may be nothing at all"
     lm.backbone.embed_tokens.requires_grad_(True)
+    assert indistinct_specials(lm) == []
+    head = lm.backbone.lm_head.requires_grad_(False).weight.data
+    head[SPACE.c_q] = head[SPACE.c_a]  # neither is predicted
     assert indistinct_specials(lm) == []

@@ -56,10 +56,13 @@ def test_a_training_tells_of_frozen_special_tokens_that_are_alike(monkeypatch, c
     audio_task(trainable=["lm.audio_head.*"])
     assert not capsys.readouterr().out
     lm = make_lm()
-    lm.backbone.lm_head.weight.data[SPACE.eos] = lm.backbone.lm_head.weight.data[SPACE.c_a]
+    lm.backbone.lm_head.weight.data[SPACE.eos] = lm.backbone.lm_head.weight.data[SPACE.audiogen_start]
     monkeypatch.setattr(sys.modules[__name__], "make_lm", lambda: lm)
     audio_task(trainable=["lm.audio_head.*"])
-    assert "warning: lm.backbone.lm_head: the rows of c_a and eos are nearly one" in capsys.readouterr().out
+    assert (
+        "warning: lm.backbone.lm_head: the rows of audiogen_start and eos are nearly one"
+        in capsys.readouterr().out
+    )
     audio_task()
     assert not capsys.readouterr().out
 

@@ -153,6 +153,6 @@ def test_in_bfloat16_one_process_goes_on_with_the_masters_of_two(folder: Path, s
             assert one == pytest.approx(other, abs=1e-3), key
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "zero3-offload"])
 def test_gradients_of_a_step_in_bfloat16_are_summed_in_float32(folder: Path, strategy: str) -> None:
     assert record(folder, "fewer", "summed")[strategy] == (1 + 2**-9) / 2

@@ -211,10 +211,10 @@ def rounded(
     return {**states, "written": written, "computed_with": computed_with, "moved": moved}
 
 
-def summed(folder: Path, strategy: str) -> float:
+def summed(folder: Path, strategy: str, offload: bool = False) -> float:
     """The norm of a step whose second batch has a gradient of a 512th of the first one's, in bfloat16."""
     task = make_task(1, ProductTask, accumulate=2, modules={"net": lambda: nn.Linear(1, 1, bias=False)})
-    trainer = make_trainer(folder, 1, strategy, precision="bf16-mixed", accumulate_grad_batches=2)
+    trainer = make_trainer(folder, 1, strategy, offload, precision="bf16-mixed", accumulate_grad_batches=2)
     found = record_steps(task)
     trainer.fit(task, StepData(lambda: LargeAndSmall(), lambda: PointSteps(), max_steps=1, val_steps=1))
     return float(found["norms"][0])
@@ -239,7 +239,11 @@ def fewer(folder: Path) -> dict[str, Any]:
         found[name] = train(folder / f"{name}-fewer", 1, name, stop=5, since=step(folder, name, 2))
         since = step(folder, f"{name}-bf16", 2)
         found[f"{name}-bf16"] = rounded(folder / f"{name}-fewer-bf16", 1, name, since=since)
-    return {**found, "summed": {name: summed(folder / f"{name}-summed", name) for name in ZERO}}
+    sums = {name: summed(folder / f"{name}-summed", name) for name in ZERO}
+    return {
+        **found,
+        "summed": {**sums, "zero3-offload": summed(folder / "offload-summed", "zero3", offload=True)},
+    }
 
 
 def more(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 
 from omniaudio.training.callbacks import ProgressBar, Proof
 from omniaudio.training.freeze import FreezeProof
+from omniaudio.training.whole_step import WholeStep
 
 
 def trainer(**more: object) -> SimpleNamespace:
@@ -17,7 +18,7 @@ def trainer(**more: object) -> SimpleNamespace:
 def test_the_bar_counts_optimizer_steps_from_where_the_run_stopped():
     bar, module = (
         ProgressBar("stage", total=10),
-        SimpleNamespace(batches_seen=8, shown={}, note=lambda: "books used 90 %"),
+        SimpleNamespace(batches_seen=8, whole=WholeStep(2), note=lambda: "books used 90 %"),
     )
     bar.on_train_start(trainer(), module)  # type: ignore[arg-type]
     assert bar.progress is not None and (bar.progress.start, bar.progress.total) == (4, 10)
