@@ -151,11 +151,10 @@ def peak_tflops(config: dict[str, Any]) -> float:
 
 def memory_of(config: dict[str, Any], count: ParameterCount, strategy: str, offload: bool) -> Memory:
     """Of one device of this training under a strategy."""
-    from omniaudio.training.needs import device_memory
+    from omniaudio.training.needs import Sharing, device_memory
 
-    return device_memory(
-        count, strategy, num_devices(config), is_mixed(config), offload, config["accumulate"]
-    )
+    sharing = Sharing(strategy, num_devices(config), is_mixed(config), offload, config["accumulate"])
+    return device_memory(count, sharing)
 
 
 def print_states(memory: Memory) -> None:

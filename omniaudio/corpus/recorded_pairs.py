@@ -66,9 +66,7 @@ def _couples(
     language, speaker, num_frames = (
         np.asarray(reader.column(name))[items] for name in ("language", "speaker", "num_frames")
     )
-    order = np.lexsort(
-        (*[num_frames] * same_length, speaker, language)
-    )  # what is equal stays in random order
+    order = np.lexsort((*[num_frames] * same_length, speaker, language))  # equals stay in random order
     items, voice = items[order], np.stack([language, speaker], axis=1)[order]
     begins = np.flatnonzero(np.r_[True, (voice[1:] != voice[:-1]).any(1)][: len(items)])
     sizes = np.diff(np.r_[begins, len(items)])

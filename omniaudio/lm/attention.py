@@ -19,6 +19,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from omniaudio.errors import UserError
+from omniaudio.lm.cross_entropy import capped
 from omniaudio.sdpa import sdpa
 
 PACKED = "packed_documents"
@@ -129,6 +131,16 @@ def hindrance(way: str, query: Tensor, dropout: float, cap: float | None = None)
     return "needs a newer torch, or the package flash-attn"
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How scores are made of queries and keys; see ``packed_attention``."""
+
+    scaling: float | None
+    window: int | None
+    dropout: float
+    cap: float | None
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -164,8 +176,9 @@ def packed_attention(
     assert attention_mask is None, "packed attention takes documents, not a mask"
     query = query.to(value.dtype)  # rotary embeddings may have widened them
     key = key.to(value.dtype)
+    scores = Scores(scaling, sliding_window, dropout, softcap)
     if packing is None:
-        out = _one_document(query, key, value, scaling, sliding_window, dropout, softcap, visible)
+        out = _one_document(query, key, value, scores, visible)
         return out.transpose(1, 2).contiguous(), None
     rest = query.shape[2] - packing.total
     assert rest >= 0 and query.shape[2] == key.shape[2], (
@@ -173,91 +186,57 @@ def packed_attention(
     )
     query, key, value = (tensor[:, :, : packing.total] for tensor in (query, key, value))
     way = packing.way(query, dropout, softcap)
-    if way == "documents":
-        out = _by_documents(query, key, value, packing, scaling, sliding_window, dropout, softcap)
-    else:
-        attend = {"flex": _by_flex, "varlen": _by_varlen}[way]
-        out = attend(query, key, value, packing, scaling, sliding_window, softcap)
+    attend = {"documents": _by_documents, "flex": _by_flex, "varlen": _by_varlen}[way]
+    out = attend(query, key, value, packing, scores)
     if rest:
         out = functional.pad(out, (0, 0, 0, rest))
     return out.transpose(1, 2).contiguous(), None
 
 
-def _by_documents(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    scaling: float | None,
-    window: int | None,
-    dropout: float,
-    cap: float | None,
-) -> Tensor:
+def _by_documents(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scores: Scores) -> Tensor:
     splits = (tensor.split(packing.lengths, 2) for tensor in (query, key, value))
-    return torch.cat(
-        [_one_document(q, k, v, scaling, window, dropout, cap) for q, k, v in zip(*splits, strict=True)],
-        dim=2,
-    )
+    return torch.cat([_one_document(q, k, v, scores) for q, k, v in zip(*splits, strict=True)], dim=2)
 
 
 def _one_document(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    dropout: float,
-    cap: float | None,
-    has: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, scores: Scores, has: Tensor | None = None
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if cap is not None:
-        return _capped(query, key, value, scaling, window, dropout, cap, has)
+    if scores.cap is not None:
+        return _capped(query, key, value, scores, has)
     new, total = query.shape[2], key.shape[2]
-    past = total - new  # of the keys that come from a cache: the causal diagonal starts there
     visible = None
-    if window is not None and window < total:
-        visible = (
-            torch.ones(new, total, dtype=torch.bool, device=query.device).tril(past).triu(past - window + 1)
-        )
-    elif 1 < new < total:
-        visible = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(past)
+    if 1 < new < total or (scores.window is not None and scores.window < total):
+        visible = _visible(new, total, scores.window, query.device)
     is_causal = visible is None and new > 1
     if has is not None:  # one new position a row: all that it has is before it
         visible = has if visible is None else has & visible
-    return sdpa(query, key, value, visible, is_causal=is_causal, scale=scaling, dropout=dropout)
+    return sdpa(query, key, value, visible, is_causal=is_causal, scale=scores.scaling, dropout=scores.dropout)
 
 
-def _capped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    dropout: float,
-    cap: float,
-    has: Tensor | None,
-) -> Tensor:
+def _visible(new: int, total: int, window: int | None, device: torch.device) -> Tensor:
+    """(new, total), True at the keys that each of the last ``new`` positions sees."""
+    past = total - new  # of the keys that come from a cache: the causal diagonal starts there
+    visible = torch.ones(new, total, dtype=torch.bool, device=device).tril(past)
+    return visible if window is None else visible.triu(past - window + 1)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, scores: Scores, has: Tensor | None) -> Tensor:
     """One document whose scores are made, since torch's kernel cannot cap them.
 
     Those of some queries with the keys that they see; where there are more, again in the backward pass.
     """
-    new, past = query.shape[2], key.shape[2] - query.shape[2]
-    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    new, past, window = query.shape[2], key.shape[2] - query.shape[2], scores.window
     outs = []
     for begin in range(0, new, CAPPED_QUERIES):
         end = min(begin + CAPPED_QUERIES, new)
-        first = 0 if window is None else max(0, past + begin - window + 1)
-        seen = slice(first, past + end)
-        own = past + begin - first  # the first query's own key among them
-        visible = torch.ones(end - begin, seen.stop - first, dtype=torch.bool, device=query.device).tril(own)
-        if window is not None:
-            visible = visible.triu(own - window + 1)
+        seen = slice(0 if window is None else max(0, past + begin - window + 1), past + end)
+        visible = _visible(end - begin, seen.stop - seen.start, window, query.device)
         if has is not None:  # one new position a row
             visible = visible & has[..., seen]
-        rows = (query[:, :, begin:end], key[:, :, seen], value[:, :, seen], visible, scale, dropout, cap)
+        rows = (query[:, :, begin:end], key[:, :, seen], value[:, :, seen], visible, scores)
         if new > CAPPED_QUERIES:
             outs.append(checkpoint(_capped_rows, *rows, use_reentrant=False))
         else:
@@ -265,32 +244,23 @@ def _capped(
     return torch.cat(outs, dim=2)
 
 
-def _capped_rows(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float, dropout: float, cap: float
-) -> Tensor:
+def _capped_rows(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scores: Scores) -> Tensor:
     """Every score of these queries; on CPUs in float32, as ``sdpa``."""
     device, dtype = query.device.type, value.dtype
+    scale = query.shape[3] ** -0.5 if scores.scaling is None else scores.scaling
     with torch.autocast(device, enabled=False):
         if device == "cpu":
             query, key, value = query.float(), key.float(), value.float()
         score = (query @ key.transpose(2, 3)).float() * scale
-        weight = (cap * (score / cap).tanh()).masked_fill(~visible, -torch.inf).softmax(dim=-1)
-        return (functional.dropout(weight, dropout).to(value.dtype) @ value).to(dtype)
+        weight = capped(score, scores.cap).masked_fill(~visible, -torch.inf).softmax(dim=-1)
+        return (functional.dropout(weight, scores.dropout).to(value.dtype) @ value).to(dtype)
 
 
-def _by_flex(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    scaling: float | None,
-    window: int | None,
-    cap: float | None,
-) -> Tensor:
+def _by_flex(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scores: Scores) -> Tensor:
     assert len(query) == 1, f"{len(query)} rows; flex takes one"
-    blocks = packing.blocks(query.device, window)
+    blocks, cap = packing.blocks(query.device, scores.window), _cap_of(scores.cap)
     attend = _flex_attention(compiled=query.device.type == "cuda")
-    out: Tensor = attend(query, key, value, _cap_of(cap), blocks, scale=scaling, enable_gqa=True)
+    out: Tensor = attend(query, key, value, cap, blocks, scale=scores.scaling, enable_gqa=True)
     return out
 
 
@@ -300,10 +270,10 @@ def _cap_of(cap: float | None) -> Callable[..., Tensor] | None:
     if cap is None:
         return None
 
-    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return cap * torch.tanh(score / cap)
+    def changed(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return capped(score, cap)
 
-    return capped
+    return changed
 
 
 @functools.cache
@@ -316,22 +286,14 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
     return flex_attention
 
 
-def _by_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    scaling: float | None,
-    window: int | None,
-    cap: float | None,
-) -> Tensor:
+def _by_varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scores: Scores) -> Tensor:
     assert len(query) == 1, f"{len(query)} rows; varlen takes one"
-    attend = varlen_kernel(cap)
+    attend = varlen_kernel(scores.cap)
     assert attend is not None
     rows = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]  # (L, heads, Dh)
-    span = (-1 if window is None else window - 1, 0)  # keys before a query, and behind it
+    span = (-1 if scores.window is None else scores.window - 1, 0)  # keys before a query, and behind it
     starts = packing.starts(query.device)
-    return attend(*rows, starts, packing.longest, scaling, span).transpose(0, 1)[None]
+    return attend(*rows, starts, packing.longest, scores.scaling, span).transpose(0, 1)[None]
 
 
 def varlen_kernel(cap: float | None = None) -> Callable[..., Tensor] | None:

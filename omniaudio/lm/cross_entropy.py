@@ -60,7 +60,7 @@ class LogitHead(nn.Linear):
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:
-    """Logits of any shape as a LogitHead of this cap gives them."""
+    """Logits or scores of attention, of any shape, to at most ``cap``; None: as they are."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

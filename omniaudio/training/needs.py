@@ -66,37 +66,55 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     )
 
 
-def model_states(
-    count: ParameterCount,
-    strategy: str,
-    num_devices: int,
-    mixed: bool,
-    offload: bool = False,
-    accumulate: int = 1,
-) -> States:
-    """Bytes of weights, gradients and AdamW on each device.
+@dataclass(frozen=True)
+class Sharing:
+    """How what a training holds is spread.
 
     Args:
         strategy: single, ddp, zero1, zero2, zero3.
+        num_devices: of all nodes.
         mixed: bfloat16 computation. Outside ZeRO the weights stay in float32; ZeRO keeps a float32 copy of what
             learns among the states that it shares out.
         offload: ZeRO: that copy and AdamW, from stage 2 gradients, in stage 3 weights stand in host memory.
-        accumulate: batches of a step; ZeRO 3, and 2 without offload, sums the gradients of several in float32.
+        accumulate: batches of a step.
     """
-    buffers = FP32 * count.buffers
-    if not strategy.startswith("zero"):
-        copies = 2 if strategy == "ddp" else 1  # DDP reduces in buckets of its own
+
+    strategy: str
+    num_devices: int
+    mixed: bool
+    offload: bool = False
+    accumulate: int = 1
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO; 0 outside of it."""
+        return int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
+
+    @property
+    def computed(self) -> int:
+        """Bytes of a weight that ZeRO computes with."""
+        return BF16 if self.mixed else FP32
+
+    @property
+    def summed(self) -> int:
+        """Bytes of a gradient: ZeRO 3, and 2 without offload, sums those of several batches in float32."""
+        wide = self.stage == 3 or (self.stage == 2 and not self.offload)
+        return FP32 if wide and self.accumulate > 1 else self.computed
+
+
+def model_states(count: ParameterCount, sharing: Sharing) -> States:
+    """Bytes of weights, gradients and AdamW on each device."""
+    buffers, stage = FP32 * count.buffers, sharing.stage
+    if not stage:
+        copies = 2 if sharing.strategy == "ddp" else 1  # DDP reduces in buckets of its own
         return States(
             FP32 * count.total + buffers, copies * FP32 * count.learning, float(ADAM * count.learning)
         )
-    one = BF16 if mixed else FP32
-    stage = int(strategy[-1])
-    shared = [num_devices if stage >= needed else 1 for needed in (3, 2, 1)]
-    wide = stage == 3 or (stage == 2 and not offload)
-    held = FP32 if wide and accumulate > 1 else one
-    weights, gradients = one * count.total / shared[0], held * count.learning / shared[1]
+    shared = [sharing.num_devices if stage >= needed else 1 for needed in (3, 2, 1)]
+    weights = sharing.computed * count.total / shared[0]
+    gradients = sharing.summed * count.learning / shared[1]
     optimizer = (ADAM + FP32) * count.learning / shared[2]
-    if not offload:
+    if not sharing.offload:
         return States(weights + buffers, gradients, optimizer)
     away = [weights if stage == 3 else 0.0, gradients if stage >= 2 else 0.0, optimizer]
     return States(weights + buffers - away[0], gradients - away[1], 0.0, host=sum(away))
@@ -124,23 +142,15 @@ class Memory:
         return limit - self.states.total - self.workspace
 
 
-def device_memory(
-    count: ParameterCount,
-    strategy: str,
-    num_devices: int,
-    mixed: bool,
-    offload: bool = False,
-    accumulate: int = 1,
-) -> Memory:
+def device_memory(count: ParameterCount, sharing: Sharing) -> Memory:
     """See ``model_states``; AdamW takes a square root of all that it moves, and ZeRO widens the gradients before."""
-    states = model_states(count, strategy, num_devices, mixed, offload, accumulate)
-    if not strategy.startswith("zero"):
+    states = model_states(count, sharing)
+    if not sharing.stage:
         return Memory(states, 0.0, float(FP32 * count.learning))
-    one = BF16 if mixed else FP32
-    moved = 0 if offload else count.learning / num_devices
-    gathered = min(GATHERED, count.total) if strategy == "zero3" else BUCKET
-    widened = mixed and (strategy == "zero1" or accumulate == 1)
-    return Memory(states, float(one * (BUCKET + gathered)), FP32 * moved * (2 if widened else 1))
+    moved = 0 if sharing.offload else count.learning / sharing.num_devices
+    gathered = min(GATHERED, count.total) if sharing.stage == 3 else BUCKET
+    widened = sharing.summed < FP32
+    return Memory(states, float(sharing.computed * (BUCKET + gathered)), FP32 * moved * (2 if widened else 1))
 
 
 class PeakMemory(TorchDispatchMode):

@@ -10,6 +10,7 @@ from omniaudio.lm.audio_head import AudioHead
 from omniaudio.training.needs import (
     ParameterCount,
     PeakMemory,
+    Sharing,
     count_parameters,
     device_memory,
     draw_out,
@@ -34,7 +35,7 @@ COUNT = ParameterCount(total=1000, learning=600, buffers=10)
     ],
 )
 def test_model_states_by_hand(strategy, mixed, weights, gradients, optimizer):
-    states = model_states(COUNT, strategy, num_devices=4, mixed=mixed)
+    states = model_states(COUNT, Sharing(strategy, num_devices=4, mixed=mixed))
     assert (states.weights, states.gradients, states.optimizer) == (weights, gradients, optimizer)
     assert states.total == weights + gradients + optimizer
 
@@ -43,28 +44,28 @@ def test_model_states_by_hand(strategy, mixed, weights, gradients, optimizer):
     ("strategy", "on_device", "in_host"), [("zero1", 3240, 1800), ("zero2", 2040, 2100), ("zero3", 40, 2600)]
 )
 def test_what_is_offloaded_stands_in_host_memory(strategy, on_device, in_host):
-    states = model_states(COUNT, strategy, num_devices=4, mixed=True, offload=True)
+    states = model_states(COUNT, Sharing(strategy, num_devices=4, mixed=True, offload=True))
     assert (states.total, states.host) == (on_device, in_host)
 
 
 def test_gradients_of_several_batches_are_summed_in_float32_from_stage_2_on():
     for strategy, gradients, update in (("zero1", 1200, 1200), ("zero2", 600, 600), ("zero3", 600, 600)):
-        memory = device_memory(COUNT, strategy, num_devices=4, mixed=True, accumulate=2)
+        memory = device_memory(COUNT, Sharing(strategy, num_devices=4, mixed=True, accumulate=2))
         assert (memory.states.gradients, memory.update) == (gradients, update)
     for strategy, host in (("zero2", 2100), ("zero3", 2900)):
-        assert model_states(COUNT, strategy, 4, mixed=True, offload=True, accumulate=2).host == host
+        assert model_states(COUNT, Sharing(strategy, 4, mixed=True, offload=True, accumulate=2)).host == host
 
 
 def test_a_device_is_full_in_the_step_or_in_the_update():
-    alone = device_memory(COUNT, "single", num_devices=1, mixed=False)
+    alone = device_memory(COUNT, Sharing("single", num_devices=1, mixed=False))
     assert (alone.workspace, alone.update) == (0, 2400)  # a square root for each that learns
     assert alone.peak(100) == alone.states.total + 2400 and alone.peak(5000) == alone.states.total + 5000
     assert alone.room(alone.states.total + 3000) == 3000 and alone.room(alone.states.total + 2000) == -400
     large = ParameterCount(total=5 * 10**9, learning=10**9, buffers=0)
-    shared = device_memory(large, "zero3", num_devices=4, mixed=True)
+    shared = device_memory(large, Sharing("zero3", num_devices=4, mixed=True))
     assert shared.workspace == 2 * (0.2e9 + 1e9) and shared.update == 8 * 0.25e9
-    assert device_memory(large, "zero2", 4, mixed=False).workspace == 4 * 0.4e9
-    assert device_memory(large, "zero2", 4, mixed=True, offload=True).update == 0
+    assert device_memory(large, Sharing("zero2", 4, mixed=False)).workspace == 4 * 0.4e9
+    assert device_memory(large, Sharing("zero2", 4, mixed=True, offload=True)).update == 0
 
 
 def test_shared_and_frozen_parameters():

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from omniaudio.cli.main import compose
 from omniaudio.cli.plan import make_batch, make_plain_task, parameter_counts
-from omniaudio.training.needs import ParameterCount, PeakMemory, model_states
+from omniaudio.training.needs import ParameterCount, PeakMemory, Sharing, model_states
 from omniaudio.training.strategies import make_strategy
 
 WORDS = [
@@ -91,7 +91,7 @@ def compare(strategy: str, precision: str, count: ParameterCount) -> bool:
             print(f"19 {strategy}, {precision}: {done.stderr.strip().splitlines()[-1]}")
             return False
         ranks = [json.loads(path.read_text()) for path in sorted(Path(name).glob("rank*.json"))]
-    states = model_states(count, strategy, len(ranks), precision == "bf16")
+    states = model_states(count, Sharing(strategy, len(ranks), precision == "bf16"))
     most = max(ranks, key=lambda rank: rank["all"])
     ratio = most["all"] / states.total
     print(
