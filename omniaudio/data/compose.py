@@ -150,25 +150,29 @@ class DocumentComposer:
         chunks = (np.arange(start, min(start + CHUNK, end)) for start in range(begin, end, CHUNK))
         return any(self._fits(kind, corpus, items).any() for items in chunks)
 
-    def check_voices(self, kinds: Sequence[str]) -> None:
-        """Every voice that has a name replies in some chat of these kinds.
+    def check_voices(self, streams: Iterable[str]) -> None:
+        """Every voice that has a name replies in some chat of these kinds, or kinds of corpora.
 
         Raises:
             UserError: otherwise, with the labels in question.
         """
         missing = {text_number(label): label for label in self.voices}
-        of_clips, of_chats = bool({*kinds} & {*SPEAKING}), "sft_chat" in kinds
         role, speaker = (self.reader.column(name) for name in ("role", "speaker"))
-        for start in range(0, len(self.reader) if missing and (of_clips or of_chats) else 0, CHUNK):
-            part = slice(start, start + CHUNK)
-            replying = np.asarray(speaker[part])
-            if not of_clips:
-                replying = replying[np.asarray(role[part]) == text_number("assistant")]
-            missing = {number: label for number, label in missing.items() if number not in replying}
+        for kind, _, corpus in (stream.partition("@") for stream in streams):
+            if kind not in ("sft_chat", *SPEAKING):
+                continue
+            begin, end = self._span(f"{kind}@{corpus}")
+            for start in range(begin, end if missing else begin, CHUNK):
+                items = np.arange(start, min(start + CHUNK, end))
+                items = items[self._fits(kind, corpus, items)]
+                if kind in CHATS:
+                    items = items[np.asarray(role[items]) == text_number("assistant")]
+                replying = np.asarray(speaker[items])
+                missing = {number: label for number, label in missing.items() if number not in replying}
         if missing:
             raise UserError(
-                f"mixture.voices: no reply is spoken by {', '.join(missing.values())}; give labels that clips (in "
-                f"chats the assistant's) have as `speaker`, and a weight to one of sft_chat, {', '.join(SPEAKING)}"
+                f"mixture.voices: no reply is spoken by {', '.join(missing.values())}; give labels that clips "
+                f"with a text (in chats the assistant's) have as `speaker`, and a weight to one of sft_chat, {', '.join(SPEAKING)}"
             )
 
     def num_tokens(self, kind: str, item_ids: Sequence[int], seed: int) -> int:

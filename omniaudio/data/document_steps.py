@@ -66,12 +66,12 @@ class DocumentSteps:
             longest=longest,
             voices=mixture.voices,
         )
-        if split == "train":
-            self.composer.check_voices(mixture.kinds())
         streams = mixture.streams(self.composer.occurs, all_named=split == "train")
         self.plan = MixturePlan(
             self.composer, streams, tokens_per_step, seed, mixture.temperature, max_positions
         )
+        if split == "train":
+            self.composer.check_voices(self.plan.kinds)
         if "text" in self.plan.kinds and not texts:
             raise UserError(
                 f"mixture.weights.text is {mixture.weights['text']}, but texts_path {texts_path} has no texts"

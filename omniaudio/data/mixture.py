@@ -63,10 +63,6 @@ class Mixture:
                     f"mixture.voices.{label}: {name!r} is not a name; give words that call the voice"
                 )
 
-    def kinds(self) -> list[str]:
-        """Those that have a share at some step."""
-        return [kind for kind, weight in self.weights.items() if max(_points(kind, weight)[1])]
-
     def streams(self, occurs: Callable[[str, str], bool], *, all_named: bool = True) -> dict[str, Weight]:
         """Kinds, or kinds of corpora (``asr@fotaq``), with their weights.
 

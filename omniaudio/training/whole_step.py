@@ -75,11 +75,12 @@ class WholeStep:
 
 
 def over_ranks(sums: Mapping[str, tuple[Tensor, Tensor | float]]) -> dict[str, tuple[float, float]]:
-    """Totals and counts of all ranks, which may know different ones; all of them ask."""
+    """Totals and counts of all ranks, which may know different ones; all of them ask. A count of 0 is left out."""
     parts = [{name: (float(total), float(count)) for name, (total, count) in sums.items()}]
     if num_ranks() > 1:
         parts = parts * num_ranks()
         distributed.all_gather_object(parts, parts[0])
     names = sorted({name for part in parts for name in part})
     known = {name: [part[name] for part in parts if name in part] for name in names}
-    return {name: (sum(t for t, _ in found), sum(n for _, n in found)) for name, found in known.items()}
+    summed = {name: (sum(t for t, _ in found), sum(n for _, n in found)) for name, found in known.items()}
+    return {name: (total, count) for name, (total, count) in summed.items() if count}

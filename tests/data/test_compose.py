@@ -297,6 +297,22 @@ def test_a_voice_that_replies_in_no_chat_is_an_error(voices):
         chats.check_voices(["sft_transcribe", "sft_chat_text"])
 
 
+def test_a_voice_whose_clips_no_kind_can_use_is_an_error(tmp_path):
+    said = {"ann": {"text": "t"}, "mute": {"text": ""}, "other": {"text": "t", "only": "asr"}}
+    with ShardWriter(tmp_path, "train") as writer:
+        for speaker, facts in said.items():
+            facts = {"language": "en", "speaker": speaker, "num_frames": 3, "corpus": "studio", **facts}
+            writer.write(speaker, {"codes.npy": dump_npy(np.zeros((3, 2), np.uint16))}, facts)
+    reader, encode = ShardReader(tmp_path, "train"), lambda text: list(text.encode())
+    composer = DocumentComposer(reader, encode, SPACE, voices={"ann": "a calm woman"})
+    composer.check_voices(["sft_read@studio"])
+    with pytest.raises(UserError, match="no reply is spoken by ann;"):
+        composer.check_voices(["sft_read@street"])
+    composer.voices = dict.fromkeys(said, "a calm voice")
+    with pytest.raises(UserError, match="no reply is spoken by mute, other;"):
+        composer.check_voices(["sft_read"])
+
+
 def test_clips_of_a_passage_that_are_no_part_of_its_chat_end_it(tmp_path):
     """A third speaker has no role: neither he nor what follows belongs to the chat."""
     said = [("user", [b"q"]), ("assistant", [b"a"])]

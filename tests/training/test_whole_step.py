@@ -36,4 +36,5 @@ def test_sums_of_batches_with_other_names_add_up():
     step = WholeStep(2)
     step.add_sums({"asr": (torch.tensor(3.0), torch.tensor(2))})
     step.add_sums({"asr": (torch.tensor(5.0), torch.tensor(6)), "tts": (torch.tensor(1.0), torch.tensor(4))})
+    step.add_sums({"text": (torch.tensor(0.0), torch.tensor(0))})
     assert over_ranks(step.sums) == {"asr": (8.0, 8.0), "tts": (1.0, 4.0)}
