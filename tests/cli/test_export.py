@@ -78,6 +78,9 @@ def test_the_voices_that_the_training_named_can_be_asked_for(exported, composed,
     export.main({**composed("export", *words), "exp_dir": str(tmp_path)})
     assert omniaudio.load(tmp_path / "model").settings.voices == named
     assert omniaudio.load(exported).settings.voices == {}
+    by_number = {"train_steps": {"mixture": {"voices": {1089: "a calm one"}}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(by_number))
+    assert export.trained_voices(tmp_path) == {"a calm one": ["1089"]}
     dpo = tmp_path / "dpo"
     dpo.mkdir()
     later = {"train_steps": {"pairs_dir": "p"}, "init": {"lm": str(stage / "final" / "lm")}}

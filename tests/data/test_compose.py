@@ -272,6 +272,29 @@ def test_spoken_replies_made_of_clips_are_in_the_voice_that_is_named(composer, m
     assert {kind for kind, named in seen if named} == {"sft_repeat", "sft_read", "sft_continue"}
 
 
+def test_the_voice_of_who_goes_on_is_named_whoever_was_heard(tmp_path):
+    """In a passage ann's first clip is cut and goes on itself; bob's is short, so the next one, of ann, goes on."""
+    said = [("ann", CLIPS[0][2], 40), ("bob", "Goodbye", 3), ("ann", "One", 3)]
+    with ShardWriter(tmp_path, "train") as writer:
+        for place, (speaker, text, num_frames) in enumerate(said):
+            facts = {"language": "en", "speaker": speaker, "text": text, "num_frames": num_frames}
+            codes = dump_npy(np.zeros((num_frames, 2), np.uint16))
+            writer.write(f"c{place}", {"codes.npy": codes}, {**facts, "passage": "p", "place": place})
+    composer = DocumentComposer(
+        ShardReader(tmp_path, "train"), lambda t: list(t.encode()), SPACE, voices={"ann": "calm"}
+    )
+
+    def named(kind, group):
+        documents = [composer.compose(kind, group, seed) for seed in range(8)]
+        spoken = [d for d in documents if (d.audio_label_LK != NO_LABEL).any()]
+        return {"calm" in text_of(document.ids_L) for document in spoken}
+
+    assert named("sft_continue", (0, 1)) == named("sft_continue", (1, 2)) == {True}
+    assert named("sft_repeat", (0, 1)) == {False}
+    composer.voices = {"ann": "calm", "bob": "calm"}
+    assert named("sft_repeat", (0, 1)) == {True}, "two speakers of one name"
+
+
 def test_every_piece_of_a_long_chat_names_its_voice_and_is_no_longer_than_it_may_be(voices):
     chats = voices(longest=70)
     documents = [chats.compose("sft_chat", group, 0) for group in sorted(chats.groups("sft_chat", 0, 0))]

@@ -120,6 +120,19 @@ def test_what_codes_lose_of_the_voices_shows_in_the_recordings_made_from_them(sh
     assert remade.text == "2 of 6" and "high 2 of 2" in remade.note
 
 
+def test_a_voice_of_recordings_without_speech_cannot_be_told(tmp_path):
+    for split in ("train", "test"):
+        with ShardWriter(tmp_path, split) as writer:
+            for speaker, level in (("ann", 0.1), ("mute", 0.0)):
+                facts = {"num_samples": RATE, "sample_rate_hz": RATE, "text": "so", "language": "en"}
+                sound = {"flac": encode_audio(np.full(RATE, level, np.float32), RATE)}
+                writer.write(f"{split}-{speaker}", sound, {**facts, "speaker": speaker, "corpus": "c"})
+    model = Model(lambda name: name)
+    model.settings = DialogueSettings(voices={"low": ["ann"], "none": ["mute"]})
+    (row,) = voice_rows(model, tmp_path, "test", 1, quiet)[0]
+    assert row.text == "not measurable" and "no speech" in row.note
+
+
 def test_what_cannot_be_told_says_so(shards, monkeypatch):
     model = Model(lambda name: name)
     for chosen, note in (

@@ -10,9 +10,7 @@ from omniaudio.training.whole_step import WholeStep
 
 
 def trainer(**more: object) -> SimpleNamespace:
-    return SimpleNamespace(
-        is_global_zero=True, accumulate_grad_batches=2, callback_metrics={"train/loss": 1.5}, **more
-    )
+    return SimpleNamespace(is_global_zero=True, accumulate_grad_batches=2, callback_metrics={}, **more)
 
 
 def test_the_bar_counts_optimizer_steps_from_where_the_run_stopped():
@@ -26,6 +24,15 @@ def test_the_bar_counts_optimizer_steps_from_where_the_run_stopped():
         module.batches_seen = seen
         bar.on_train_batch_end(trainer(), module, None, None, 0)  # type: ignore[arg-type]
     assert bar.progress.done == 5
+
+
+def test_the_bar_tells_the_loss_of_the_step_and_the_last_held_out_one():
+    task = SimpleNamespace(whole=WholeStep(1), note=lambda: "books used 90 %")
+    at = trainer()
+    assert ProgressBar._note(at, task) == "books used 90 %"  # type: ignore[arg-type]
+    task.whole.add({"loss": torch.tensor(2.5)})
+    at.callback_metrics["val/loss"] = torch.tensor(1.25)
+    assert ProgressBar._note(at, task) == "train/loss 2.500  val/loss 1.250  books used 90 %"  # type: ignore[arg-type]
 
 
 def test_the_proof_is_taken_at_both_ends_and_the_clock_is_kept(tmp_path):
